@@ -1,0 +1,84 @@
+"""The seam between a worker and the engine inside it.
+
+Owns the Protocol that engine/ implements and that prefill_workers/ and decode_workers/ call. Knows OpenAI requests
+only as opaque HTTP calls: the engine's own OpenAI layer gives them meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from core.types import Fingerprint, WorkerState
+
+
+@dataclass(frozen=True, slots=True)
+class HttpCall:
+    """One HTTP request for the engine's OpenAI layer; `path` may carry a query string."""
+
+    request_id: str
+    method: str
+    path: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+class ReplySink(Protocol):
+    """Receives one HTTP reply as it is made; both calls return at once and are made from the event loop."""
+
+    def start(self, status: int, headers: tuple[tuple[str, str], ...]) -> None:
+        """Take status and headers; called exactly once, before any body."""
+        ...
+
+    def body(self, data: bytes) -> None:
+        """Take the next bytes of the body; never empty."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDescription:
+    """What is fixed once an engine is up."""
+
+    model: str  # served model name
+    max_model_len: int  # tokens
+    num_kv_blocks: int
+    kv_address: str  # host:port where the engine core receives KV
+    fingerprint: Fingerprint
+
+
+class Engine(Protocol):
+    """One model replica behind its OpenAI layer."""
+
+    @property
+    def description(self) -> EngineDescription:
+        """What is fixed once the engine is up."""
+        ...
+
+    async def serve(self, call: HttpCall, sink: ReplySink) -> None:
+        """Answer one call into `sink`; return when the reply is complete.
+
+        Cancelling the task aborts the request in the engine, and returns once its blocks are given up.
+        Raises EngineFailed when the engine is dead.
+        """
+        ...
+
+    async def cancel_transfer(self, transfer_id: str, reason: str) -> None:
+        """Tell the engine core that a hand-over will not come; the request waiting for it recomputes at once."""
+        ...
+
+    def state(self) -> WorkerState:
+        """Report the load at the end of the latest step."""
+        ...
+
+    def on_step(self, callback: Callable[[], None]) -> None:
+        """Call `callback` from the event loop after each engine step that changed the state."""
+        ...
+
+    async def failed(self) -> str:
+        """Wait until the engine is beyond repair and return why."""
+        ...
+
+    async def close(self) -> None:
+        """Stop the engine and its processes; idempotent."""
+        ...

@@ -1,0 +1,205 @@
+"""Hand-over streams and their control calls over gRPC, as raw frames without protobuf.
+
+Owns sockets, tokens and the translation of gRPC errors. Both directions run on one event loop, the KV thread's.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import grpc
+
+from core.errors import KVTransferError, TransferAborted, TransferTimeout, Unauthorized
+
+logger = logging.getLogger(__name__)
+SERVICE = "baton.kv.Transfer"
+_MAX_MESSAGE_BYTES = 1 << 30
+_CONTROL_TIMEOUT_S = 2.0
+_OPTIONS = (
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.http2.max_frame_size", 1 << 20),  # fewer, larger HTTP/2 frames: bench of the peers, "tune=1"
+    ("grpc.optimization_target", "throughput"),
+    ("grpc.so_reuseport", 0),
+    # A peer that froze or lost its network is noticed by pings, not by the lease.
+    ("grpc.keepalive_time_ms", 2000),
+    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+ServeStream = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
+Control = Callable[[str, dict[str, str]], Awaitable[dict[str, object]]]
+
+
+def control_request(verb: str, arguments: dict[str, str]) -> bytes:
+    """Encode a control call."""
+    return json.dumps({"verb": verb, **arguments}).encode()
+
+
+def metadata(token: str) -> tuple[tuple[str, str], ...]:
+    """Build the call metadata that carries the cluster token."""
+    return (("authorization", f"Bearer {token}"),) if token else ()
+
+
+def translate(exc: grpc.RpcError) -> KVTransferError:
+    """Turn a gRPC error into ours."""
+    code = exc.code() if isinstance(exc, grpc.aio.AioRpcError) else None
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return TransferTimeout("the peer did not answer in time")
+    return TransferAborted(f"the stream to the peer broke ({code.name if code else exc})")
+
+
+class GrpcServer:
+    """Listens for hand-over streams and control calls."""
+
+    def __init__(self, serve_stream: ServeStream, control: Control, *, token: str) -> None:
+        self._serve_stream = serve_stream
+        self._control = control
+        self._token = token
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self, host: str, port: int) -> int:
+        """Bind and listen; return the port. Raises OSError when the port is taken."""
+        server = grpc.aio.server(options=_OPTIONS)
+        handlers = {
+            "Push": grpc.stream_stream_rpc_method_handler(self._push),
+            "Control": grpc.unary_unary_rpc_method_handler(self._unary),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        try:
+            bound = server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as exc:
+            raise OSError(f"cannot listen for KV on {host}:{port}; choose another port") from exc
+        await server.start()
+        self._server = server
+        return int(bound)
+
+    async def stop(self) -> None:
+        """Stop at once; open streams are cancelled."""
+        if self._server is not None:
+            await self._server.stop(None)
+
+    async def _authorize(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        if not self._token:
+            return
+        given = dict(context.invocation_metadata() or ()).get("authorization", "")
+        if not hmac.compare_digest(str(given), f"Bearer {self._token}"):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the cluster token is missing or wrong")
+
+    async def _push(
+        self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
+    ) -> AsyncIterator[bytes]:
+        await self._authorize(context)
+        async for reply in self._serve_stream(aiter(requests)):
+            yield reply
+
+    async def _unary(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        await self._authorize(context)
+        arguments = json.loads(request)
+        return json.dumps(await self._control(arguments.pop("verb"), arguments)).encode()
+
+
+class GrpcStream:
+    """One outgoing hand-over stream; implements kv_transfer.sender.Stream."""
+
+    def __init__(self, channel: grpc.aio.Channel, timeout_s: float, token: str) -> None:
+        self._call = channel.stream_stream(f"/{SERVICE}/Push")(timeout=timeout_s, metadata=metadata(token))
+
+    async def write(self, message: bytes) -> None:
+        """Send one message. Raises TransferAborted or TransferTimeout when the stream is gone."""
+        try:
+            await self._call.write(message)
+        except grpc.RpcError as exc:
+            raise translate(exc) from exc
+        except grpc.aio.UsageError as exc:
+            raise TransferAborted("the stream to the peer is closed") from exc
+
+    async def read(self) -> bytes:
+        """Wait for one message. Raises TransferAborted or TransferTimeout when the stream is gone."""
+        try:
+            message = await self._call.read()
+        except grpc.RpcError as exc:
+            raise translate(exc) from exc
+        if message is grpc.aio.EOF:
+            raise TransferAborted("the peer ended the stream")
+        return bytes(message)
+
+    def close(self) -> None:
+        """End the stream at once; idempotent."""
+        self._call.cancel()
+
+
+class GrpcPeers:
+    """Channels to peers, one each, kept open; implements kv_transfer.sender.Peers."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    def connect(self, peer: str, timeout_s: float) -> GrpcStream:
+        """Open a hand-over stream to `peer` (host:port)."""
+        return GrpcStream(self._channel(peer), timeout_s, self._token)
+
+    async def refuse(self, peer: str, transfer_id: str, reason: str) -> None:
+        """Tell a peer that an offer is withdrawn; a peer that cannot be told has its lease."""
+        request = control_request("cancel", {"transfer_id": transfer_id, "reason": reason})
+        call = self._channel(peer).unary_unary(f"/{SERVICE}/Control")
+        try:
+            await call(request, timeout=_CONTROL_TIMEOUT_S, metadata=metadata(self._token))
+        except grpc.RpcError as exc:
+            logger.warning("peer %s was not told that %s is withdrawn: %s", peer, transfer_id, translate(exc))
+
+    async def close(self) -> None:
+        """Close every channel."""
+        for channel in self._channels.values():
+            await channel.close(None)
+        self._channels.clear()
+
+    def _channel(self, peer: str) -> grpc.aio.Channel:
+        channel = self._channels.get(peer)
+        if channel is None:
+            channel = self._channels[peer] = grpc.aio.insecure_channel(peer, options=_OPTIONS)
+        return channel
+
+
+class KVControlClient:
+    """Calls the control verbs of an engine's KV endpoint; used by the worker that owns the engine."""
+
+    def __init__(self, address: str, token: str = "", *, timeout_s: float = _CONTROL_TIMEOUT_S) -> None:
+        # One endpoint per tensor-parallel rank.
+        self._channels = [grpc.aio.insecure_channel(part, options=_OPTIONS) for part in address.split(",")]
+        self._token = token
+        self._timeout_s = timeout_s
+
+    async def cancel(self, transfer_id: str, reason: str) -> None:
+        """Say that a hand-over will not happen; whoever waits for it goes on without."""
+        await self._call("cancel", {"transfer_id": transfer_id, "reason": reason})
+
+    async def stats(self) -> dict[str, object]:
+        """Report the ledger and counters of the first rank."""
+        return (await self._call("stats", {}))[0]
+
+    async def close(self) -> None:
+        """Close the channels."""
+        for channel in self._channels:
+            await channel.close(None)
+
+    async def _call(self, verb: str, arguments: dict[str, str]) -> list[dict[str, object]]:
+        replies = []
+        request = control_request(verb, arguments)
+        for channel in self._channels:
+            method = channel.unary_unary(f"/{SERVICE}/Control")
+            try:
+                reply = await method(request, timeout=self._timeout_s, metadata=metadata(self._token))
+            except grpc.aio.AioRpcError as exc:
+                if exc.code() is grpc.StatusCode.UNAUTHENTICATED:
+                    raise Unauthorized("the engine's KV endpoint refused the cluster token") from exc
+                raise translate(exc) from exc
+            replies.append(json.loads(reply))
+        return replies

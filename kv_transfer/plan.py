@@ -1,0 +1,222 @@
+"""The scheduler half of a hand-over as pure state: which blocks of which request go where in this engine step.
+
+Owns no tensor, thread, socket or clock. The connector feeds it what vLLM's scheduler decided and ships the resulting
+`StepPlan` to the worker half; nothing else is shared between the two halves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class SendParams:
+    """What a prefill request says of its hand-over."""
+
+    transfer_id: str
+    peer: str  # host:port of the decode engine's receiver, one per tensor-parallel rank, comma-separated
+    lease_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveParams:
+    """What a decode request says of its hand-over."""
+
+    transfer_id: str
+    lease_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SendOpen:
+    """A hand-over whose first chunk is computed in this step."""
+
+    params: SendParams
+    request_id: str
+    prompt_digest: str
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendRange:
+    """Blocks that are complete once this step's forward pass wrote them."""
+
+    transfer_id: str
+    first_block: int  # position in the request's block list
+    block_ids: tuple[int, ...]  # physical
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiveOpen:
+    """Blocks reserved on this side for a hand-over that is expected."""
+
+    params: ReceiveParams
+    request_id: str
+    prompt_digest: str
+    first_block: int  # blocks before it are already in this engine's prefix cache
+    num_blocks: int  # of the whole prompt
+    block_ids: tuple[int, ...]  # physical, of blocks first_block..num_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What the worker half has to do in one engine step."""
+
+    send_opens: tuple[SendOpen, ...] = ()
+    send_ranges: tuple[SendRange, ...] = ()
+    send_aborts: tuple[str, ...] = ()  # transfer ids
+    receive_opens: tuple[ReceiveOpen, ...] = ()
+    receive_cancels: tuple[str, ...] = ()  # transfer ids
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (
+            self.send_opens or self.send_ranges or self.send_aborts or self.receive_opens or self.receive_cancels
+        )
+
+
+def prompt_digest(token_ids: Sequence[int], *extra_keys: str) -> str:
+    """Digest what determines a prompt's KV: token ids, and adapter and media identifiers in `extra_keys`."""
+    digest = hashlib.blake2b(array("q", token_ids).tobytes(), digest_size=16)
+    for key in extra_keys:
+        digest.update(b"\0" + key.encode())
+    return digest.hexdigest()
+
+
+@dataclass(slots=True)
+class _Send:
+    open: SendOpen
+    num_prompt_tokens: int
+    block_ids: list[int]
+    next_block: int = 0
+    announced: bool = False
+
+
+@dataclass(slots=True)
+class HandoverPlanner:
+    """Follows the requests that hand KV over, from their first scheduling to their end."""
+
+    block_size: int  # tokens
+    _sends: dict[str, _Send] = field(default_factory=dict)  # all and only unfinished sends, by request id
+    _receives: dict[str, str] = field(default_factory=dict)  # request id -> transfer id, until the request ends
+    _receivers: dict[str, str] = field(default_factory=dict)  # transfer id -> request id, inverse of _receives
+    _receive_opens: list[ReceiveOpen] = field(default_factory=list)
+    _receive_cancels: list[str] = field(default_factory=list)
+    _send_ranges: list[SendRange] = field(default_factory=list)
+    _send_opens: list[SendOpen] = field(default_factory=list)
+    _send_aborts: list[str] = field(default_factory=list)
+
+    def external_tokens(
+        self, request_id: str, params: ReceiveParams, *, num_prompt_tokens: int, num_computed_tokens: int
+    ) -> int:
+        """Say how many prompt tokens beyond the local prefix hit will come from the peer; 0 to compute locally.
+
+        A hand-over serves one request once: a preempted request, or a sibling with the same ticket, gets 0.
+        The prefix hit must be block aligned. The last prompt token is recomputed here in any case, so a prompt
+        of one token gains nothing.
+        """
+        if request_id in self._receives or params.transfer_id in self._receivers:
+            return 0
+        missing = num_prompt_tokens - num_computed_tokens
+        return missing if missing > 1 and num_computed_tokens % self.block_size == 0 else 0
+
+    def open_receive(
+        self,
+        request_id: str,
+        params: ReceiveParams,
+        *,
+        digest: str,
+        num_prompt_tokens: int,
+        num_external_tokens: int,
+        block_ids: Sequence[int],
+    ) -> None:
+        """Note the blocks that were reserved for a hand-over; `block_ids` are all blocks of the request."""
+        num_blocks = -(-num_prompt_tokens // self.block_size)
+        first = (num_prompt_tokens - num_external_tokens) // self.block_size
+        self._receives[request_id] = params.transfer_id
+        self._receivers[params.transfer_id] = request_id
+        self._receive_opens.append(
+            ReceiveOpen(params, request_id, digest, first, num_blocks, tuple(block_ids[first:num_blocks]))
+        )
+
+    def refuse_receive(self, request_id: str, params: ReceiveParams) -> None:
+        """Note that a request will not take the hand-over it was promised (all of its prompt is cached here)."""
+        if request_id in self._receives or params.transfer_id in self._receivers:
+            return
+        self._receives[request_id] = params.transfer_id
+        self._receivers[params.transfer_id] = request_id
+        self._receive_cancels.append(params.transfer_id)
+
+    def open_send(
+        self,
+        request_id: str,
+        params: SendParams,
+        *,
+        digest: str,
+        num_prompt_tokens: int,
+        block_ids: Sequence[int],
+    ) -> None:
+        """Note a prefill request that was scheduled for the first time, or again after a preemption."""
+        known = self._sends.get(request_id)
+        if known is not None:
+            known.block_ids = list(block_ids)
+            return
+        num_blocks = -(-num_prompt_tokens // self.block_size)
+        opened = SendOpen(params, request_id, digest, num_blocks)
+        self._sends[request_id] = _Send(opened, num_prompt_tokens, list(block_ids))
+
+    def add_blocks(self, request_id: str, block_ids: Sequence[int]) -> None:
+        """Append blocks the scheduler gave to a continuing request."""
+        if send := self._sends.get(request_id):
+            send.block_ids.extend(block_ids)
+
+    def replace_blocks(self, request_id: str, block_ids: Sequence[int]) -> None:
+        """Take the new block list of a request resumed after preemption; blocks already sent are not sent again."""
+        if send := self._sends.get(request_id):
+            send.block_ids = list(block_ids)
+
+    def advance_send(self, request_id: str, num_computed_tokens: int) -> None:
+        """Note that this step computes the request's prompt up to `num_computed_tokens`."""
+        send = self._sends.get(request_id)
+        if send is None:
+            return
+        if not send.announced:
+            send.announced = True
+            self._send_opens.append(send.open)
+        last = num_computed_tokens >= send.num_prompt_tokens
+        end = send.open.num_blocks if last else num_computed_tokens // self.block_size
+        if end > send.next_block or last:
+            ids = tuple(send.block_ids[send.next_block : end])
+            self._send_ranges.append(SendRange(send.open.params.transfer_id, send.next_block, ids, last))
+            send.next_block = end
+        if last:
+            del self._sends[request_id]
+
+    def finish(self, request_id: str) -> None:
+        """Note that a request ended, however it ended; open hand-overs of it are given up."""
+        send = self._sends.pop(request_id, None)
+        if send is not None and send.announced:
+            self._send_aborts.append(send.open.params.transfer_id)
+        transfer_id = self._receives.pop(request_id, None)
+        if transfer_id is not None:
+            del self._receivers[transfer_id]
+            self._receive_cancels.append(transfer_id)
+
+    def take_step(self) -> StepPlan:
+        """Hand out what gathered since the last call."""
+        plan = StepPlan(
+            tuple(self._send_opens),
+            tuple(self._send_ranges),
+            tuple(self._send_aborts),
+            tuple(self._receive_opens),
+            tuple(self._receive_cancels),
+        )
+        for gathered in (self._send_opens, self._send_ranges, self._send_aborts):
+            gathered.clear()
+        self._receive_opens.clear()
+        self._receive_cancels.clear()
+        return plan

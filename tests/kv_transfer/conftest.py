@@ -1,0 +1,46 @@
+"""Two KV endpoints on real sockets; every test must end with empty, balanced ledgers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from kv_transfer.block_io import BlockIO
+from kv_transfer.endpoint import EndpointConfig, KVEndpoint
+from tests.support.kv_side import BLOCKS, LAYERS, SHAPE, MakeSide, Side, wait_until
+
+
+@pytest.fixture
+def make_side(tmp_path: Path) -> Iterator[MakeSide]:
+    sides: list[Side] = []
+
+    def make(*, fingerprint: str = "fp", token: str = "secret", staging_bytes: int = 1 << 20, seed: int = 0) -> Side:
+        generator = torch.Generator().manual_seed(seed)
+        cache = {
+            f"layer.{i}": torch.randint(0, 255, (BLOCKS, *SHAPE), generator=generator, dtype=torch.uint8)
+            for i in range(LAYERS)
+        }
+        file = tmp_path / f"{len(sides)}.json"
+        config = EndpointConfig(f"w{len(sides)}", 1, "127.0.0.1", 0, str(file), fingerprint, token, 5.0, staging_bytes)
+        endpoint = KVEndpoint(config, BlockIO(cache))
+        address = endpoint.start()
+        assert json.loads(file.read_text())["address"] == address
+        sides.append(Side(endpoint, cache, address))
+        return sides[-1]
+
+    yield make
+    try:
+        for side in sides:
+            if side.endpoint.is_alive:
+                wait_until(side.idle)
+            side.poll()
+            assert side.endpoint.ledger.blocks().imbalance == 0
+            assert side.endpoint.ledger.bytes().imbalance == 0
+            assert side.endpoint.ledger.blocks().held == 0
+    finally:
+        for side in sides:
+            side.endpoint.close()

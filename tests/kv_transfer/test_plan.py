@@ -1,0 +1,100 @@
+"""The planner sends each block of a prompt exactly once and in order, whatever the chunking and preemption."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kv_transfer.plan import HandoverPlanner, ReceiveParams, SendParams, prompt_digest
+
+BLOCK = 32
+SEND = SendParams("t", "127.0.0.1:1", 30.0)
+RECEIVE = ReceiveParams("t", 30.0)
+
+
+@given(st.integers(1, 700), st.lists(st.integers(1, 200), min_size=1, max_size=12), st.integers(0, 5), st.data())
+def test_every_block_leaves_once_in_order(tokens: int, chunks: list[int], cached: int, data: st.DataObject) -> None:
+    planner = HandoverPlanner(BLOCK)
+    num_blocks = -(-tokens // BLOCK)
+    computed = min(cached * BLOCK, (tokens - 1) // BLOCK * BLOCK)  # prefix hit: whole blocks, never the whole prompt
+    ids = [1000 + i for i in range(num_blocks)]
+    planner.open_send("r", SEND, digest="d", num_prompt_tokens=tokens, block_ids=ids)
+    seen: list[tuple[int, int]] = []  # (position, physical id when sent)
+    opens = 0
+    while computed < tokens:
+        if data.draw(st.booleans()) and data.draw(st.booleans()):  # preempted: other physical blocks from here on
+            ids = [block_id + 5000 for block_id in ids]
+            planner.replace_blocks("r", ids)
+        computed = min(tokens, computed + chunks[len(seen) % len(chunks)])
+        planner.advance_send("r", computed)
+        plan = planner.take_step()
+        opens += len(plan.send_opens)
+        for part in plan.send_ranges:
+            assert part.last == (computed >= tokens)
+            seen += [(part.first_block + i, block_id) for i, block_id in enumerate(part.block_ids)]
+            assert part.block_ids == tuple(ids[part.first_block : part.first_block + len(part.block_ids)])
+    assert [position for position, _ in seen] == list(range(num_blocks))
+    assert opens == 1
+    planner.finish("r")
+    assert planner.take_step().is_empty
+
+
+def test_request_that_ends_in_mid_prefill_aborts_its_send() -> None:
+    planner = HandoverPlanner(BLOCK)
+    planner.open_send("r", SEND, digest="d", num_prompt_tokens=100, block_ids=[1, 2, 3, 4])
+    planner.advance_send("r", 64)
+    assert planner.take_step().send_ranges[0].block_ids == (1, 2)
+    planner.finish("r")
+    assert planner.take_step().send_aborts == ("t",)
+
+
+def test_request_that_ends_before_it_was_scheduled_leaves_nothing() -> None:
+    planner = HandoverPlanner(BLOCK)
+    planner.open_send("r", SEND, digest="d", num_prompt_tokens=100, block_ids=[1, 2, 3, 4])
+    planner.finish("r")
+    assert planner.take_step().is_empty
+
+
+@given(st.integers(1, 700), st.integers(0, 20))
+def test_receive_covers_exactly_the_blocks_not_cached(tokens: int, cached_blocks: int) -> None:
+    planner = HandoverPlanner(BLOCK)
+    computed = min(cached_blocks, (tokens - 1) // BLOCK) * BLOCK
+    count = planner.external_tokens("r", RECEIVE, num_prompt_tokens=tokens, num_computed_tokens=computed)
+    assert count == (tokens - computed if tokens - computed > 1 else 0)
+    if count == 0:
+        return
+    ids = list(range(100, 100 + -(-tokens // BLOCK)))
+    planner.open_receive("r", RECEIVE, digest="d", num_prompt_tokens=tokens, num_external_tokens=count, block_ids=ids)
+    (opened,) = planner.take_step().receive_opens
+    assert opened.first_block * BLOCK == computed
+    assert list(opened.block_ids) == ids[opened.first_block :]
+    assert opened.num_blocks == len(ids)
+
+
+def test_hand_over_serves_one_request_once() -> None:
+    planner = HandoverPlanner(BLOCK)
+    assert planner.external_tokens("a", RECEIVE, num_prompt_tokens=64, num_computed_tokens=0) == 64
+    planner.open_receive("a", RECEIVE, digest="d", num_prompt_tokens=64, num_external_tokens=64, block_ids=[1, 2])
+    # The same request after a preemption, and a sibling (n=2) with the same ticket, compute locally.
+    assert planner.external_tokens("a", RECEIVE, num_prompt_tokens=64, num_computed_tokens=0) == 0
+    assert planner.external_tokens("b", RECEIVE, num_prompt_tokens=64, num_computed_tokens=0) == 0
+    planner.finish("b")
+    planner.finish("a")
+    assert planner.take_step().receive_cancels == ("t",)
+
+
+def test_prompt_cached_whole_declines_the_hand_over_once() -> None:
+    planner = HandoverPlanner(BLOCK)
+    planner.refuse_receive("a", RECEIVE)
+    planner.refuse_receive("a", RECEIVE)
+    assert planner.take_step().receive_cancels == ("t",)
+
+
+def test_digest_depends_on_tokens_and_adapter() -> None:
+    digests = {
+        prompt_digest([1, 2, 3]),
+        prompt_digest([1, 2, 4]),
+        prompt_digest([1, 2]),
+        prompt_digest([1, 2, 3], "lora"),
+        prompt_digest([1, 2, 3], "lora", "image"),
+    }
+    assert len(digests) == 5
+    assert prompt_digest([1, 2, 3]) == prompt_digest((1, 2, 3))
