@@ -19,6 +19,7 @@ from kv_transfer.frames import (
     read_problem,
     transfer_seed,
     verify_blocks,
+    without_first_blocks,
 )
 
 OFFER = Offer("t", "prefill-0", 3, "fp", "digest", num_blocks=4, num_layers=2, block_bytes=64)
@@ -77,6 +78,15 @@ def test_cut_message_is_refused(cut: int) -> None:
     else:
         with pytest.raises(CorruptFrame):
             list(read_frames(kept))
+
+
+@given(rows, st.data())
+def test_frame_without_its_first_blocks_equals_one_made_so(blocks: list[bytes], data: st.DataObject) -> None:
+    skipped = data.draw(st.integers(0, len(blocks) - 1))
+    views = [memoryview(b) for b in blocks]
+    whole = blocks_frame(transfer_seed("t"), 3, 10, views)
+    rest = blocks_frame(transfer_seed("t"), 3, 10 + skipped, views[skipped:])
+    assert without_first_blocks(whole, transfer_seed("t"), skipped) == rest
 
 
 def test_control_frames_round_trip() -> None:

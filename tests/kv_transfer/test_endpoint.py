@@ -49,6 +49,10 @@ def test_reservation_before_offer_and_layer_by_layer(pair: tuple[Side, Side]) ->
     prefill.endpoint.sender.finish("t")
     decode.wait_finished("t")
     assert_landed(prefill, decode, [5, 1, 9], [2, 0, 7])
+    wait_until(prefill.idle)
+    overlap = prefill.endpoint.sender.overlap
+    assert landed <= overlap.hidden_bytes < overlap.num_bytes
+    assert overlap.exposed_s > 0
 
 
 def test_blocks_the_decode_side_has_are_not_overwritten(pair: tuple[Side, Side]) -> None:
@@ -59,6 +63,9 @@ def test_blocks_the_decode_side_has_are_not_overwritten(pair: tuple[Side, Side])
     decode.expect("t", [7, 8], first=2)
     decode.wait_finished("t")
     assert_landed(prefill, decode, [9, 3], [7, 8])
+    assert (
+        decode.endpoint.receiver.bytes_landed == LAYERS * 2 * prefill.endpoint.io.block_bytes
+    )  # nothing more was sent
     untouched = [i for i in range(BLOCKS) if i not in (7, 8)]
     assert all(torch.equal(before[name][untouched], cache[untouched]) for name, cache in decode.cache.items())
 
@@ -99,7 +106,7 @@ def test_corrupt_frame_is_never_served(pair: tuple[Side, Side]) -> None:
     decode.expect("t", [2, 0])
     prefill.offer(decode.address, "t", 2)
     frame = _frame(prefill, "t", 0, [5, 1])
-    prefill.endpoint.sender.put("t", 2, frame[:-1] + bytes([frame[-1] ^ 1]))
+    prefill.endpoint.sender.put("t", 0, 2, frame[:-1] + bytes([frame[-1] ^ 1]))
     decode.wait_finished("t")
     assert decode.bad == {2, 0}
     prefill.endpoint.sender.finish("t")
@@ -109,7 +116,7 @@ def test_frame_of_another_transfer_is_never_served(pair: tuple[Side, Side]) -> N
     prefill, decode = pair
     decode.expect("t", [2, 0])
     prefill.offer(decode.address, "t", 2)
-    prefill.endpoint.sender.put("t", 2, _frame(prefill, "other", 0, [5, 1]))
+    prefill.endpoint.sender.put("t", 0, 2, _frame(prefill, "other", 0, [5, 1]))
     decode.wait_finished("t")
     assert decode.bad == {2, 0}
 
@@ -252,6 +259,7 @@ async def test_control_cancel_and_stats(pair: tuple[Side, Side]) -> None:
             "bytes_sent": 0,
             "bytes_landed": 0,
             "staged_bytes": 0,
+            "overlap": {"num_bytes": 0, "hidden_bytes": 0, "exposed_s": 0.0},
         }
         await client.cancel("t", "prefill worker lost")
         decode.wait_finished("t")

@@ -1,0 +1,63 @@
+# Everything a newcomer or a CI machine runs. `make` alone lists the targets.
+
+PYTHON ?= python3
+ENGINE ?= auto
+CONFIG ?= deploy/slo.yaml
+MODEL ?=
+ARGS ?=
+
+VENV := .venv/bin
+CHECKED := "not engine and not ray and not slow and not gpu"
+# All tests, but those for a GPU only where there is one.
+TESTED = $(if $(shell nvidia-smi -L 2>/dev/null | grep '^GPU '),"","not gpu")
+PROTOS = $(shell find proto -name '*.proto')
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev serve model fmt lint type test check proto bench-smoke clean clean-all
+
+help: ## list the targets
+	@echo "make serve is all you need to start; it sets up the checkout first."
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
+	@echo "Settings: CONFIG=file.yaml  MODEL=folder-or-hub-id  ARGS='--set key=value'  ENGINE=auto|cpu|cuda|none  PYTHON=python3.12"
+
+setup: ## make .venv with the engine that fits this machine (once; then instant)
+	@$(PYTHON) deploy/setup.py --engine $(ENGINE)
+
+setup-dev: ## as setup, with what tests and checks need
+	@$(PYTHON) deploy/setup.py --engine $(ENGINE) --dev
+
+serve: setup ## serve an OpenAI-compatible API here (CONFIG=, MODEL=, ARGS=)
+	@exec $(VENV)/python baton.py up $(if $(CONFIG),"$(CONFIG)") --foreground $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+model: setup ## train the demonstration model again (about ten minutes on two cores)
+	$(VENV)/python -m engine.demo_model
+
+fmt: setup-dev ## format the code and repair what ruff can
+	$(VENV)/ruff format .
+	$(VENV)/ruff check --fix .
+
+lint: setup-dev ## look for mistakes and wrong format
+	$(VENV)/ruff format --check .
+	$(VENV)/ruff check .
+
+type: setup-dev ## check the types
+	$(VENV)/mypy
+
+check: lint type ## what every commit must pass: lint, types, quick tests
+	$(VENV)/python -m pytest -m $(CHECKED)
+
+test: setup-dev ## all tests, with real engines and Ray
+	$(VENV)/python -m pytest -m $(TESTED)
+
+proto: setup-dev ## generate the protobuf modules again
+	$(VENV)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. $(PROTOS)
+
+bench-smoke: setup ## a short benchmark that shows all is well
+	$(VENV)/python -m bench.smoke
+
+clean: ## remove caches and what runs left behind
+	rm -rf .baton .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+clean-all: clean ## and the environment
+	rm -rf .venv
