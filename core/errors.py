@@ -183,3 +183,9 @@ class StagingFull(KVTransferError):
     """No staging memory is left for the hand-over."""
 
     name = "kv_staging_full"
+
+
+def error_classes() -> tuple[type[BatonError], ...]:
+    """List every class of this tree, root first. Subclasses made elsewhere go by the name of their parent here."""
+    found = [value for value in globals().values() if isinstance(value, type) and issubclass(value, BatonError)]
+    return tuple(found)

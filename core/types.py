@@ -85,7 +85,6 @@ class WorkerState:
     num_waiting: int = 0  # queued in the engine, those that wait for KV included
     kv_blocks_used: int = 0  # held by live requests; cached but free blocks do not count
     kv_blocks_total: int = 0
-    transfers_open: int = 0  # leases granted and not yet ended, on this side
     step_s: float = 0.0  # time of the latest engine step
     draining: bool = False
 

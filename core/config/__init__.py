@@ -1,0 +1,1 @@
+"""The one YAML: its tree of models and the strict loader."""

@@ -1,0 +1,170 @@
+"""The configuration tree of Baton: every key of the YAML is a field here, with range, default and meaning.
+
+Owns shape and ranges. Must not read files, the environment or flags: core.config.load does, and adds the
+checks that span several keys (core.config.checks). docs/configuration.md is made from the descriptions here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys are errors, numbers are finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class LoraConfig(Section):
+    """One LoRA adapter served beside the base model, in both pools."""
+
+    name: Name = Field(description="name clients use as `model`")
+    path: str = Field(min_length=1, description="folder of the adapter")
+
+
+class ModelConfig(Section):
+    """What is served."""
+
+    path: str = Field(
+        default="deploy/models/baton-demo",
+        min_length=1,
+        description="folder in Hugging Face format, from the working directory or the checkout, or a hub id",
+    )
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        description="name clients use as `model`; null: the last part of `model.path`",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="type of weights and KV; auto: what the model's own files say"
+    )
+    max_model_len: int | None = Field(
+        default=None,
+        ge=16,
+        le=1 << 24,
+        description="tokens of prompt and output together; null: the model's own limit",
+    )
+    block_size: int = Field(default=32, ge=16, le=256, multiple_of=16, description="tokens in one KV block")
+    lora: tuple[LoraConfig, ...] = Field(default=(), description="LoRA adapters served beside the base model")
+    engine_args: dict[str, str | int | float | bool] = Field(
+        default_factory=dict,
+        description="further flags of `vllm serve`, without the leading dashes; true gives the flag alone, "
+        "false its `no-` form",
+    )
+
+
+class SLOClass(Section):
+    """One promise: at least `attainment` of the class's requests meet both targets."""
+
+    ttft_ms: float = Field(ge=1, le=3_600_000, description="target for the time to the first token")
+    tpot_ms: float = Field(ge=0.1, le=600_000, description="target for the mean time per output token after the first")
+    attainment: float = Field(default=0.9, gt=0, le=1, description="share of requests that meet both targets")
+
+
+class SLOConfig(Section):
+    """The promise, by class."""
+
+    classes: dict[Name, SLOClass] = Field(
+        default_factory=lambda: {"interactive": SLOClass(ttft_ms=1000, tpot_ms=100)},
+        min_length=1,
+        description="the classes of requests, by name",
+    )
+    default: Name | None = Field(
+        default=None, description="class of requests that name none; null: the first one listed"
+    )
+
+
+class PoolConfig(Section):
+    """One pool of equal workers."""
+
+    replicas: int = Field(default=1, ge=1, le=4096, description="number of workers")
+    tensor_parallel: int = Field(
+        default=1, ge=1, le=64, description="GPUs that share each layer of one worker; equal in both pools"
+    )
+    pipeline_parallel: int = Field(
+        default=1, ge=1, le=64, description="groups of layers on GPUs of their own; equal in both pools"
+    )
+    max_num_seqs: int = Field(default=64, ge=1, le=65536, description="requests in one engine step")
+    max_num_batched_tokens: int = Field(default=2048, ge=32, le=1 << 20, description="tokens in one engine step")
+    kv_cache_mb: int | None = Field(
+        default=None,
+        ge=8,
+        le=1 << 24,
+        description="KV cache of one worker; null: 512 on a CPU, the engine's own choice on a GPU",
+    )
+    cpus: float = Field(default=1, ge=0, le=1024, description="CPU cores of one worker")
+    gpus: int | None = Field(
+        default=None,
+        ge=0,
+        le=4096,
+        description="GPUs of one worker; null: tensor_parallel x pipeline_parallel if any exist",
+    )
+    node_resource: str | None = Field(
+        default=None, min_length=1, description="custom Ray resource that the pool's nodes must carry"
+    )
+
+
+class PoolsConfig(Section):
+    """The two pools."""
+
+    prefill: PoolConfig = Field(default=PoolConfig(), description="workers that run prompts")
+    decode: PoolConfig = Field(default=PoolConfig(), description="workers that make output tokens")
+
+
+class KVConfig(Section):
+    """How KV blocks are handed over from prefill to decode."""
+
+    transport: Literal["auto", "grpc"] = Field(
+        default="auto", description="how the bytes travel; auto: the fastest that both ends can do"
+    )
+    lease_s: float = Field(
+        default=30.0, gt=0.1, le=3600, description="how long either side holds blocks for one hand-over"
+    )
+    staging_mb: int = Field(
+        default=1024, ge=16, le=1 << 20, description="bound of KV bytes that wait to be sent, per worker"
+    )
+
+
+class RouterConfig(Section):
+    """The HTTP front."""
+
+    host: str = Field(
+        default="127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface"
+    )
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 for any free one")
+    policy: Name = Field(default="least-predicted-work", description="how a pair of workers is chosen for a request")
+    max_body_mb: float = Field(default=16, gt=0, le=120, description="largest request body")
+    max_concurrent_requests: int = Field(
+        default=4096, ge=1, le=1 << 20, description="requests in flight before new ones are refused"
+    )
+    request_timeout_s: float = Field(default=600, gt=0, le=86_400, description="longest life of one request")
+
+
+class RayConfig(Section):
+    """The Ray cluster underneath."""
+
+    address: str = Field(
+        default="auto",
+        min_length=1,
+        description="auto: join the running Ray, or start one here; else host:port",
+    )
+    dashboard: bool = Field(default=False, description="start Ray's dashboard when Baton starts Ray")
+    start_timeout_s: float = Field(default=300, gt=0, le=86_400, description="time until every worker must be ready")
+
+
+class BatonConfig(Section):
+    """The whole file."""
+
+    model: ModelConfig = Field(default=ModelConfig(), description="what is served")
+    slo: SLOConfig = Field(default=SLOConfig(), description="the promise, by class of request")
+    pools: PoolsConfig = Field(
+        default=PoolsConfig(),
+        description="the prefill and the decode pool; `auto` is reserved for the planner",
+    )
+    kv: KVConfig = Field(default=KVConfig(), description="how KV blocks are handed over")
+    router: RouterConfig = Field(default=RouterConfig(), description="the HTTP front")
+    ray: RayConfig = Field(default=RayConfig(), description="the Ray cluster underneath")

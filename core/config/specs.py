@@ -1,0 +1,108 @@
+"""From the configuration to what a worker process is told.
+
+Owns the mapping of keys to the fields of core.worker_spec, and the defaults that depend on the machine. Must not know
+how workers are placed or started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from core.config.model_files import model_location
+from core.config.models import BatonConfig, PoolConfig
+from core.types import Role
+from core.worker_spec import EngineSpec, KVSpec
+
+MIB = 1 << 20
+CPU_KV_CACHE_MB = 512  # of one CPU worker: the engine touches all of it at start, and laptops are small
+
+
+def served_model_name(config: BatonConfig) -> str:
+    """Say what name clients use: `model.name`, else the last part of `model.path`."""
+    return config.model.name or Path(config.model.path).name or config.model.path
+
+
+def default_slo_class(config: BatonConfig) -> str:
+    """Say the class of requests that name none: `slo.default`, else the first class listed."""
+    return config.slo.default or next(iter(config.slo.classes))
+
+
+def pool_config(config: BatonConfig, pool_name: str) -> PoolConfig:
+    """Look a pool up by the name of its role. Raises ValueError for any other name."""
+    return {Role.PREFILL: config.pools.prefill, Role.DECODE: config.pools.decode}[Role(pool_name)]
+
+
+def gpus_per_worker(pool: PoolConfig, *, has_gpu: bool) -> int:
+    """Say how many GPUs one worker takes: `gpus`, else what its parallelism needs, else none without GPUs."""
+    if pool.gpus is not None:
+        return pool.gpus
+    return pool.tensor_parallel * pool.pipeline_parallel if has_gpu else 0
+
+
+def engine_spec(config: BatonConfig, pool_name: str, *, has_gpu: bool = False, base: Path | None = None) -> EngineSpec:
+    """Describe the engine of one worker of a pool.
+
+    `has_gpu` says whether the worker gets a GPU: without one, a KV cache of no given size is 512 MiB and kernels are
+    not compiled (it takes over a minute on a CPU). A model or an
+    adapter that is a folder gets its absolute path, seen from `base` (default: the working directory). Raises
+    ValueError for an unknown pool.
+    """
+    pool = pool_config(config, pool_name)
+    arguments = dict(config.model.engine_args)
+    eager = _take_switch(arguments, "enforce-eager")
+    prefix_caching = _take_switch(arguments, "enable-prefix-caching")
+    return EngineSpec(
+        kind="vllm",
+        model_path=model_location(config.model.path, base),
+        served_model_name=served_model_name(config),
+        dtype=config.model.dtype,
+        max_model_len=config.model.max_model_len,
+        block_size=config.model.block_size,
+        max_num_seqs=pool.max_num_seqs,
+        max_num_batched_tokens=pool.max_num_batched_tokens,
+        kv_cache_bytes=_kv_cache_bytes(pool, has_gpu=has_gpu),
+        tensor_parallel=pool.tensor_parallel,
+        pipeline_parallel=pool.pipeline_parallel,
+        enforce_eager=not has_gpu if eager is None else eager,
+        enable_prefix_caching=True if prefix_caching is None else prefix_caching,
+        lora_adapters=tuple((adapter.name, model_location(adapter.path, base)) for adapter in config.model.lora),
+        extra_args=engine_flags(arguments),
+    )
+
+
+def kv_spec(config: BatonConfig) -> KVSpec:
+    """Describe how every worker hands KV over; `auto` is the one transport there is, gRPC."""
+    transport = "grpc" if config.kv.transport == "auto" else config.kv.transport
+    return KVSpec(transport=transport, lease_s=config.kv.lease_s, staging_bytes=config.kv.staging_mb * MIB)
+
+
+def engine_flags(arguments: Mapping[str, str | int | float | bool]) -> tuple[str, ...]:
+    """Write `model.engine_args` as flags: `{a_b: 1}` is `--a-b 1`, true is `--a-b`, false is `--no-a-b`."""
+    flags: list[str] = []
+    for key, value in arguments.items():
+        name = key.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            flags += [f"--{name}", str(value)]
+    return tuple(flags)
+
+
+def _kv_cache_bytes(pool: PoolConfig, *, has_gpu: bool) -> int | None:
+    """Size the KV cache of one rank: the worker's share is even, by heads and by layers."""
+    kv_cache_mb = pool.kv_cache_mb if pool.kv_cache_mb is not None or has_gpu else CPU_KV_CACHE_MB
+    if kv_cache_mb is None:
+        return None
+    return kv_cache_mb * MIB // (pool.tensor_parallel * pool.pipeline_parallel)
+
+
+def _take_switch(arguments: dict[str, str | int | float | bool], name: str) -> bool | None:
+    """Take a true or false argument that has a field of its own out of `arguments`; None if it is not there."""
+    for key in list(arguments):
+        plain = key.replace("_", "-")
+        value = arguments[key]
+        if plain.removeprefix("no-") == name and isinstance(value, bool):
+            del arguments[key]
+            return value != plain.startswith("no-")
+    return None

@@ -1,0 +1,46 @@
+"""The seam between whoever holds a request and the policy that places it.
+
+Owns the Protocol and the split of a cluster that every policy needs. Must not know how a route is taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from core.types import ClusterView, Rejection, RequestShape, Role, Route, WorkerView
+
+
+class Policy(Protocol):
+    """Decides where a request goes; pure, total and deterministic."""
+
+    def decide(self, request: RequestShape, cluster: ClusterView, now_s: float) -> Route | Rejection:
+        """Place one request on `cluster` as it looks at `now_s`, a monotonic time.
+
+        Equal arguments give equal answers whatever the order of the workers. Never raises, never pairs workers
+        of unequal fingerprints, never names a worker that is draining or not in `cluster`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """All and only the workers that take new work, by role."""
+
+    prefill: tuple[WorkerView, ...]
+    decode: tuple[WorkerView, ...]
+
+    @classmethod
+    def of(cls, cluster: ClusterView) -> Candidates:
+        """Leave out the draining workers and split the rest by role."""
+        taking = [w for w in cluster.workers if not w.state.draining]
+        return cls(
+            prefill=tuple(w for w in taking if w.record.role is Role.PREFILL),
+            decode=tuple(w for w in taking if w.record.role is Role.DECODE),
+        )
+
+    @property
+    def has_pair(self) -> bool:
+        """Some prefill and some decode worker have equal fingerprints."""
+        receivers = {w.hello.fingerprint for w in self.decode}
+        return any(w.hello.fingerprint in receivers for w in self.prefill)

@@ -1,0 +1,80 @@
+"""What every policy must keep.
+
+- The order of the workers in the view does not matter.
+- Workers of unequal fingerprints are never paired, and each leg of a pair goes to a worker of its role.
+- There is always a decision: a route to workers that are there and not draining, or a rejection when there are none.
+- A request that must run whole is never split.
+- Equal arguments give equal decisions.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.policy.protocol import Candidates
+from core.policy.registry import POLICIES, policy_named
+from core.types import ClusterView, Rejection, RequestShape, Role, WorkerView
+from tests.support.views import worker
+
+CLASSES = ("a", "b")
+
+
+@st.composite
+def workers(draw: st.DrawFn) -> tuple[WorkerView, ...]:
+    ids = draw(st.lists(st.integers(0, 20), max_size=8, unique=True))
+    return tuple(
+        worker(
+            f"w{i}",
+            draw(st.sampled_from(Role)),
+            model=draw(st.sampled_from(CLASSES)),
+            requests=draw(st.integers(0, 3)),
+            tokens=draw(st.integers(0, 3)) * 100,
+            num_running=draw(st.integers(0, 3)),
+            num_waiting=draw(st.integers(0, 3)),
+            kv_blocks_used=draw(st.integers(0, 10)),
+            kv_blocks_total=draw(st.sampled_from((0, 10))),
+            draining=draw(st.booleans()),
+        )
+        for i in ids
+    )
+
+
+requests = st.builds(
+    RequestShape,
+    request_id=st.text(min_size=1, max_size=8),
+    prompt_tokens=st.integers(0, 10_000),
+    max_tokens=st.none() | st.integers(1, 100),
+    slo_class=st.just("interactive"),
+    whole_only=st.none() | st.just("n>1"),
+)
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+@given(request=requests, members=workers(), data=st.data())
+def test_every_policy_keeps_the_rules(
+    name: str, request: RequestShape, members: tuple[WorkerView, ...], data: st.DataObject
+) -> None:
+    policy = policy_named(name)
+    decision = policy.decide(request, ClusterView(members), 0.0)
+    shuffled = tuple(data.draw(st.permutations(members)))
+    assert policy.decide(request, ClusterView(shuffled), 0.0) == decision
+
+    by_id = {w.record.worker_id: w for w in members if not w.state.draining}
+    if isinstance(decision, Rejection):
+        assert not by_id
+        assert decision.error == "no_worker"
+        assert decision.retry_after_s is not None
+        return
+    chosen = by_id[decision.decode]
+    assert decision.reason
+    if decision.prefill is not None:
+        sender = by_id[decision.prefill]
+        assert sender.hello.fingerprint == chosen.hello.fingerprint
+        assert (sender.record.role, chosen.record.role) == (Role.PREFILL, Role.DECODE)
+        assert request.whole_only is None
+    elif request.whole_only is None:
+        assert not Candidates.of(ClusterView(members)).has_pair
+    if chosen.record.role is Role.PREFILL:
+        assert not any(w.record.role is Role.DECODE for w in by_id.values())

@@ -1,0 +1,11 @@
+from __future__ import annotations
+
+import pytest
+
+from core.errors import ConfigError
+from core.policy.registry import policy_named
+
+
+def test_unknown_policy_lists_the_valid_names() -> None:
+    with pytest.raises(ConfigError, match=r"'best'.*least-predicted-work, random"):
+        policy_named("best")
