@@ -1,0 +1,63 @@
+"""A worker's load, kept from the figures an engine gives after each step.
+
+Owns the WorkerState of one engine and who is told when it changes. Must not know where the figures come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from core.types import WorkerState
+
+
+@dataclass(frozen=True, slots=True)
+class StepFigures:
+    """What an engine says after one step."""
+
+    num_running: int
+    num_waiting: int  # those that wait for KV included
+    kv_usage: float  # part of the usable blocks held by live requests
+    made_tokens: bool  # the step computed something for at least one request
+
+
+class StepState:
+    """The latest state of one engine; every call is made from the event loop."""
+
+    def __init__(self) -> None:
+        self._state = WorkerState()
+        self._callbacks: list[Callable[[], None]] = []  # all and only those given to on_step, in order
+        self._last_step_s: float | None = None  # clock at the end of the latest step of a busy engine
+
+    def set_blocks(self, total: int) -> None:
+        """Take the number of usable KV blocks, once known."""
+        self._state = replace(self._state, kv_blocks_total=total)
+
+    def get(self) -> WorkerState:
+        """Return the state at the end of the latest step."""
+        return self._state
+
+    def on_step(self, callback: Callable[[], None]) -> None:
+        """Call `callback` after each step that changed the state or made tokens."""
+        self._callbacks.append(callback)
+
+    def observe(self, figures: StepFigures, now_s: float) -> None:
+        """Take the figures of one step that ended at `now_s`, and tell the callbacks if they matter.
+
+        Engines that wait for KV step a thousand times a second without effect; those steps tell nobody.
+        """
+        old = self._state
+        step_s = old.step_s
+        if figures.made_tokens and self._last_step_s is not None:
+            step_s = now_s - self._last_step_s
+        self._last_step_s = now_s if figures.num_running else None
+        self._state = WorkerState(
+            num_running=figures.num_running,
+            num_waiting=figures.num_waiting,
+            kv_blocks_used=round(figures.kv_usage * old.kv_blocks_total),
+            kv_blocks_total=old.kv_blocks_total,
+            step_s=step_s,
+        )
+        if figures.made_tokens or self._state != old:
+            for callback in self._callbacks:
+                callback()
