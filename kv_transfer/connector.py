@@ -66,6 +66,11 @@ class BatonConnector(KVConnectorBase_V1):
         """No: blocks are copied out as they are computed, so a preemption never takes unsent KV away."""
         return False
 
+    @classmethod
+    def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
+        """Yes: layers are copied out between them, which a graph of the whole model would skip."""
+        return True
+
     # Scheduler half
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
@@ -195,11 +200,10 @@ class _WorkerHalf:
         )
         self._rank = rank
         self._io = BlockIO(kv_caches)
-        self._faults = SendFaults.parse(dict(extra.get("faults") or {}))
         self._faulty: dict[str, SendFaults] = {}  # transfers that a fault was injected into
         self._ranges: tuple[SendRange, ...] = ()
         self._bad_blocks: set[int] = set()
-        self.endpoint = KVEndpoint(config, self._io)
+        self.endpoint = KVEndpoint(config, self._io, SendFaults.parse(dict(extra.get("faults") or {})))
         self.endpoint.start()
 
     def begin_step(self, plan: StepPlan) -> None:
@@ -213,7 +217,7 @@ class _WorkerHalf:
             sender.abort(transfer_id, "the prefill request ended early")
         for send in plan.send_opens:
             transfer_id = send.params.transfer_id
-            if (faults := self._faults.take()) is not None:
+            if (faults := self.endpoint.faults.take()) is not None:
                 self._faulty[transfer_id] = faults
                 if faults.never_offer:
                     continue
@@ -250,7 +254,7 @@ class _WorkerHalf:
                 if faulty is None:
                     continue
                 frame = faulty
-            self.endpoint.sender.put(part.transfer_id, first + len(rows), frame)
+            self.endpoint.sender.put(part.transfer_id, first, first + len(rows), frame)
 
     def end_step(self) -> None:
         for part in self._ranges:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from core.errors import StartFailed
 from kv_transfer.block_io import BlockIO
+from kv_transfer.faults import SendFaults
 from kv_transfer.grpc_transport import GrpcPeers, GrpcServer
 from kv_transfer.ledger import LeaseLedger
 from kv_transfer.plan import ReceiveOpen
@@ -43,9 +44,10 @@ class EndpointConfig:
 class KVEndpoint:
     """Owns the KV thread of one engine rank."""
 
-    def __init__(self, config: EndpointConfig, io: BlockIO) -> None:
+    def __init__(self, config: EndpointConfig, io: BlockIO, faults: SendFaults | None = None) -> None:
         self.config = config
         self.io = io
+        self.faults = faults or SendFaults()
         self.fingerprint = f"{config.fingerprint}|{io.layout}"
         self.ledger = LeaseLedger(time.monotonic)
         self.receiver = Receiver(io, fingerprint=self.fingerprint, ledger=self.ledger)
@@ -112,10 +114,14 @@ class KVEndpoint:
             self.sender.abort(arguments["transfer_id"], arguments["reason"])
             return {}
         if verb == "stats":
-            return self._stats()
+            return self.stats()
+        if verb == "faults" and self.faults.runtime:
+            self.faults = SendFaults.parse(arguments | {"runtime": "1"})
+            return {}
         return {"error": f"unknown verb {verb!r}"}
 
-    def _stats(self) -> dict[str, object]:
+    def stats(self) -> dict[str, object]:
+        """Report ledger and counters."""
         now_s = time.monotonic()
         leases = [asdict(lease) | {"age_s": now_s - lease.granted_s} for lease in self.ledger.open_leases]
         return {
@@ -128,6 +134,7 @@ class KVEndpoint:
             "bytes_sent": self.sender.bytes_sent,
             "bytes_landed": self.receiver.bytes_landed,
             "staged_bytes": self.sender.staged_bytes,
+            "overlap": asdict(self.sender.overlap),
         }
 
 

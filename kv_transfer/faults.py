@@ -1,6 +1,7 @@
 """Faults that a test or a chaos run asks one worker to make in its hand-overs.
 
-Read from the worker's spec, never from user configuration. All counts are per process and 1-based.
+Read from the worker's spec, never from user configuration; changed at run time through the control call only when
+the spec says `runtime`. Layers are counted from 1; 0 means never.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from core.errors import ConfigError
 
 @dataclass(slots=True)
 class SendFaults:
-    """What the sending side does wrong; 0 means never."""
+    """What the sending side does wrong."""
 
     drop_layer: int = 0  # never send the frames of this layer
     corrupt_layer: int = 0  # flip one byte in the frames of this layer
@@ -21,6 +22,7 @@ class SendFaults:
     never_offer: int = 0  # behave as if the hand-over had been sent, but stay silent
     skip_first: int = 0  # leave this many hand-overs untouched first
     only: int = 1 << 30  # apply to this many hand-overs
+    runtime: int = 0  # 1: the control call may replace these faults
 
     @classmethod
     def parse(cls, raw: Mapping[str, str]) -> SendFaults:

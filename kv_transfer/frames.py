@@ -97,6 +97,16 @@ def blocks_frame(seed: int, layer: int, first_block: int, rows: Sequence[memoryv
     return b"".join((header, *rows))
 
 
+def without_first_blocks(frame: bytes, seed: int, count: int) -> bytes:
+    """Encode a BLOCKS frame again without its first `count` blocks."""
+    _, _, layer, first_block, num_blocks, size, _ = _HEADER.unpack_from(frame)
+    rows = memoryview(frame)[HEADER_BYTES + size // num_blocks * count :]
+    kept_size = len(rows)
+    checksum = _checksum(seed, layer, first_block + count, (rows,))
+    header = _HEADER.pack(Kind.BLOCKS, VERSION, layer, first_block + count, num_blocks - count, kept_size, checksum)
+    return b"".join((header, rows))
+
+
 def control_frame(kind: Kind, payload: bytes = b"", *, first_block: int = 0, count: int = 0) -> bytes:
     """Encode a frame without KV; END carries the number of BLOCKS frames in `count`."""
     checksum = _checksum(0, 0, first_block, (payload,))

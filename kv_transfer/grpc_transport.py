@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import grpc
 
@@ -184,6 +184,10 @@ class KVControlClient:
     async def stats(self) -> dict[str, object]:
         """Report the ledger and counters of the first rank."""
         return (await self._call("stats", {}))[0]
+
+    async def inject(self, faults: Mapping[str, int]) -> None:
+        """Replace the injected faults (kv_transfer.faults); does nothing unless the worker's spec allows it."""
+        await self._call("faults", {name: str(value) for name, value in faults.items()})
 
     async def close(self) -> None:
         """Close the channels."""

@@ -203,15 +203,13 @@ class Receiver:
 
     def _write(self, expected: _Expected, frame: Frame) -> None:
         ids = expected.open.block_ids
-        end = frame.first_block + frame.num_blocks - expected.open.first_block
-        # Frames staged before the grant may begin with blocks that are in the prefix cache here already.
-        known = max(0, expected.open.first_block - frame.first_block)
-        start = end - frame.num_blocks + known
-        if frame.layer >= self._io.num_layers or known >= frame.num_blocks or end > len(ids):
+        start = frame.first_block - expected.open.first_block
+        end = start + frame.num_blocks
+        if frame.layer >= self._io.num_layers or start < 0 or end > len(ids):
             raise CorruptFrame("a frame points outside the reserved blocks")
         if frame.payload.nbytes != frame.num_blocks * self._io.block_bytes:
             raise CorruptFrame("a frame's size does not match its blocks")
-        self._io.scatter(frame.layer, ids[start:end], frame.payload[known * self._io.block_bytes :])
+        self._io.scatter(frame.layer, ids[start:end], frame.payload)
         for index in range(start, end):
             expected.layers_landed[index] += 1
         expected.frames_landed += 1

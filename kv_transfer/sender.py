@@ -9,13 +9,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from core.errors import KVTransferError, PeerMismatch, StagingFull, TransferAborted, TransferTimeout
-from kv_transfer.frames import Kind, Offer, control_frame, offer_frame, read_frames, read_problem
+from kv_transfer.frames import (
+    Kind,
+    Offer,
+    control_frame,
+    offer_frame,
+    read_frames,
+    read_problem,
+    transfer_seed,
+    without_first_blocks,
+)
 from kv_transfer.ledger import End, LeaseLedger, Side
 
 logger = logging.getLogger(__name__)
@@ -51,6 +61,21 @@ class Peers(Protocol):
 
 
 @dataclass(slots=True)
+class Overlap:
+    """How much of the transfers was hidden behind the prefill that made them, summed over landed hand-overs."""
+
+    num_bytes: int = 0
+    hidden_bytes: int = 0  # had left when the last layer was computed
+    exposed_s: float = 0.0  # from the last layer computed to the decode side's word that all is in its cache
+
+    def add(self, num_bytes: int, hidden_bytes: int, completed_s: float) -> None:
+        """Count one hand-over that has just landed."""
+        self.num_bytes += num_bytes
+        self.hidden_bytes += hidden_bytes
+        self.exposed_s += time.monotonic() - completed_s
+
+
+@dataclass(slots=True)
 class _Outgoing:
     """One hand-over on its way out. `frames` is appended by the engine thread and popped by the KV thread."""
 
@@ -58,9 +83,12 @@ class _Outgoing:
     request_id: str
     peer: str
     lease_s: float
-    frames: deque[tuple[int, bytes]] = field(default_factory=deque)  # (block after its last, encoded frame)
+    frames: deque[tuple[int, int, bytes]] = field(default_factory=deque)  # (first block, end block, encoded)
     staged_bytes: int = 0
     complete: bool = False  # the engine put the last frame
+    completed_s: float = 0.0  # when it did
+    sent_before_complete: int = 0  # bytes that had left by then: the part hidden behind the computation
+    num_bytes: int = 0  # sent in all
     problem: KVTransferError | None = None
     first_needed: int = 0  # blocks before it are on the decode side already
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -82,6 +110,7 @@ class Sender:
         self._outgoing: dict[str, _Outgoing] = {}  # all and only unfinished sends, by transfer id
         self.counts = {"sent": 0, "declined": 0, "failed": 0}
         self.bytes_sent = 0
+        self.overlap = Overlap()
 
     @property
     def staged_bytes(self) -> int:
@@ -104,8 +133,8 @@ class Sender:
         wanted = max(first_block, outgoing.first_needed)
         return wanted if wanted < first_block + num_blocks else None
 
-    def put(self, transfer_id: str, end_block: int, frame: bytes) -> None:
-        """Stage one encoded frame whose last block is before `end_block`; gives up at the staging bound."""
+    def put(self, transfer_id: str, first_block: int, end_block: int, frame: bytes) -> None:
+        """Stage one encoded frame of blocks first_block..end_block - 1; gives up at the staging bound."""
         outgoing = self._outgoing.get(transfer_id)
         if outgoing is None or outgoing.problem is not None:
             return
@@ -117,13 +146,14 @@ class Sender:
         if full:
             outgoing.problem = StagingFull(f"more than {self._staging_bytes} bytes of KV wait to be sent")
         else:
-            outgoing.frames.append((end_block, frame))
+            outgoing.frames.append((first_block, end_block, frame))
         self._loop.call_soon_threadsafe(outgoing.wake.set)
 
     def finish(self, transfer_id: str) -> None:
         """Note that the last frame of a hand-over was put."""
         outgoing = self._outgoing.get(transfer_id)
         if outgoing is not None:
+            outgoing.completed_s = time.monotonic()
             outgoing.complete = True
             self._loop.call_soon_threadsafe(outgoing.wake.set)
 
@@ -199,6 +229,7 @@ class Sender:
                 if not verdict.done():
                     await stream.write(control_frame(Kind.END, count=num_frames))
                 _check_reply(await verdict, Kind.LANDED)
+                self.overlap.add(outgoing.num_bytes, outgoing.sent_before_complete, outgoing.completed_s)
             finally:
                 verdict.cancel()
         finally:
@@ -231,28 +262,43 @@ class Sender:
             if outgoing.problem is not None:
                 raise outgoing.problem
             complete = outgoing.complete  # read before the queue: the engine sets it after the last put
-            batch: list[bytes] = []
-            size = popped = 0
-            while outgoing.frames and size < _MESSAGE_BYTES:
-                end_block, frame = outgoing.frames.popleft()
-                popped += len(frame)
-                if end_block > outgoing.first_needed:
-                    batch.append(frame)
-                    size += len(frame)
+            batch, staged_bytes = _take_batch(outgoing)
             if batch:
                 yield batch[0] if len(batch) == 1 else b"".join(batch), len(batch)
-                self.bytes_sent += size
+                self._note_sent(outgoing, sum(map(len, batch)))
             with self._lock:
-                self._staged -= popped
-                outgoing.staged_bytes -= popped
-            if not popped:
+                self._staged -= staged_bytes
+                outgoing.staged_bytes -= staged_bytes
+            if not staged_bytes:
                 if complete:
                     return
                 if not verdict.done():
                     await outgoing.wake.wait()
 
+    def _note_sent(self, outgoing: _Outgoing, num_bytes: int) -> None:
+        self.bytes_sent += num_bytes
+        outgoing.num_bytes += num_bytes
+        if not outgoing.complete:
+            outgoing.sent_before_complete = outgoing.num_bytes
 
-class _Declined(TransferAborted):
+
+def _take_batch(outgoing: _Outgoing) -> tuple[list[bytes], int]:
+    """Take staged frames for about one message; return what of them the decode side needs, and the bytes taken."""
+    batch: list[bytes] = []
+    size = taken = 0
+    while outgoing.frames and size < _MESSAGE_BYTES:
+        first_block, end_block, frame = outgoing.frames.popleft()
+        taken += len(frame)
+        if end_block <= outgoing.first_needed:
+            continue
+        if (known := outgoing.first_needed - first_block) > 0:  # staged before the grant came
+            frame = without_first_blocks(frame, transfer_seed(outgoing.offer.transfer_id), known)
+        batch.append(frame)
+        size += len(frame)
+    return batch, taken
+
+
+class _Declined(Exception):
     """The decode side needs nothing: its request ended, or has the whole prompt cached."""
 
 
@@ -266,6 +312,7 @@ def _check_reply(message: bytes, wanted: Kind) -> int:
             text = f"the decode side says {problem.error}: {problem.message}"
             if problem.error == PeerMismatch.name:
                 raise PeerMismatch(text)
-            declined = frame.kind is Kind.REFUSED and problem.error == TransferAborted.name
-            raise (_Declined if declined else TransferAborted)(text)
+            if frame.kind is Kind.REFUSED and problem.error == TransferAborted.name:
+                raise _Declined(text)
+            raise TransferAborted(text)
     raise TransferTimeout("the decode side answered out of turn")

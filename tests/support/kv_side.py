@@ -34,7 +34,7 @@ class Side:
     def put(self, transfer_id: str, layer: int, first: int, block_ids: list[int]) -> None:
         rows = self.endpoint.io.gather(layer, block_ids)
         frame = blocks_frame(transfer_seed(transfer_id), layer, first, rows)
-        self.endpoint.sender.put(transfer_id, first + len(rows), frame)
+        self.endpoint.sender.put(transfer_id, first, first + len(rows), frame)
 
     def send_all(self, transfer_id: str, block_ids: list[int]) -> None:
         for layer in range(LAYERS):
