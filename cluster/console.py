@@ -1,0 +1,144 @@
+"""What `up`, `down` and `status` print.
+
+Owns wording and layout, plain lines only: they are read in terminals, logs and by other programs. Must not know how
+anything is done.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from cluster.cluster_status import ClusterEvent, ClusterStatus, MemberStatus
+from core.config.models import BatonConfig
+
+_SUBJECT_WIDTH = 12
+
+
+class Console:
+    """Prints stages with the time since the command began; with `as_json`, on stderr, to keep stdout for the JSON."""
+
+    def __init__(self, *, as_json: bool, out: TextIO | None = None, err: TextIO | None = None) -> None:
+        self._as_json = as_json
+        self._out = out or sys.stdout
+        self._err = err or sys.stderr
+        self._begin_s = time.monotonic()
+
+    def stage(self, subject: str, text: str) -> None:
+        """Print one stage that is done or that begins."""
+        elapsed_s = time.monotonic() - self._begin_s
+        lines = text.splitlines() or [""]
+        self._say(f"{elapsed_s:7.1f} s  {subject:<{_SUBJECT_WIDTH}} {lines[0]}")
+        for line in lines[1:]:
+            self._say(" " * (_SUBJECT_WIDTH + 12) + line)
+
+    def events(self, events: Sequence[ClusterEvent]) -> None:
+        """Print what the controller reports."""
+        for event in events:
+            self.stage(event.subject, event.what)
+
+    def block(self, lines: Sequence[str]) -> None:
+        """Print lines set apart by an empty one before and after."""
+        self._say("\n".join(("", *lines, "")))
+
+    def line(self, text: str) -> None:
+        """Print one line."""
+        self._say(text)
+
+    def warn(self, text: str) -> None:
+        """Print one line on stderr."""
+        print(text, file=self._err, flush=True)
+
+    def result(self, value: Mapping[str, object]) -> None:
+        """Print the result of the command as JSON, if JSON was asked for."""
+        if self._as_json:
+            print(json.dumps(value, indent=2, ensure_ascii=False), file=self._out, flush=True)
+
+    def _say(self, text: str) -> None:
+        print(text, file=self._err if self._as_json else self._out, flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class RouterLoad:
+    """One worker as the router has it: what it runs and holds."""
+
+    running: int
+    waiting: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RouterReport:
+    """What the router answers when asked how it is."""
+
+    health: str  # "ok", "degraded", ...; "no answer" when it gives none
+    reason: str
+    loads: Mapping[str, RouterLoad]  # by worker id; workers the router is connected to
+
+    @property
+    def serves(self) -> bool:
+        """Whether requests that come now are served."""
+        return self.health in ("ok", "degraded")
+
+
+def ready_lines(
+    config: BatonConfig, status: ClusterStatus, *, url: str, run_dir: str, ray_tools: str, stop: str
+) -> list[str]:
+    """Write the block that ends a start: all that is needed to use what runs."""
+    workers = [member for member in status.members if member.role]
+    router = Path(run_dir) / "router.log"
+    lines = [f"Ready: {url}", f"  model      {status.model}"]
+    for role in dict.fromkeys(member.role for member in workers if member.role):
+        pool = [member for member in workers if member.role is role]
+        lines.append(f"  {role:<10} {len(pool)}: " + ", ".join(f"{m.name} on {place(m)}" for m in pool))
+    for name, promise in config.slo.classes.items():
+        share = f"{promise.attainment:.0%} of requests" if promise.attainment < 1 else "every request"
+        lines.append(f"  promise    {name}: TTFT {promise.ttft_ms:g} ms, TPOT {promise.tpot_ms:g} ms, {share}")
+    lines += [f"  logs       {run_dir} (requests: {router.name})", f"  Ray        {ray_tools}", ""]
+    body = json.dumps({"model": status.model, "prompt": "To be, or not to be", "max_tokens": 16})
+    lines += [f"curl {url}/v1/completions -H 'Content-Type: application/json' \\", f"  -d '{body}'", ""]
+    return [*lines, stop]
+
+
+def place(member: MemberStatus) -> str:
+    """Say where a worker runs: node, and the cores or GPUs it has there."""
+    if member.cores:
+        return f"{member.node}, core{'s' if len(member.cores) > 1 else ''} {', '.join(map(str, member.cores))}"
+    return member.node
+
+
+def status_lines(status: ClusterStatus, report: RouterReport, *, url: str, ray_tools: str) -> list[str]:
+    """Write what runs as a table, and what happened last."""
+    reason = f" ({report.reason})" if report.reason else ""
+    lines = [f"{status.model} at {url or 'no address yet'}: {report.health}{reason}", ""]
+    header = ("NAME", "STATE", "EPOCH", "PID", "PAIRING", "RUNNING", "WAITING", "KV BLOCKS", "ADDRESS", "NODE")
+    lines += _table([header, *(_row(member, report.loads.get(member.name)) for member in status.members)])
+    ended = [f"{m.name} ended: {m.reason}; log: {m.log_path}" for m in status.members if m.state == "ended"]
+    lines += ["", *ended] if ended else []
+    lines += ["", f"Ray      {ray_tools}", f"members  version {status.membership_version}"]
+    lines += ["", "last events:"] + [f"  {e.elapsed_s:8.1f} s  {e.subject}: {e.what}" for e in status.events[-8:]]
+    return lines
+
+
+def _row(member: MemberStatus, load: RouterLoad | None) -> tuple[str, ...]:
+    state = "draining" if load and load.draining else member.state
+    pid = str(member.pid or "-")
+    if member.role is None:
+        return (member.name, state, "-", pid, "-", "-", "-", "-", member.address or "-", member.node)
+    loads = ("-", "-", "-")
+    if load is not None:
+        loads = (str(load.running), str(load.waiting), f"{load.kv_blocks_used}/{load.kv_blocks_total}")
+    pairing, address = member.fingerprint or "-", member.address or "-"
+    return (member.name, state, str(member.epoch), pid, pairing, *loads, address, place(member))
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

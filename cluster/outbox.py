@@ -1,0 +1,88 @@
+"""What a session has produced and not yet sent, gathered per call.
+
+Owns the joining of consecutive data into chunks and the count of unsent bytes. Must not know gRPC's transport, tasks
+or workers.
+"""
+
+from __future__ import annotations
+
+from cluster import codec
+from cluster.pb import worker_pb2 as pb
+
+
+class Outbox:
+    """Collects replies until `take` turns them into chunks: one per call, calls in order of their first data."""
+
+    def __init__(self) -> None:
+        self._pending: dict[int, _Pending] = {}  # all and only the calls with something unsent
+        self.unsent_bytes = 0
+        self.appended = 0  # grows with every addition: tells whether a pass of the loop brought anything
+
+    def __bool__(self) -> bool:
+        """Tell whether anything is unsent."""
+        return bool(self._pending)
+
+    def start(self, call_id: int, status: int, headers: tuple[tuple[str, str], ...]) -> None:
+        """Add status and headers of a reply."""
+        pending = self._of(call_id)
+        pending.status = status
+        pending.headers = headers
+
+    def body(self, call_id: int, data: bytes) -> None:
+        """Add the next bytes of a reply."""
+        self._of(call_id).parts.append(data)
+        self.unsent_bytes += len(data)
+
+    def end(self, call_id: int, error: str = "", message: str = "") -> None:
+        """Add the end of a reply; with `error`, the name of a core error, it is incomplete."""
+        pending = self._of(call_id)
+        pending.last = True
+        pending.error = error
+        pending.message = message
+
+    def drop(self, call_id: int) -> None:
+        """Forget what is unsent of a call."""
+        pending = self._pending.pop(call_id, None)
+        if pending is not None:
+            self.unsent_bytes -= sum(map(len, pending.parts))
+
+    def take(self) -> list[pb.Chunk]:
+        """Remove and return everything unsent."""
+        pending, self._pending, self.unsent_bytes = self._pending, {}, 0
+        return [entry.chunk(call_id) for call_id, entry in pending.items()]
+
+    def _of(self, call_id: int) -> _Pending:
+        self.appended += 1
+        pending = self._pending.get(call_id)
+        if pending is None:
+            pending = self._pending[call_id] = _Pending()
+        return pending
+
+
+class _Pending:
+    """The unsent part of one reply."""
+
+    __slots__ = ("error", "headers", "last", "message", "parts", "status")
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: tuple[tuple[str, str], ...] = ()
+        self.parts: list[bytes] = []
+        self.last = False
+        self.error = ""
+        self.message = ""
+
+    def chunk(self, call_id: int) -> pb.Chunk:
+        parts = self.parts
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        if not self.status and not self.last:  # the common case: a token in mid-stream
+            return pb.Chunk(call_id=call_id, data=data)
+        return pb.Chunk(
+            call_id=call_id,
+            status=self.status,
+            headers=codec.headers_to_pb(self.headers),
+            data=data,
+            last=self.last,
+            error=self.error,
+            error_message=self.message,
+        )

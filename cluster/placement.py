@@ -1,0 +1,152 @@
+"""Where each worker goes: from the pools and the nodes to one placement group per worker.
+
+Owns the arithmetic only; pure, so that it can be said before anything starts. Must not know Ray's API: nodes come in
+as values, bundles and node ids go out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from core.config.models import BatonConfig, PoolConfig
+from core.config.specs import gpus_per_worker, pool_config
+from core.errors import ConfigError
+from core.types import Role
+
+CONVENTION = {Role.PREFILL: "prefill_capable", Role.DECODE: "decode_capable"}
+MARK_SHARE = 0.001  # of a node's custom resource: enough to require it, too little to use it up
+_SLACK = 1e-6  # resources are floats to Ray
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One alive Ray node, with what it has and what of it is free."""
+
+    node_id: str
+    address: str  # IP address
+    total: Mapping[str, float]
+    free: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlacement:
+    """One worker, the resources of its placement group's only bundle, and the node it goes to."""
+
+    worker_id: str
+    role: Role
+    node_id: str
+    address: str  # IP address of the node
+    cpus: float
+    gpus: int
+    bundle: dict[str, float] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """What one worker of a pool needs."""
+
+    role: Role
+    index: int
+    cpus: float
+    gpus: int
+    mark: str | None  # custom resource its node must carry
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        asked = {"CPU": self.cpus, "GPU": float(self.gpus)}
+        if self.mark:
+            asked[self.mark] = MARK_SHARE
+        # Ray refuses an empty bundle: a worker that asks for nothing takes a trace of CPU.
+        return {name: amount for name, amount in asked.items() if amount > 0} or {"CPU": MARK_SHARE}
+
+
+def place_workers(config: BatonConfig, nodes: Sequence[Node]) -> tuple[WorkerPlacement, ...]:
+    """Give every worker of both pools a node, those hardest to place first; return them ordered by pool and index.
+
+    A pool whose `node_resource` is unset goes to nodes that carry `prefill_capable` or `decode_capable`, if any node
+    does. Among nodes that fit, the one with most of what the worker needs free wins, so replicas spread.
+    Raises ConfigError, naming pool, need and nodes, when a worker fits nowhere.
+    """
+    has_gpu = any(node.total.get("GPU", 0) > 0 for node in nodes)
+    asks = [ask for role in Role for ask in _asks(config, role, nodes, has_gpu=has_gpu)]
+    free = {node.node_id: dict(node.free) for node in nodes}
+    placed: dict[tuple[Role, int], WorkerPlacement] = {}
+    for ask in sorted(asks, key=lambda a: (a.mark is None, -a.gpus, -a.cpus)):
+        node = _best_node(ask, nodes, free)
+        if node is None:
+            raise ConfigError(_does_not_fit(ask, pool_config(config, ask.role), nodes, placed))
+        for name, amount in ask.bundle.items():
+            free[node.node_id][name] = free[node.node_id].get(name, 0) - amount
+        placed[ask.role, ask.index] = WorkerPlacement(
+            worker_id=f"{ask.role}-{ask.index}",
+            role=ask.role,
+            node_id=node.node_id,
+            address=node.address,
+            cpus=ask.cpus,
+            gpus=ask.gpus,
+            bundle=ask.bundle,
+        )
+    return tuple(placed[ask.role, ask.index] for ask in asks)
+
+
+def assign_cores(workers: Sequence[WorkerPlacement], cores: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Give the workers without GPU that share a node cores of their own; return the cores by worker id.
+
+    `cores` lists what each node lets its processes use, by node id. A worker gets as many as its whole `cpus`, at least
+    one. Nobody is pinned on a node with one worker or with fewer cores than its workers need.
+    """
+    assigned: dict[str, tuple[int, ...]] = {}
+    for node_id, available in cores.items():
+        shared = [w for w in workers if w.node_id == node_id and w.gpus == 0]
+        counts = [max(int(w.cpus), 1) for w in shared]
+        if len(shared) < 2 or sum(counts) > len(available):
+            continue
+        begin = 0
+        for worker, count in zip(shared, counts, strict=True):
+            assigned[worker.worker_id] = tuple(available[begin : begin + count])
+            begin += count
+    return assigned
+
+
+def _asks(config: BatonConfig, role: Role, nodes: Sequence[Node], *, has_gpu: bool) -> list[_Ask]:
+    pool = pool_config(config, role)
+    mark = pool.node_resource
+    if mark is None and any(node.total.get(CONVENTION[role], 0) > 0 for node in nodes):
+        mark = CONVENTION[role]
+    gpus = gpus_per_worker(pool, has_gpu=has_gpu)
+    return [_Ask(role, index, pool.cpus, gpus, mark) for index in range(pool.replicas)]
+
+
+def _best_node(ask: _Ask, nodes: Sequence[Node], free: Mapping[str, Mapping[str, float]]) -> Node | None:
+    fitting = [node for node in nodes if _fits(ask.bundle, free[node.node_id])]
+    scarce = "GPU" if ask.gpus else "CPU"
+    return max(fitting, key=lambda node: free[node.node_id].get(scarce, 0), default=None)
+
+
+def _fits(bundle: Mapping[str, float], free: Mapping[str, float]) -> bool:
+    return all(free.get(name, 0) >= amount - _SLACK for name, amount in bundle.items())
+
+
+def _does_not_fit(
+    ask: _Ask, pool: PoolConfig, nodes: Sequence[Node], placed: Mapping[tuple[Role, int], WorkerPlacement]
+) -> str:
+    needs = f"{ask.cpus:g} CPU" + (f", {ask.gpus} GPU" if ask.gpus else "")
+    if ask.mark:
+        needs += f" on a node with the resource {ask.mark!r}"
+    before = ", ".join(sorted(w.worker_id for w in placed.values()))
+    lines = [
+        f"pools.{ask.role}: worker {ask.index + 1} of {pool.replicas} fits on no node of Ray: it needs {needs}"
+        + (f", after {before} took theirs" if before else "")
+    ]
+    lines += [f"  node {node.address} has {_describe(node)}" for node in nodes] or ["  Ray has no node"]
+    keys = f"pools.{ask.role}.replicas or .cpus" + (" or .gpus" if ask.gpus else "")
+    lines.append(f"  lower {keys}, or give Ray a node that is large enough")
+    return "\n".join(lines)
+
+
+def _describe(node: Node) -> str:
+    parts = [f"{node.free.get(name, 0):g} of {node.total.get(name, 0):g} {name} free" for name in ("CPU", "GPU")]
+    known = ("CPU", "GPU", "memory", "object_store_memory")
+    marks = [n for n in sorted(node.total) if n not in known and not n.startswith(("node:", "accelerator_type:"))]
+    return ", ".join(parts) + (f", resources {', '.join(marks)}" if marks else "")

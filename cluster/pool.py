@@ -1,0 +1,200 @@
+"""The workers a router can use: one session per announced worker, kept up, and the view that policies read.
+
+Owns sessions and the cache of the view. Must not choose a worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Final
+
+from cluster.membership import MembershipSource
+from cluster.session_client import WorkerSession
+from core.errors import BatonError
+from core.types import ClusterView, Membership, WorkerRecord, WorkerView
+
+_LOG = logging.getLogger(__name__)
+
+_CONNECT_S: Final = 5.0
+_FIRST_BACK_OFF_S: Final = 0.1
+_MAX_BACK_OFF_S: Final = 2.0
+_STEADY_S: Final = 10.0  # a session that lived this long starts the back-off anew
+_RETIRE_S: Final = 600.0  # for the calls that run on a worker no longer announced
+
+
+class WorkerPool:
+    """Follows a membership and keeps a session to each member; `start` it, `close` it."""
+
+    def __init__(self, source: MembershipSource, *, token: str) -> None:
+        self._source = source
+        self._token = token
+        self._membership: Membership | None = None
+        self._members: dict[str, _Member] = {}  # all and only the workers announced, by id, in order of id
+        self._tasks: set[asyncio.Task[None]] = set()  # all and only the tasks not done: members, retired ones, follower
+        self._view: ClusterView | None = None  # None: something changed since it was made
+        self._change: asyncio.Future[None] | None = None  # shared by all who wait for a change
+
+    @property
+    def membership(self) -> Membership | None:
+        """The membership in force; None until the source told the first."""
+        return self._membership
+
+    async def start(self) -> None:
+        """Begin to follow the source; returns before any worker is connected (see `wait_changed`)."""
+        self._spawn(self._follow(), "membership")
+
+    async def close(self) -> None:
+        """End every session; calls in flight fail with WorkerLost; idempotent."""
+        self._members.clear()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._changed()
+
+    def view(self) -> ClusterView:
+        """Return the workers that are connected and take work; the same object until something changes."""
+        if self._view is None:
+            views = (member.view() for member in self._members.values())
+            self._view = ClusterView(tuple(view for view in views if view is not None))
+        return self._view
+
+    def session(self, worker_id: str) -> WorkerSession | None:
+        """Return the live session to a worker; None when it is not announced or not connected."""
+        member = self._members.get(worker_id)
+        if member is None or member.session is None or not member.session.alive:
+            return None
+        return member.session
+
+    async def wait_changed(self, timeout_s: float) -> bool:
+        """Wait until the view may differ from what it is at the call; return False if `timeout_s` passed first."""
+        if self._change is None or self._change.done():
+            self._change = asyncio.get_running_loop().create_future()
+        change = self._change
+        await asyncio.wait([change], timeout=timeout_s)
+        return change.done()
+
+    async def _follow(self) -> None:
+        async for membership in self._source.watch():
+            self._adopt(membership)
+
+    def _adopt(self, membership: Membership) -> None:
+        announced = {record.worker_id: record for record in membership.workers}
+        before, self._members = self._members, {}
+        for worker_id in sorted(announced):
+            member = before.pop(worker_id, None)
+            if member is not None and member.record != announced[worker_id]:
+                member.retire()
+                member = None
+            self._members[worker_id] = member or self._join(announced[worker_id])
+        for member in before.values():
+            member.retire()
+        self._membership = membership
+        _LOG.info("membership %d: %s", membership.version, ", ".join(self._members) or "no workers")
+        self._changed()
+
+    def _join(self, record: WorkerRecord) -> _Member:
+        member = _Member(record, token=self._token, on_change=self._changed)
+        member.task = self._spawn(member.keep(), f"worker-{record.worker_id}")
+        return member
+
+    def _spawn(self, body: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(body, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+        return task
+
+    def _reap(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _LOG.error("%s is followed no longer", task.get_name(), exc_info=task.exception())
+
+    def _changed(self) -> None:
+        self._view = None
+        if self._change is not None and not self._change.done():
+            self._change.set_result(None)
+
+
+class _Member:
+    """One announced worker and the session to it."""
+
+    task: asyncio.Task[None]
+
+    def __init__(self, record: WorkerRecord, *, token: str, on_change: Callable[[], None]) -> None:
+        self.record = record
+        self.session: WorkerSession | None = None
+        self._token = token
+        self._on_change = on_change
+        self._retired = False
+        self._over = asyncio.Event()  # the session is lost, or retired and idle
+        self._view: WorkerView | None = None
+        self._view_is_stale = True
+
+    def view(self) -> WorkerView | None:
+        """Return the worker as policies see it; None if it takes no work."""
+        if self._view_is_stale:
+            self._view_is_stale = False
+            self._view = self._make_view()
+        return self._view
+
+    def retire(self) -> None:
+        """End the session once its calls have ended; the member has left the pool's view."""
+        self._retired = True
+        if self.session is None or not self.session.inflight_requests:
+            self.task.cancel()
+        else:
+            asyncio.get_running_loop().call_later(_RETIRE_S, self.task.cancel)
+
+    async def keep(self) -> None:
+        """Keep a session to the worker until the task is cancelled or the member has retired."""
+        loop = asyncio.get_running_loop()
+        back_off_s = _FIRST_BACK_OFF_S
+        while not self._retired:
+            began_s = loop.time()
+            reason = await self._keep_once()
+            if self._retired:
+                break
+            if loop.time() - began_s > _STEADY_S:
+                back_off_s = _FIRST_BACK_OFF_S
+            _LOG.warning("%s; next try in %.1f s", reason, back_off_s)
+            await asyncio.sleep(back_off_s)
+            back_off_s = min(2 * back_off_s, _MAX_BACK_OFF_S)
+
+    async def _keep_once(self) -> str:
+        """Hold one session from connecting to its end; return why it ended."""
+        session = WorkerSession(self.record, token=self._token, on_change=self._changed)
+        try:
+            await session.connect(_CONNECT_S)
+            self.session = session
+            self._changed()
+            _LOG.info("worker %s connected at %s", self.record.worker_id, self.record.address)
+            await self._over.wait()
+            return f"{self.record.worker_id}: {session.lost_reason or 'retired'}"
+        except BatonError as exc:
+            return str(exc)
+        finally:
+            self.session = None
+            self._over.clear()
+            await session.close()
+
+    def _changed(self) -> None:
+        self._view_is_stale = True
+        session = self.session
+        if session is not None and (not session.alive or (self._retired and not session.inflight_requests)):
+            self._over.set()
+        if not self._retired:
+            self._on_change()
+
+    def _make_view(self) -> WorkerView | None:
+        session = self.session
+        if session is None or not session.alive or session.state.draining:
+            return None
+        return WorkerView(
+            record=self.record,
+            hello=session.hello,
+            state=session.state,
+            inflight_requests=session.inflight_requests,
+            inflight_prompt_tokens=session.inflight_prompt_tokens,
+        )

@@ -1,0 +1,60 @@
+"""What must hold before anything is started.
+
+Owns the checks of this machine: model folder, router port, and what pools may take here when Ray is our own. Must not
+start anything.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from cluster.placement import Node
+from cluster.ray_runtime import LOOPBACK
+from cluster.topology import node_gpus
+from core.config.model_files import looks_like_folder, model_location
+from core.config.models import BatonConfig
+from core.errors import ConfigError
+
+
+def check_model(config: BatonConfig, base: Path) -> str:
+    """Say what is served and from where. Raises ConfigError when it must be a folder and is none that holds a model."""
+    path = config.model.path
+    location = model_location(path, base)
+    if not os.path.isdir(location):
+        if looks_like_folder(path):
+            raise ConfigError(f"model.path: there is no folder {path}" + _below(base, path))
+        return f"{path}, from the hub or its cache"
+    if not os.path.isfile(os.path.join(location, "config.json")):
+        raise ConfigError(f"model.path: {location} holds no config.json, so it is no model in Hugging Face format")
+    for adapter in config.model.lora:
+        if looks_like_folder(adapter.path) and not os.path.isdir(model_location(adapter.path, base)):
+            where = _below(base, adapter.path)
+            raise ConfigError(f"model.lora: there is no folder {adapter.path}{where}, of adapter {adapter.name}")
+    return location
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise ConfigError when the router could not listen on `host` and `port`; 0 is any free port."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port left lately is free
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as exc:
+        raise ConfigError(
+            f"router.port: cannot listen on {host}:{port}: {exc.strerror or exc}; "
+            f"choose another with --set router.port=PORT, or 0 for any free one"
+        ) from exc
+
+
+def this_machine() -> Node:
+    """Describe this machine as the only node of a Ray of our own."""
+    has = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(len(node_gpus()))}
+    return Node(node_id="", address=LOOPBACK, total=has, free=has)
+
+
+def _below(base: Path, path: str) -> str:
+    return "" if os.path.isabs(os.path.expanduser(path)) else f" in {base}"

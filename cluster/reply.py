@@ -1,0 +1,134 @@
+"""The router's end of one call: what has arrived of its reply and nobody has read.
+
+Owns the buffer and the one reader that may wait on it. Must not know the stream that fills it. On the router's hot
+path: no task, queue or lock per reply or token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from core.errors import BatonError, EngineFailed, Overloaded
+
+Headers = tuple[tuple[str, str], ...]
+
+
+class Reply:
+    """One reply, read by one coroutine at a time; made by WorkerSession.submit and fed by its session."""
+
+    __slots__ = (
+        "_ended",
+        "_error",
+        "_headers",
+        "_max_unread_bytes",
+        "_on_abort",
+        "_parts",
+        "_status",
+        "_unread_bytes",
+        "_waiter",
+        "call_id",
+        "prompt_tokens",
+    )
+
+    def __init__(
+        self,
+        call_id: int,
+        *,
+        prompt_tokens: int,
+        max_unread_bytes: int,
+        on_abort: Callable[[Reply], None],
+    ) -> None:
+        self.call_id = call_id
+        self.prompt_tokens = prompt_tokens  # that the worker still owes the prefill of
+        self._max_unread_bytes = max_unread_bytes
+        self._on_abort = on_abort
+        self._status = 0
+        self._headers: Headers = ()
+        self._parts: list[bytes] = []
+        self._unread_bytes = 0
+        self._ended = False
+        self._error: BatonError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will arrive."""
+        return self._ended
+
+    async def head(self) -> tuple[int, Headers]:
+        """Wait for status and headers.
+
+        Raises the error the call failed with (any of core.errors; WorkerLost when the stream died).
+        """
+        while not self._status:
+            if self._ended:
+                raise self._error if self._error is not None else EngineFailed("the reply ended before it began")
+            await self._arrival()
+        return self._status, self._headers
+
+    async def read(self) -> bytes:
+        """Return all bytes that have arrived; wait if there are none; b"" means that the reply is complete.
+
+        Raises the error the call failed with, after the bytes that came before it.
+        """
+        while not self._parts:
+            if self._ended:
+                if self._error is not None:
+                    raise self._error
+                return b""
+            await self._arrival()
+        parts = self._parts
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        self._unread_bytes = 0
+        return data
+
+    def abort(self) -> None:
+        """Stop the call on the worker and drop what is unread; nothing happens if the reply has ended."""
+        self._cut_off(BatonError("the call was aborted here"))
+
+    def add_head(self, status: int, headers: Headers) -> None:
+        """Take status and headers from the stream."""
+        self._status = status
+        self._headers = headers
+        self._wake()
+
+    def add_body(self, data: bytes) -> None:
+        """Take bytes from the stream; abort the call when its reader lags by more than the limit.
+
+        One piece is taken whatever its size, since it is in memory already: a limit of 4 MiB does not fail a unary
+        reply of 20 MiB.
+        """
+        if self._unread_bytes > self._max_unread_bytes:
+            self._cut_off(Overloaded(f"the reply's reader is {self._unread_bytes} bytes behind"))
+            return
+        self._parts.append(data)
+        self._unread_bytes += len(data)
+        self._wake()
+
+    def end(self, error: BatonError | None) -> None:
+        """Take the end of the reply, or the error that cut it short."""
+        if not self._ended:
+            self._ended = True
+            self._error = error
+            self._wake()
+
+    async def _arrival(self) -> None:
+        assert self._waiter is None, "a reply has one reader"
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _cut_off(self, error: BatonError) -> None:
+        if not self._ended:
+            self._on_abort(self)
+            self._parts.clear()
+            self._unread_bytes = 0
+            self.end(error)

@@ -1,0 +1,300 @@
+"""The router's end of the stream to one worker: many calls over one bidirectional gRPC stream.
+
+Owns the stream, the calls in flight on it and the verdict that the worker is lost. Must not know membership, nor what
+a call is about. One task reads frames and one writes commands, whatever the number of calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import grpc
+import grpc.aio
+
+from cluster import channel, codec
+from cluster.pb import worker_pb2 as pb
+from cluster.reply import Reply
+from core.engine import HttpCall
+from core.errors import BatonError, Overloaded, PayloadTooLarge, Unauthorized, WorkerLost
+from core.types import Handover, Leg, WorkerHello, WorkerRecord, WorkerState
+
+_LOG = logging.getLogger(__name__)
+
+DEFAULT_MAX_UNREAD_BYTES: Final = 4 << 20
+DEFAULT_MAX_QUEUED_COMMANDS: Final = 10_000
+_MAX_QUEUED_BYTES: Final = 1 << 30
+_TICK_S: Final = 0.25
+_CLOSE_S: Final = 2.0
+
+
+class WorkerSession:
+    """One stream to one worker; made once, never reconnected: a lost session is replaced by a new object."""
+
+    def __init__(
+        self,
+        record: WorkerRecord,
+        *,
+        token: str,
+        on_change: Callable[[], None],
+        max_body_bytes: int = channel.DEFAULT_MAX_BODY_BYTES,
+        max_unread_bytes: int = DEFAULT_MAX_UNREAD_BYTES,
+        max_queued_commands: int = DEFAULT_MAX_QUEUED_COMMANDS,
+        silence_s: float = channel.SILENCE_S,
+    ) -> None:
+        """Prepare a session; `on_change` is called when state, liveness or calls in flight changed."""
+        self._record = record
+        self._token = token
+        self._on_change = on_change
+        self._max_body_bytes = max_body_bytes
+        self._max_unread_bytes = max_unread_bytes
+        self._max_queued_commands = max_queued_commands
+        self._max_silent_ticks = max(1, round(silence_s / _TICK_S))
+        self._hello: WorkerHello | None = None
+        self._state = WorkerState()
+        self._alive = False
+        self._channel: grpc.aio.Channel | None = None
+        self._stream: grpc.aio.StreamStreamCall | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._replies: dict[int, Reply] = {}  # all and only the calls submitted and not ended
+        self._prompt_tokens = 0  # sum of Reply.prompt_tokens over _replies
+        self._next_call_id = 1
+        self._commands: deque[pb.Command] = deque()
+        self._queued_bytes = 0
+        self._writer_waiter: asyncio.Future[None] | None = None
+        self._heard = False
+        self._silent_ticks = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self.lost = asyncio.Event()
+        self.lost_reason = ""
+        self.idle = asyncio.Event()  # set while no call is in flight
+        self.idle.set()
+
+    @property
+    def record(self) -> WorkerRecord:
+        """The worker as announced."""
+        return self._record
+
+    @property
+    def hello(self) -> WorkerHello:
+        """What the worker said of itself; only once connected."""
+        assert self._hello is not None, "connect first"
+        return self._hello
+
+    @property
+    def state(self) -> WorkerState:
+        """The worker's state in its latest frame."""
+        return self._state
+
+    @property
+    def alive(self) -> bool:
+        """Whether calls can be submitted."""
+        return self._alive
+
+    @property
+    def inflight_requests(self) -> int:
+        """Calls submitted here and not ended."""
+        return len(self._replies)
+
+    @property
+    def inflight_prompt_tokens(self) -> int:
+        """Prompt tokens of the calls whose prefill the worker still owes, as estimated by the submitter."""
+        return self._prompt_tokens
+
+    async def connect(self, timeout_s: float) -> WorkerHello:
+        """Open the stream and wait for the worker's hello; call once.
+
+        Raises Unauthorized when the token is refused, WorkerLost when the worker cannot be reached in time or is not
+        the one announced. A session that failed to connect is closed.
+        """
+        self._channel = channel.open_channel(self._record.address)
+        open_stream = self._channel.stream_stream(
+            channel.SESSION_METHOD,
+            request_serializer=pb.Command.SerializeToString,
+            response_deserializer=pb.Frame.FromString,
+        )
+        try:
+            async with asyncio.timeout(timeout_s):
+                self._stream = open_stream(metadata=channel.token_metadata(self._token))
+                frame = await self._stream.read()
+            self._hello = self._greeted(frame)
+        except (TimeoutError, grpc.aio.AioRpcError, BatonError) as exc:
+            await self.close()
+            raise self._connect_failure(exc, timeout_s) from exc
+        except BaseException:
+            await self.close()
+            raise
+        self._alive = True
+        self._take_frame(frame)
+        name = self._record.worker_id
+        self._tasks = [
+            asyncio.create_task(self._read_frames(), name=f"frames-{name}"),
+            asyncio.create_task(self._write_commands(), name=f"commands-{name}"),
+        ]
+        self._timer = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
+        return self._hello
+
+    def submit(self, leg: Leg, call: HttpCall, handover: Handover | None, *, prompt_tokens: int = 0) -> Reply:
+        """Send one leg of a request to the worker; return at once.
+
+        `prompt_tokens` is what the worker has to prefill, counted until its first output byte; a decode leg owes none.
+        Raises WorkerLost, PayloadTooLarge for a body beyond the limit, Overloaded when the worker takes no commands.
+        """
+        if not self._alive:
+            raise WorkerLost(f"{self._record.worker_id}: {self.lost_reason or 'not connected'}")
+        size_bytes = len(call.body)
+        if size_bytes > self._max_body_bytes:
+            raise PayloadTooLarge(f"the body has {size_bytes} bytes, the limit is {self._max_body_bytes}")
+        if len(self._commands) >= self._max_queued_commands or self._queued_bytes + size_bytes > _MAX_QUEUED_BYTES:
+            raise Overloaded(f"{len(self._commands)} commands wait for {self._record.worker_id}")
+        call_id = self._next_call_id
+        self._next_call_id += 1
+        owed = 0 if leg is Leg.DECODE else prompt_tokens
+        reply = Reply(call_id, prompt_tokens=owed, max_unread_bytes=self._max_unread_bytes, on_abort=self._abort)
+        self._replies[call_id] = reply
+        self._prompt_tokens += owed
+        self.idle.clear()
+        self._queued_bytes += size_bytes
+        self._send(codec.submit_command(codec.Submission(call_id, leg, call, handover)))
+        self._on_change()
+        return reply
+
+    def cancel_transfer(self, transfer_id: str, reason: str) -> None:
+        """Tell the worker that a hand-over will not come; a lost worker needs no telling."""
+        self._send(pb.Command(cancel_transfer=pb.CancelTransfer(transfer_id=transfer_id, reason=reason)))
+
+    def drain(self) -> None:
+        """Tell the worker to take no new legs."""
+        self._send(pb.Command(drain=pb.Drain()))
+
+    async def close(self) -> None:
+        """End the stream; calls in flight fail with WorkerLost; idempotent."""
+        self._lose("the session was closed")
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_CLOSE_S)
+        self._tasks = []
+        opened, self._channel = self._channel, None
+        if opened is not None:
+            await opened.close()
+
+    def _greeted(self, frame: pb.Frame) -> WorkerHello:
+        if frame is grpc.aio.EOF or not frame.HasField("hello"):
+            raise WorkerLost("the stream did not begin with a hello")
+        hello = codec.hello_from_pb(frame.hello)
+        if (hello.worker_id, hello.epoch) != (self._record.worker_id, self._record.epoch):
+            raise WorkerLost(f"{self._record.address} is {hello.worker_id} of epoch {hello.epoch}")
+        return hello
+
+    def _connect_failure(self, exc: BaseException, timeout_s: float) -> BatonError:
+        name = f"{self._record.worker_id} at {self._record.address}"
+        if isinstance(exc, TimeoutError):
+            return WorkerLost(f"{name} did not answer within {timeout_s} s")
+        if isinstance(exc, grpc.aio.AioRpcError):
+            if exc.code() is grpc.StatusCode.UNAUTHENTICATED:
+                return Unauthorized(f"{name}: {exc.details()}")
+            return WorkerLost(f"{name}: {exc.details() or exc.code().name}")
+        return WorkerLost(f"{name}: {exc}")
+
+    def _send(self, command: pb.Command) -> None:
+        if not self._alive:
+            return
+        self._commands.append(command)
+        if self._writer_waiter is not None and not self._writer_waiter.done():
+            self._writer_waiter.set_result(None)
+
+    def _abort(self, reply: Reply) -> None:
+        self._forget(reply)
+        self._send(pb.Command(abort=pb.Abort(call_id=reply.call_id)))
+
+    def _forget(self, reply: Reply) -> None:
+        if self._replies.pop(reply.call_id, None) is not None:
+            self._prompt_tokens -= reply.prompt_tokens
+            reply.prompt_tokens = 0
+            if not self._replies:
+                self.idle.set()
+            self._on_change()
+
+    async def _read_frames(self) -> None:
+        assert self._stream is not None
+        reason = "the worker ended the stream"
+        try:
+            while (frame := await self._stream.read()) is not grpc.aio.EOF:
+                self._take_frame(frame)
+        except grpc.aio.AioRpcError as exc:
+            reason = exc.details() or exc.code().name
+        except asyncio.CancelledError:
+            if not self.lost.is_set():  # cancelled by the stream's own end and not by close
+                reason = "the stream was cancelled"
+            self._lose(reason)
+            raise
+        self._lose(reason)
+
+    def _take_frame(self, frame: pb.Frame) -> None:
+        self._heard = True
+        replies = self._replies
+        for chunk in frame.chunks:
+            reply = replies.get(chunk.call_id)
+            if reply is not None:  # else it crossed the abort on the way
+                self._take_chunk(reply, chunk)
+        state = codec.state_from_pb(frame.state)
+        if state != self._state:
+            self._state = state
+            self._on_change()
+
+    def _take_chunk(self, reply: Reply, chunk: pb.Chunk) -> None:
+        if chunk.status:
+            reply.add_head(chunk.status, codec.headers_from_pb(chunk.headers))
+        data = chunk.data
+        if data:
+            if reply.prompt_tokens:
+                self._prompt_tokens -= reply.prompt_tokens
+                reply.prompt_tokens = 0
+                self._on_change()
+            reply.add_body(data)
+        if chunk.last:
+            reply.end(codec.error_from_name(chunk.error, chunk.error_message) if chunk.error else None)
+            self._forget(reply)
+
+    async def _write_commands(self) -> None:
+        assert self._stream is not None
+        try:
+            while True:
+                while not self._commands:
+                    self._writer_waiter = asyncio.get_running_loop().create_future()
+                    await self._writer_waiter
+                command = self._commands.popleft()
+                self._queued_bytes -= len(command.submit.body)
+                await self._stream.write(command)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as exc:
+            _LOG.debug("commands to %s end: %r", self._record.worker_id, exc)  # the reader learns why
+
+    def _tick(self) -> None:
+        # Counts ticks and not seconds, so that a stall of this process is not held against the worker.
+        self._silent_ticks = 0 if self._heard else self._silent_ticks + 1
+        self._heard = False
+        if self._silent_ticks >= self._max_silent_ticks:
+            self._lose(f"no frame for {self._silent_ticks * _TICK_S:g} s")
+            return
+        self._timer = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
+
+    def _lose(self, reason: str) -> None:
+        if self.lost.is_set():
+            return
+        self._alive = False
+        self.lost_reason = reason
+        self.lost.set()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._stream is not None:
+            self._stream.cancel()
+        self._commands.clear()
+        replies, self._replies, self._prompt_tokens = self._replies, {}, 0
+        for reply in replies.values():
+            reply.end(WorkerLost(f"{self._record.worker_id}: {reason}"))
+        self.idle.set()
+        self._on_change()

@@ -1,0 +1,203 @@
+"""Brings a cluster up, stage by stage, and says so.
+
+Owns the order: checks, Ray, plan, controller, first completion. Whoever calls takes down what a failed start left, by
+the record that is written before each thing that must be ended. Must not know how the workers themselves start.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster import preflight, ray_runtime
+from cluster.cluster_status import ClusterStatus, StartOrder
+from cluster.console import Console
+from cluster.interrupts import Interrupts
+from cluster.placement import place_workers
+from cluster.ray_head import HeadOptions, OwnRay, start_own_ray
+from cluster.router_probe import complete_once, router_url, wait_until_healthy
+from cluster.state import ClusterRecord, ProcessIdentity, StateDir
+from core.config.models import BatonConfig
+from core.config.specs import served_model_name
+from core.errors import ConfigError, StartFailed
+
+if TYPE_CHECKING:
+    from cluster.ray_actors import Handle
+
+RAY_START_S = 60.0
+FIRST_COMPLETION_S = 60.0
+HEALTHY_S = 15.0
+ASK_S = 10.0  # a controller answers at once
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class UpRequest:
+    """What `up` was asked for."""
+
+    config: BatonConfig
+    config_path: str | None
+    engine_kind: str = "vllm"  # "simulated" for tests
+    engine_args: tuple[str, ...] = ()  # for a simulated engine
+
+
+class Startup:
+    """One start of one cluster."""
+
+    def __init__(self, request: UpRequest, *, state: StateDir, console: Console, interrupts: Interrupts) -> None:
+        self._request = request
+        self._config = request.config
+        self._state = state
+        self._console = console
+        self._interrupts = interrupts
+
+    def run(self) -> tuple[ClusterRecord, ClusterStatus]:
+        """Bring everything up and return what runs.
+
+        Raises ConfigError before anything starts, StartFailed or Interrupted later; then the record tells what to end.
+        """
+        self._interrupts.install()
+        base = Path.cwd()
+        address = ray_runtime.ray_to_join(self._config.ray.address, os.environ, ray_runtime.running_rays())
+        self._check(base, own_ray=address is None)
+        record = self._claim(address)
+        record = self._join(record) if address is not None else self._start_ray(record)
+        order = self._plan(record, base)
+        controller = self._create_controller(order)
+        url = router_url(self._follow(controller))
+        status = self._prove(controller, url)
+        record = replace(record, url=url, model=status.model)
+        self._state.write(record)
+        return record, status
+
+    def _check(self, base: Path, *, own_ray: bool) -> None:
+        model = preflight.check_model(self._config, base)
+        router = self._config.router
+        preflight.check_port(router.host, router.port)
+        if own_ray:
+            place_workers(self._config, [preflight.this_machine()])
+        port = f"port {router.port} is free" if router.port else "any free port"
+        self._console.stage("preflight", f"model {model}; {port}" + ("; pools fit this machine" if own_ray else ""))
+
+    def _claim(self, address: str | None) -> ClusterRecord:
+        run_dir = self._state.new_run(time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
+        starter = ProcessIdentity.of(os.getpid())
+        assert starter is not None
+        record = ClusterRecord(
+            ray_address=address or "",
+            started_ray=address is None,
+            run_dir=str(run_dir),
+            config_path=self._request.config_path,
+            starter=starter,
+            model=served_model_name(self._config),
+        )
+        if not self._state.claim(record):
+            raise ConfigError(f"another command is working on {self._state.path}; see `status`")
+        return record
+
+    def _join(self, record: ClusterRecord) -> ClusterRecord:
+        ray_runtime.connect(record.ray_address)
+        self._interrupts.install()
+        from cluster import ray_actors
+
+        if ray_actors.names():
+            # Not ours to end: the record must not name it.
+            self._state.remove()
+            raise ConfigError(f"ray.address: another Baton runs on the Ray at {record.ray_address}")
+        self._console.stage("ray", f"joined {record.ray_address}")
+        return record
+
+    def _start_ray(self, record: ClusterRecord) -> ClusterRecord:
+        machine = preflight.this_machine()
+        own = start_own_ray(
+            HeadOptions(
+                num_cpus=int(machine.total["CPU"]),
+                num_gpus=int(machine.total["GPU"]),
+                dashboard=self._config.ray.dashboard,
+                log_path=Path(record.run_dir) / "ray.log",
+                timeout_s=RAY_START_S,
+            ),
+            check=self._interrupts.check,
+            on_started=lambda started: self._state.write(_with_ray(record, started)),
+        )
+        record = _with_ray(record, own)
+        ray_runtime.connect(own.address)
+        self._interrupts.install()
+        self._console.stage("ray", f"started at {own.address}, for this Baton only")
+        return record
+
+    def _plan(self, record: ClusterRecord, base: Path) -> StartOrder:
+        self._interrupts.check()
+        nodes = ray_runtime.alive_nodes()
+        placements = place_workers(self._config, nodes)
+        node_id = ray_runtime.this_node_id()
+        env_vars = {} if record.started_ray else {"PYTHONPATH": ray_runtime.python_path(os.environ)}
+        return StartOrder(
+            config=self._config,
+            placements=placements,
+            engine_kind=self._request.engine_kind,
+            engine_args=self._request.engine_args,
+            base=str(base),
+            run_dir=record.run_dir,
+            node_id=node_id,
+            address=next(node.address for node in nodes if node.node_id == node_id),
+            token=secrets.token_hex(16),
+            env_vars=env_vars,
+        )
+
+    def _create_controller(self, order: StartOrder) -> Handle:
+        from cluster import ray_actors
+        from cluster.controller import Controller
+
+        try:
+            return ray_actors.create_on_node(
+                Controller, order, name=ray_actors.CONTROLLER, node_id=order.node_id, env_vars=order.env_vars
+            )
+        except ValueError as exc:
+            raise StartFailed(f"the controller cannot be created on Ray: {exc}") from exc
+
+    def _follow(self, controller: Handle) -> str:
+        """Print what the controller reports until everything is ready; return the router's host:port."""
+        import ray
+
+        from cluster import ray_actors
+
+        timeout_s = self._config.ray.start_timeout_s
+        started = controller.start.remote(timeout_s)
+        deadline = time.monotonic() + timeout_s + ASK_S
+        last_number = 0
+        while True:
+            self._interrupts.check()
+            events = ray_actors.fetch(controller.events_after.remote(last_number, _POLL_S), ASK_S)
+            self._console.events(events)
+            last_number = events[-1].number if events else last_number
+            if not events and ray.wait([started], timeout=0)[0]:
+                return str(ray_actors.fetch(started, ASK_S))
+            if time.monotonic() > deadline:
+                raise StartFailed(f"the controller says nothing of its start after {timeout_s:g} s")
+
+    def _prove(self, controller: Handle, url: str) -> ClusterStatus:
+        """Show that requests are served: the router is healthy and one completion goes through."""
+        from cluster import ray_actors
+
+        wait_until_healthy(url, HEALTHY_S, self._interrupts.check)
+        took_s = complete_once(url, served_model_name(self._config), FIRST_COMPLETION_S)
+        self._interrupts.check()
+        self._console.stage("pair check", f"one completion in {took_s * 1000:.0f} ms, /health is 200")
+        status = ray_actors.fetch(controller.status.remote(), ASK_S)
+        assert isinstance(status, ClusterStatus)
+        return status
+
+
+def _with_ray(record: ClusterRecord, own: OwnRay) -> ClusterRecord:
+    return replace(
+        record,
+        ray_address=own.address,
+        ray=own.process,
+        ray_temp_dir=own.temp_dir,
+        dashboard_url=own.dashboard_url,
+    )

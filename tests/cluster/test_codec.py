@@ -1,0 +1,80 @@
+"""What is encoded is decoded to an equal value; what cannot be decoded says so with a core error."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster import codec
+from cluster.pb import worker_pb2 as pb
+from core.engine import HttpCall
+from core.errors import BatonError, WorkerError, error_classes
+from core.types import Fingerprint, Handover, Leg, Membership, Role, WorkerHello, WorkerRecord, WorkerState
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+u32 = st.integers(0, 2**32 - 1)
+u64 = st.integers(0, 2**64 - 1)
+seconds = st.floats(allow_nan=False)
+headers = st.lists(st.tuples(text, text), max_size=4).map(tuple)
+calls = st.builds(HttpCall, text, text, text, headers, st.binary(max_size=50))
+handovers = st.none() | st.builds(Handover, text, text, seconds)
+submissions = st.builds(codec.Submission, u64, st.sampled_from(Leg), calls, handovers)
+fingerprints = st.builds(Fingerprint, text, text, text, text, text, u32, text, u32, u32, text)
+hellos = st.builds(WorkerHello, text, st.sampled_from(Role), u64, text, u32, text, u32, fingerprints)
+states = st.builds(WorkerState, u32, u32, u32, u32, seconds, st.booleans())
+records = st.builds(WorkerRecord, text, st.sampled_from(Role), u64, text, text)
+memberships = st.builds(Membership, u64, st.lists(records, max_size=4).map(tuple))
+
+
+@given(submissions)
+def test_submission_survives_the_wire(value: codec.Submission) -> None:
+    wire = codec.submit_command(value).SerializeToString()
+    assert codec.submission_from_pb(pb.Command.FromString(wire).submit) == value
+
+
+@given(hellos)
+def test_hello_survives_the_wire(value: WorkerHello) -> None:
+    assert codec.hello_from_pb(pb.Hello.FromString(codec.hello_to_pb(value).SerializeToString())) == value
+
+
+@given(states)
+def test_state_survives_the_wire(value: WorkerState) -> None:
+    assert codec.state_from_pb(pb.WorkerState.FromString(codec.state_to_pb(value).SerializeToString())) == value
+
+
+@given(memberships)
+def test_membership_survives_the_wire(value: Membership) -> None:
+    wire = codec.membership_to_pb(value).SerializeToString()
+    assert codec.membership_from_pb(pb.Membership.FromString(wire)) == value
+
+
+@given(st.integers(3, 2**31 - 1))
+def test_leg_of_another_version_is_a_worker_error(number: int) -> None:
+    with pytest.raises(WorkerError, match=f"leg {number} is unknown"):
+        codec.submission_from_pb(pb.Submit(leg=number))  # type: ignore[arg-type]
+
+
+@given(text.filter(lambda name: name not in set(Role)))
+def test_role_of_another_version_is_a_worker_error(name: str) -> None:
+    with pytest.raises(WorkerError, match="is unknown"):
+        codec.hello_from_pb(pb.Hello(role=name))
+    with pytest.raises(WorkerError, match="is unknown"):
+        codec.membership_from_pb(pb.Membership(workers=[pb.WorkerRecord(role=name)]))
+
+
+def test_state_has_no_field_the_wire_lacks() -> None:
+    assert [f.name for f in pb.WorkerState.DESCRIPTOR.fields] == list(WorkerState.__dataclass_fields__)
+    assert [f.name for f in pb.Fingerprint.DESCRIPTOR.fields] == list(Fingerprint.__dataclass_fields__)
+    assert [f.name for f in pb.Hello.DESCRIPTOR.fields] == list(WorkerHello.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("kind", error_classes(), ids=lambda kind: kind.name)
+def test_every_error_keeps_its_class_and_message(kind: type[BatonError]) -> None:
+    error = codec.error_from_name(kind.name, "why")
+    assert (type(error), str(error)) == (kind, "why")
+
+
+def test_unknown_error_is_a_worker_error_that_names_it() -> None:
+    error = codec.error_from_name("from_the_future", "why")
+    assert (type(error), str(error)) == (WorkerError, "from_the_future: why")

@@ -1,0 +1,79 @@
+"""What commands print, by example."""
+
+from __future__ import annotations
+
+import io
+import json
+
+from cluster.cluster_status import ClusterEvent, ClusterStatus, MemberStatus
+from cluster.console import Console, RouterLoad, RouterReport, ready_lines, status_lines
+from core.config.models import BatonConfig
+from core.types import Role
+
+STATUS = ClusterStatus(
+    model="demo",
+    membership_version=3,
+    membership_address="127.0.0.1:4000",
+    members=(
+        MemberStatus(
+            "prefill-0", Role.PREFILL, "vm (::1)", "ready", epoch=1, pid=11, address="127.0.0.1:1",
+            fingerprint="db36a794", cores=(0, 1), log_path="/r/prefill-0.log",
+        ),
+        MemberStatus(
+            "decode-0", Role.DECODE, "vm (::1)", "ended", epoch=1, pid=12, log_path="/r/decode-0.log",
+            reason="exited with -9",
+        ),
+        MemberStatus("router", None, "127.0.0.1", "ready", pid=13, address="127.0.0.1:8000", log_path="/r/router.log"),
+    ),
+    events=(ClusterEvent(7, 12.34, "decode-0", "ended: exited with -9", is_failure=True),),
+)  # fmt: skip
+REPORT = RouterReport("degraded", "no decode worker", {"prefill-0": RouterLoad(2, 1, 30, 4096, draining=False)})
+
+
+def test_status_is_a_table_with_what_happened() -> None:
+    assert status_lines(STATUS, REPORT, url="http://127.0.0.1:8000", ray_tools="127.0.0.1:5000") == [
+        "demo at http://127.0.0.1:8000: degraded (no decode worker)",
+        "",
+        "NAME       STATE  EPOCH  PID  PAIRING   RUNNING  WAITING  KV BLOCKS  ADDRESS         NODE",
+        "prefill-0  ready  1      11   db36a794  2        1        30/4096    127.0.0.1:1     vm (::1), cores 0, 1",
+        "decode-0   ended  1      12   -         -        -        -          -               vm (::1)",
+        "router     ready  -      13   -         -        -        -          127.0.0.1:8000  127.0.0.1",
+        "",
+        "decode-0 ended: exited with -9; log: /r/decode-0.log",
+        "",
+        "Ray      127.0.0.1:5000",
+        "members  version 3",
+        "",
+        "last events:",
+        "      12.3 s  decode-0: ended: exited with -9",
+    ]
+
+
+def test_the_ready_block_holds_all_that_is_needed() -> None:
+    lines = ready_lines(BatonConfig(), STATUS, url="http://h:1", run_dir="/r", ray_tools="none", stop="Stop: down")
+    assert lines[:2] == ["Ready: http://h:1", "  model      demo"]
+    assert "  promise    interactive: TTFT 1000 ms, TPOT 100 ms, 90% of requests" in lines
+    curl = lines.index("curl http://h:1/v1/completions -H 'Content-Type: application/json' \\")
+    body = json.loads(lines[curl + 1].partition("'")[2].rstrip("'"))
+    assert body == {"model": "demo", "prompt": "To be, or not to be", "max_tokens": 16}
+    assert lines[-1] == "Stop: down"
+
+
+def test_json_alone_goes_to_stdout() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    console = Console(as_json=True, out=out, err=err)
+    console.stage("ray", "started\nsecond line")
+    console.result({"ok": True})
+    assert json.loads(out.getvalue()) == {"ok": True}
+    first, second = err.getvalue().splitlines()
+    assert first.endswith(" s  ray          started")
+    assert second.endswith("second line")
+    assert first.index("started") == second.index("second line")
+
+
+def test_plain_text_goes_to_stdout_without_json() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    console = Console(as_json=False, out=out, err=err)
+    console.block(["Ready"])
+    console.result({"ok": True})
+    assert (out.getvalue(), err.getvalue()) == ("\nReady\n\n", "")

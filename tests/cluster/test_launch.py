@@ -1,0 +1,149 @@
+"""A worker process is started, heard and ended, whatever happens to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import sys
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.launch import WorkerProcess
+from cluster.session_client import WorkerSession
+from core.engine import HttpCall
+from core.errors import StartFailed
+from core.types import Leg, Role, WorkerRecord
+from core.worker_spec import EngineSpec, WorkerSpec
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+READY_S = 60.0
+END_S = 20.0
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> WorkerSpec:
+    engine = EngineSpec(kind="simulated", model_path=str(tmp_path), served_model_name="m")
+    return WorkerSpec("decode-0", Role.DECODE, 3, "127.0.0.1", str(tmp_path), engine, token="secret")
+
+
+@pytest.fixture
+async def started(spec: WorkerSpec, tmp_path: Path) -> AsyncIterator[WorkerProcess]:
+    process = await WorkerProcess.start(spec, log_path=tmp_path / "worker.log")
+    yield process
+    process.kill()
+    async with asyncio.timeout(END_S):
+        await process.exited()
+
+
+async def test_a_ready_worker_is_what_its_spec_says(started: WorkerProcess, spec: WorkerSpec) -> None:
+    record = await started.ready(READY_S)
+    assert record == WorkerRecord("decode-0", Role.DECODE, 3, record.address, os.uname().nodename)
+    session = WorkerSession(record, token=spec.token, on_change=lambda: None)
+    try:
+        assert await session.connect(10) == started.hello
+        call = HttpCall("r", "GET", "/v1/models", (), b"")
+        async with asyncio.timeout(10):
+            assert (await session.submit(Leg.WHOLE, call, None).head())[0] == 200
+    finally:
+        await session.close()
+
+
+async def test_events_come_in_order(spec: WorkerSpec, tmp_path: Path) -> None:
+    events: list[Mapping[str, object]] = []
+    process = await WorkerProcess.start(spec, log_path=tmp_path / "worker.log", on_event=events.append)
+    await process.ready(READY_S)
+    assert await process.stop(END_S) == 0
+    assert [(e["event"], e.get("name")) for e in events] == [
+        ("stage", "engine"),
+        ("stage", "serving"),
+        ("ready", None),
+    ]
+
+
+async def test_the_spec_file_is_private(started: WorkerProcess, spec: WorkerSpec, tmp_path: Path) -> None:
+    await started.ready(READY_S)
+    assert stat.S_IMODE((tmp_path / "decode-0.spec.json").stat().st_mode) == 0o600
+
+
+async def test_a_worker_that_cannot_start_says_why(spec: WorkerSpec, tmp_path: Path) -> None:
+    wrong = replace(spec, engine=replace(spec.engine, kind="steam"))
+    process = await WorkerProcess.start(wrong, log_path=tmp_path / "worker.log")
+    with pytest.raises(StartFailed) as caught:
+        await process.ready(READY_S)
+    assert "config_error: engine.kind is 'steam'" in str(caught.value)
+    assert "end of" in str(caught.value)
+    assert await process.exited() == 1
+    assert any("steam" in line for line in process.last_log_lines(20))
+
+
+async def test_a_worker_that_is_not_ready_in_time_is_killed(started: WorkerProcess) -> None:
+    with pytest.raises(StartFailed, match="not ready after 0 s"):
+        await started.ready(0)
+    async with asyncio.timeout(END_S):
+        assert await started.exited() == -signal.SIGKILL
+    assert started.tree_pids() == ()
+
+
+async def test_a_killed_worker_is_noticed(started: WorkerProcess) -> None:
+    await started.ready(READY_S)
+    os.kill(started.pid, signal.SIGKILL)
+    async with asyncio.timeout(END_S):
+        assert await started.exited() == -signal.SIGKILL
+    assert started.tree_pids() == ()
+
+
+async def test_stop_ends_a_worker_that_does_not_listen(started: WorkerProcess) -> None:
+    await started.ready(READY_S)
+    os.kill(started.pid, signal.SIGSTOP)
+    assert await started.stop(0.1) == -signal.SIGKILL
+
+
+async def test_stopping_twice_is_harmless(started: WorkerProcess) -> None:
+    await started.ready(READY_S)
+    assert await started.stop(END_S) == 0
+    started.kill()
+    assert await started.stop(END_S) == 0
+
+
+async def test_a_worker_does_not_outlive_its_launcher(spec: WorkerSpec, tmp_path: Path) -> None:
+    """The launcher is killed outright; the pipe that only the worker holds then closes."""
+    program = (
+        "import asyncio, sys\n"
+        "from pathlib import Path\n"
+        "from cluster.launch import WorkerProcess\n"
+        "from core.worker_spec import WorkerSpec\n"
+        "async def main():\n"
+        "    spec = WorkerSpec.from_json(Path(sys.argv[1]).read_text())\n"
+        "    process = await WorkerProcess.start(spec, log_path=Path(sys.argv[2]))\n"
+        "    await process.ready(60)\n"
+        "    print(process.pid, flush=True)\n"
+        "    await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    spec_file = tmp_path / "given.json"
+    spec_file.write_text(spec.to_json())
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    launcher = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program, str(spec_file), str(tmp_path / "worker.log")),
+        stdout=asyncio.subprocess.PIPE,
+        env=environment,
+    )
+    assert launcher.stdout is not None
+    async with asyncio.timeout(READY_S):
+        worker_pid = int(await launcher.stdout.readline())
+    pidfd = os.pidfd_open(worker_pid)
+    gone = asyncio.Event()
+    asyncio.get_running_loop().add_reader(pidfd, gone.set)
+    try:
+        launcher.kill()
+        async with asyncio.timeout(END_S):
+            await launcher.wait()
+            await gone.wait()
+    finally:
+        asyncio.get_running_loop().remove_reader(pidfd)
+        os.close(pidfd)

@@ -1,0 +1,143 @@
+"""Followers learn the newest membership, keep it while no controller answers, and recognise a new controller."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+
+import pytest
+
+from cluster.membership import MembershipClient, MembershipServer, StaticMembership
+from core.errors import StartFailed, Unauthorized
+from core.types import Membership, Role, WorkerRecord
+
+HOST = "127.0.0.1"
+WAIT_S = 20.0
+
+
+def membership(version: int, *worker_ids: str) -> Membership:
+    return Membership(version, tuple(WorkerRecord(w, Role.DECODE, 1, f"h:{version}", "n") for w in worker_ids))
+
+
+@asynccontextmanager
+async def controller(
+    *published: Membership, port: int = 0, token: str = ""
+) -> AsyncIterator[tuple[MembershipServer, int]]:
+    server = MembershipServer(host=HOST, port=port, token=token)
+    for item in published:
+        server.publish(item)
+    bound = await server.start()
+    try:
+        yield server, bound
+    finally:
+        await server.stop()
+        await server.stop()
+
+
+class Follower:
+    """Collects what a client yields."""
+
+    def __init__(self, port: int, token: str = "") -> None:
+        self.seen: list[Membership] = []
+        self._changed = asyncio.Event()
+        self._client = MembershipClient(f"{HOST}:{port}", token)
+        self.task = asyncio.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        async for item in self._client.watch():
+            self.seen.append(item)
+            self._changed.set()
+
+    async def until(self, *, last: Membership) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while not self.seen or self.seen[-1] != last:
+                await self._changed.wait()
+                self._changed.clear()
+
+    async def __aenter__(self) -> Follower:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.task.cancel()
+        await asyncio.wait([self.task])
+
+
+async def test_static_membership_is_told_once() -> None:
+    assert [m async for m in StaticMembership(membership(3, "a")).watch()] == [membership(3, "a")]
+
+
+async def test_late_follower_gets_the_newest_at_once() -> None:
+    async with controller(membership(1, "a"), membership(2, "b")) as (server, port), Follower(port) as follower:
+        await follower.until(last=membership(2, "b"))
+        server.publish(membership(3, "b", "c"))
+        await follower.until(last=membership(3, "b", "c"))
+        async with Follower(port) as late:
+            await late.until(last=membership(3, "b", "c"))
+            assert late.seen == [membership(3, "b", "c")]
+        assert follower.seen == [membership(2, "b"), membership(3, "b", "c")]
+
+
+async def test_follower_of_a_controller_without_news_waits() -> None:
+    async with controller() as (server, port), Follower(port) as follower:
+        server.publish(membership(1))
+        await follower.until(last=membership(1))
+
+
+async def test_burst_of_publications_ends_with_the_newest() -> None:
+    async with controller(membership(1)) as (server, port), Follower(port) as follower:
+        await follower.until(last=membership(1))
+        for version in range(2, 500):
+            server.publish(membership(version, "a"))
+        await follower.until(last=membership(499, "a"))
+        assert len(follower.seen) < 20
+
+
+async def test_membership_is_kept_over_a_restart_with_the_same_version() -> None:
+    async with Follower(await free_port()) as idle:
+        assert idle.seen == []
+    async with controller(membership(7, "a")) as (_, port):
+        follower = Follower(port)
+        await follower.until(last=membership(7, "a"))
+    async with follower:
+        assert not follower.task.done()
+        async with controller(membership(7, "a"), port=port) as (server, _):
+            server.publish(membership(8, "a"))
+            await follower.until(last=membership(8, "a"))
+        assert follower.seen == [membership(7, "a"), membership(8, "a")]
+
+
+async def test_restarted_controller_may_count_anew() -> None:
+    async with controller(membership(7, "a")) as (_, port):
+        follower = Follower(port)
+        await follower.until(last=membership(7, "a"))
+    async with follower, controller(membership(1, "b"), port=port):
+        await follower.until(last=membership(1, "b"))
+
+
+@pytest.mark.parametrize("version", [4, 5])
+async def test_controller_never_goes_back(version: int) -> None:
+    server = MembershipServer(host=HOST)
+    server.publish(membership(5))
+    with pytest.raises(ValueError, match=f"version {version} does not follow 5"):
+        server.publish(membership(version))
+
+
+async def test_wrong_token_is_refused() -> None:
+    async with controller(membership(1), token="secret") as (_, port):
+        async with aclosing(MembershipClient(f"{HOST}:{port}", "wrong").watch()) as watch:  # type: ignore[type-var]
+            with pytest.raises(Unauthorized):
+                await anext(watch)
+        async with Follower(port, "secret") as follower:
+            await follower.until(last=membership(1))
+
+
+async def test_taken_port_is_an_error() -> None:
+    async with controller() as (_, port):
+        with pytest.raises(StartFailed):
+            await MembershipServer(host=HOST, port=port).start()
+
+
+async def free_port() -> int:
+    async with controller() as (_, port):
+        return port

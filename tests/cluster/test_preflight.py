@@ -1,0 +1,71 @@
+"""What is said before anything starts."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from cluster.preflight import check_model, check_port, this_machine
+from core.config.models import BatonConfig, LoraConfig, ModelConfig
+from core.errors import ConfigError
+
+
+def config(path: str, *adapters: str) -> BatonConfig:
+    lora = tuple(LoraConfig(name=f"a{i}", path=adapter) for i, adapter in enumerate(adapters))
+    return BatonConfig(model=ModelConfig(path=path, lora=lora))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "models" / "m"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_a_model_folder_is_found_below_the_base(model: Path, tmp_path: Path) -> None:
+    assert check_model(config("models/m"), tmp_path) == str(model)
+    assert check_model(config(str(model)), Path("/")) == str(model)
+
+
+def test_a_hub_id_is_left_to_the_engine(tmp_path: Path) -> None:
+    assert check_model(config("Qwen/Qwen3-0.6B"), tmp_path) == "Qwen/Qwen3-0.6B, from the hub or its cache"
+
+
+@pytest.mark.parametrize("path", ["./m", "/no/such/folder", "~/no/such/folder", "models/m/other"])
+def test_a_missing_folder_is_named(path: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"there is no folder {path}"):
+        check_model(config(path), tmp_path)
+
+
+def test_a_folder_without_a_model_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no config\.json"):
+        check_model(config("models"), tmp_path)
+
+
+def test_a_missing_adapter_is_named(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no folder \./lora in .*, of adapter a0"):
+        check_model(config(str(model), "./lora"), tmp_path)
+
+
+def test_a_taken_port_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"cannot listen on 127\.0\.0\.1:{port}: Address already in use"):
+            check_port("127.0.0.1", port)
+    check_port("127.0.0.1", port)
+    check_port("0.0.0.0", 0)
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.99:"):
+        check_port("192.0.2.99", 0)
+
+
+def test_this_machine_has_the_cores_this_process_may_use() -> None:
+    node = this_machine()
+    assert node.total["CPU"] == len(os.sched_getaffinity(0))
+    assert node.total == node.free

@@ -1,0 +1,130 @@
+"""The router as a child process: what it is told, how it starts, fails and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from cluster.host_events import Ended, HostEvent, RouterReady, Spawned
+from cluster.router_process import RouterFields, RouterProcess
+from cluster.state import CHECKOUT, ProcessIdentity
+from core.config.models import BatonConfig, RouterConfig, SLOClass, SLOConfig
+from router.spec import RouterSpec
+
+WAIT_S = 30.0
+
+
+@pytest.fixture
+def fields(tmp_path: Path) -> RouterFields:
+    config = BatonConfig(router=RouterConfig(port=0))
+    return RouterFields.from_config(config, membership_address="127.0.0.1:1", run_dir=str(tmp_path), token="secret")
+
+
+async def event(process: RouterProcess) -> HostEvent:
+    async with asyncio.timeout(WAIT_S):
+        return await process.next_event()
+
+
+async def pid_of(process: RouterProcess) -> int:
+    spawned = await event(process)
+    assert isinstance(spawned, Spawned)
+    return spawned.pid
+
+
+def test_the_router_understands_all_that_it_is_told() -> None:
+    classes = {"a": SLOClass(ttft_ms=250, tpot_ms=30), "b": SLOClass(ttft_ms=5000, tpot_ms=200, attainment=0.5)}
+    config = BatonConfig(slo=SLOConfig(classes=classes, default="b"), router=RouterConfig(port=1, max_body_mb=2))
+    told = RouterFields.from_config(config, membership_address="h:1", run_dir="/r", token="t")
+    own = RouterSpec.from_config(config, membership_address="h:1", run_dir="/r", token="t")
+    assert asdict(told) == {name: value for name, value in asdict(own).items() if name in asdict(told)}
+    unnamed = asdict(own).keys() - asdict(told).keys()
+    assert {name: getattr(own, name) for name in unnamed} == {"drain_s": 30.0}
+
+
+async def test_a_router_starts_and_ends(fields: RouterFields, tmp_path: Path) -> None:
+    process = await RouterProcess.start(fields, tmp_path / "router.log")
+    pid = await pid_of(process)
+    ready = await event(process)
+    assert isinstance(ready, RouterReady)
+    host, _, port = ready.address.rpartition(":")
+    socket.create_connection((host, int(port)), timeout=WAIT_S).close()
+    assert (tmp_path / "router.spec.json").stat().st_mode & 0o777 == 0o600
+    await process.stop(WAIT_S)
+    ended = await event(process)
+    assert isinstance(ended, Ended)
+    assert (ended.code, ended.reason) == (0, "exited with 0")
+    assert ProcessIdentity.of(pid) is None
+
+
+async def test_a_router_that_cannot_listen_tells_why(fields: RouterFields, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        process = await RouterProcess.start(replace(fields, port=port), tmp_path / "router.log")
+        await pid_of(process)
+        ended = await event(process)
+    assert isinstance(ended, Ended)
+    assert ended.code == 1
+    assert str(port) in ended.reason
+    assert any(str(port) in line for line in ended.last_log_lines)
+
+
+async def test_a_killed_router_is_noticed(fields: RouterFields, tmp_path: Path) -> None:
+    process = await RouterProcess.start(fields, tmp_path / "router.log")
+    pid = await pid_of(process)
+    assert isinstance(await event(process), RouterReady)
+    os.kill(pid, signal.SIGKILL)
+    ended = await event(process)
+    assert isinstance(ended, Ended)
+    assert (ended.code, ended.reason) == (-9, "exited with -9")
+    await process.stop(0)
+
+
+async def test_a_stop_without_grace_kills(fields: RouterFields, tmp_path: Path) -> None:
+    process = await RouterProcess.start(fields, tmp_path / "router.log")
+    pid = await pid_of(process)
+    await process.stop(0)
+    assert isinstance(await event(process), Ended)
+    assert ProcessIdentity.of(pid) is None
+
+
+async def test_a_router_does_not_outlive_its_parent(fields: RouterFields, tmp_path: Path) -> None:
+    """The parent is a process of its own, killed without a chance to clean up."""
+    code = (
+        "import asyncio, sys\n"
+        "from pathlib import Path\n"
+        "from cluster.router_process import *\n"
+        "from core.config.models import BatonConfig, RouterConfig\n"
+        "async def main(run_dir):\n"
+        "    config = BatonConfig(router=RouterConfig(port=0))\n"
+        "    fields = RouterFields.from_config(config, membership_address='127.0.0.1:1', run_dir=run_dir, token='')\n"
+        "    process = await RouterProcess.start(fields, Path(run_dir) / 'router.log')\n"
+        "    while True:\n"
+        "        print(await process.next_event(), flush=True)\n"
+        "asyncio.run(main(sys.argv[1]))\n"
+    )
+    parent = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code, str(tmp_path)), stdout=subprocess.PIPE, cwd=CHECKOUT
+    )
+    assert parent.stdout is not None
+    async with asyncio.timeout(WAIT_S):
+        spawned = (await parent.stdout.readline()).decode()
+        assert b"RouterReady" in await parent.stdout.readline()
+    child = os.pidfd_open(int(spawned.partition("pid=")[2].strip(")\n")))
+    try:
+        parent.kill()
+        await parent.wait()
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(child, ended.set)
+        async with asyncio.timeout(WAIT_S):
+            await ended.wait()
+        asyncio.get_running_loop().remove_reader(child)
+    finally:
+        os.close(child)

@@ -1,0 +1,253 @@
+"""The command line as a user meets it: exit codes, messages, JSON, and what it does not load."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+VERBS = ("validate", "up", "status", "down", "config", "version")
+GOOD = "router: {port: 8001}\nslo: {classes: {chat: {ttft_ms: 400, tpot_ms: 40}}, default: chat}\n"
+BAD = (
+    "slo:\n"
+    "  classes:\n"
+    "    chat:\n"
+    "      ttft_s: 0.4\n"
+    "      tpot_ms: 40ms\n"
+    "  default: nobody\n"
+    "router:\n"
+    "  prot: 8000\n"
+    "  port: 99999\n"
+)
+
+
+def baton(*arguments: str, cwd: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the program as a user would, without the caller's own BATON_ variables."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "baton.py"), *arguments],
+        cwd=cwd,
+        env=inherited | environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> str:
+    file = tmp_path / "good.yaml"
+    file.write_text(GOOD)
+    return str(file)
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> str:
+    file = tmp_path / "bad.yaml"
+    file.write_text(BAD)
+    return str(file)
+
+
+def test_help_names_each_verb_its_exit_codes_and_examples() -> None:
+    result = baton("--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [verb for verb in VERBS if f"\n    {verb} " not in result.stdout] == []
+    for text in ("exit codes:", "examples:", "BATON_STATE_DIR", "docs/configuration.md"):
+        assert text in result.stdout
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "config show"])
+def test_every_verb_has_help(verb: str) -> None:
+    result = baton(*verb.split(), "--help")
+    assert result.returncode == 0
+    assert result.stdout.startswith(f"usage: baton.py {verb}")
+    assert "--json" in result.stdout or verb == "config"
+
+
+def test_validate_accepts_a_good_file(good: str) -> None:
+    result = baton("validate", good)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[0] == f"{good}: valid"
+    assert "chat: TTFT 400 ms, TPOT 40 ms for 0.9 of requests" in result.stdout
+
+
+def test_validate_reports_every_error_with_its_line(bad: str) -> None:
+    result = baton("validate", bad)
+    assert (result.returncode, result.stdout) == (2, "")
+    lines = result.stderr.splitlines()
+    assert lines[0] == "error: 5 problems in the configuration:"
+    assert [line.split(": ")[0].strip().removeprefix(f"{bad}:") for line in lines[1:]] == ["4", "5", "6", "8", "9"]
+    assert "write ttft_ms: 400" in lines[1]
+    assert "did you mean port?" in lines[4]
+    assert "whole number from 0 to 65535" in lines[5]
+
+
+def test_validate_json_of_a_good_file(good: str) -> None:
+    result = baton("validate", good, "--json")
+    assert result.returncode == 0
+    assert json.loads(result.stdout) == {"ok": True, "config": good, "problems": [], "notes": []}
+
+
+def test_validate_json_of_a_bad_file(bad: str) -> None:
+    result = baton("validate", "--json", bad)
+    assert (result.returncode, result.stderr) == (2, "")
+    reply = json.loads(result.stdout)
+    assert (reply["ok"], reply["error"], len(reply["problems"])) == (False, "config_error", 5)
+    assert reply["problems"][-1] == {
+        "path": "router.port",
+        "message": "is out of range",
+        "source": f"{bad}:9",
+        "value": "99999",
+        "allowed": "whole number from 0 to 65535",
+        "suggestion": None,
+    }
+    assert reply["message"].startswith("5 problems in the configuration:\n")
+
+
+def test_a_missing_file_is_one_error_without_a_stack_trace(tmp_path: Path) -> None:
+    result = baton("validate", str(tmp_path / "no.yaml"))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == f"error: {tmp_path}/no.yaml: there is no such file\n"
+
+
+def test_a_stack_trace_is_shown_on_demand(tmp_path: Path) -> None:
+    result = baton("validate", str(tmp_path / "no.yaml"), BATON_DEBUG="1")
+    assert result.returncode == 2
+    assert "Traceback (most recent call last)" in result.stderr
+    assert "there is no such file" in result.stderr.splitlines()[-1]
+
+
+def test_layers_reach_the_program(good: str) -> None:
+    arguments = ("config", "show", good, "--effective", "--json", "--set", "kv.lease_s=7")
+    values = json.loads(baton(*arguments, BATON_ROUTER__HOST="0.0.0.0").stdout)
+    assert (values["router"]["port"], values["router"]["host"], values["kv"]["lease_s"]) == (8001, "0.0.0.0", 7.0)
+    wrong = baton("validate", good, BATON_ROUTER__PORT="many")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: BATON_ROUTER__PORT: router.port = many: is text")
+
+
+def test_config_show_writes_yaml_that_validates(good: str, tmp_path: Path) -> None:
+    shown = baton("config", "show", "--effective", good)
+    assert shown.returncode == 0
+    assert f"  port: 8001  # {good}:1\n" in shown.stdout
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(shown.stdout)
+    assert baton("validate", str(copy)).returncode == 0
+    assert baton("config", "show", str(copy), "--effective", "--json").stdout == (
+        baton("config", "show", good, "--effective", "--json").stdout
+    )
+
+
+def test_the_shipped_file_is_the_default_from_any_folder(tmp_path: Path) -> None:
+    result = baton("config", "show", "--effective", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "path: deploy/models/baton-demo" in result.stdout
+
+
+def test_a_folder_that_is_not_here_is_noted_but_no_error(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("model: {path: /no/such/folder}\n")
+    result = baton("validate", str(file))
+    assert result.returncode == 0
+    assert result.stderr.startswith("note: model.path: there is no folder /no/such/folder here")
+    assert len(json.loads(baton("validate", str(file), "--json").stdout)["notes"]) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("fly",), ("validate",), ("validate", "a", "b"), ("status", "--loud"), ("config",), ("up", "--mod", "x")],
+)
+def test_wrong_usage_is_exit_code_2_and_points_to_help(arguments: tuple[str, ...]) -> None:
+    result = baton(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+    assert "--help" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_wrong_usage_is_json_on_demand() -> None:
+    result = baton("status", "--loud", "--json")
+    assert (result.returncode, result.stderr) == (2, "")
+    assert json.loads(result.stdout)["error"] == "usage_error"
+
+
+def test_up_refuses_a_bad_file_before_anything_else(bad: str) -> None:
+    result = baton("up", bad, "--json")
+    assert result.returncode == 2
+    assert len(json.loads(result.stdout)["problems"]) == 5
+
+
+def test_the_model_flag_is_text_whatever_it_looks_like(good: str) -> None:
+    result = baton("up", good, "--model", "", "--json")
+    problems = json.loads(result.stdout)["problems"]
+    assert result.returncode == 2
+    assert [(p["path"], p["message"], p["value"]) for p in problems] == [("model.path", "must not be empty", "''")]
+
+
+def test_version_lists_what_is_installed() -> None:
+    versions = json.loads(baton("version", "--json").stdout)
+    assert set(versions) == {"baton", "python", "ray", "vllm"}
+    assert versions["python"] == ".".join(str(part) for part in sys.version_info[:3])
+    plain = baton("version").stdout
+    assert f"baton {versions['baton']}\n" in plain
+
+
+def test_status_without_a_cluster_is_exit_code_1_and_down_has_nothing_to_do(tmp_path: Path) -> None:
+    status = baton("status", "--json", BATON_STATE_DIR=str(tmp_path / "state"))
+    assert status.returncode == 1
+    assert json.loads(status.stdout)["ok"] is False
+    down = baton("down", BATON_STATE_DIR=str(tmp_path / "state"))
+    assert down.returncode == 0
+    assert "nothing runs" in down.stdout
+
+
+def test_arguments_that_are_no_text_are_reported(good: str) -> None:
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "baton.py"), "validate", good, "--json", "--set", b"router.host=\xff"],
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert json.loads(result.stdout)["problems"][0]["message"] == "holds bytes that are no text"
+
+
+def test_a_reader_that_goes_away_is_no_crash(good: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        result = subprocess.run(
+            [sys.executable, str(ROOT / "baton.py"), "config", "show", "--effective", good],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            timeout=120,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (result.returncode, result.stderr) == (1, b"")
+
+
+LOADED = "import runpy, sys\ntry:\n    runpy.run_path({path!r}, run_name='__main__')\nexcept SystemExit:\n    pass\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "absent"),
+    [
+        (("--help",), ("ray", "vllm", "torch", "grpc", "fastapi", "numpy", "pydantic", "yaml")),
+        (("validate", "deploy/slo.yaml"), ("ray", "vllm", "torch", "grpc", "fastapi", "numpy")),
+        (("version",), ("ray", "vllm", "torch", "grpc", "fastapi", "numpy", "pydantic")),
+    ],
+)
+def test_quick_verbs_load_nothing_heavy(arguments: tuple[str, ...], absent: tuple[str, ...]) -> None:
+    code = LOADED.format(path=str(ROOT / "baton.py")) + f"print('LOADED', [m for m in {absent!r} if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.stdout.splitlines()[-1] == "LOADED []", result.stdout + result.stderr
