@@ -1,0 +1,84 @@
+"""`python -m router --spec FILE`: run one router until SIGTERM or SIGINT.
+
+Owns the process: arguments, log, signals, events to the parent, exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from cluster.membership import MembershipClient
+from cluster.pool import WorkerPool
+from core.errors import BatonError
+from router.log import log_to
+from router.server import RouterServer, settle_garbage_collector
+from router.spec import RouterSpec
+
+LOG_FLUSH_S: Final = 1.0
+
+
+def main() -> int:
+    """Parse the arguments and run; 0 after a clean stop, 1 after an error that was told."""
+    parser = argparse.ArgumentParser(prog="router", description="Run one Baton router.")
+    parser.add_argument("--spec", type=Path, required=True, help="JSON file with a RouterSpec")
+    spec = RouterSpec.from_json(parser.parse_args().spec.read_text())
+    handler = log_to(Path(spec.run_dir) / "router.log")
+    try:
+        uvloop.run(_run(spec, handler))
+    except BatonError as exc:
+        _report(spec, {"event": "failed", "error": exc.name, "message": str(exc)})
+        sys.stderr.write(f"router: {exc}\n")
+        return 1
+    finally:
+        handler.close()
+    return 0
+
+
+async def _run(spec: RouterSpec, handler: logging.Handler) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    pool = WorkerPool(MembershipClient(spec.membership_address, spec.token), token=spec.token)
+    server = RouterServer(spec, pool)
+    address = await server.start()
+    settle_garbage_collector()
+    _report(spec, {"event": "ready", "address": address})
+    flusher = asyncio.create_task(_flush_log(handler), name="log")
+    waiting = [
+        asyncio.create_task(stopped.wait(), name="signal"),
+        asyncio.create_task(server.failed(), name="http-ended"),
+    ]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await server.stop()
+        for task in (flusher, *waiting):
+            task.cancel()
+        await asyncio.gather(flusher, *waiting, return_exceptions=True)
+
+
+async def _flush_log(handler: logging.Handler) -> None:
+    while True:
+        await asyncio.sleep(LOG_FLUSH_S)
+        handler.flush()
+
+
+def _report(spec: RouterSpec, event: dict[str, str]) -> None:
+    """Tell the parent process, which reads JSON lines."""
+    if spec.events_fd is not None:
+        os.write(spec.events_fd, json.dumps(event).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""The control routes: health, metrics, workers, version, schema; and the answer to every unknown route.
+
+Owns what FastAPI serves. None of it is on the path of a token. Must not relay to workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Final
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from core.types import ClusterView, WorkerView
+from router import VERSION
+from router.errors import error_json
+from router.health import Readiness
+from router.metrics import RouterMetrics
+from router.routes import OPERATIONS, WORKER_METRICS, relayed_paths
+
+_TITLE: Final = "Baton router"
+
+
+class HealthBody(BaseModel):
+    """Whether requests can be served."""
+
+    status: Annotated[str, Field(description="ok, degraded, starting, unavailable or stopping")]
+    reason: str
+    prefill_workers: int
+    decode_workers: int
+
+
+class LiveBody(BaseModel):
+    """The process runs."""
+
+    status: str = "ok"
+
+
+class VersionBody(BaseModel):
+    """What runs here; `version` is the engine's, as vLLM's own route has it."""
+
+    version: str | None
+    baton: str
+
+
+class WorkerBody(BaseModel):
+    """One connected worker."""
+
+    worker_id: str
+    role: str
+    epoch: int
+    address: str
+    node: str
+    model: str
+    engine: str
+    draining: bool
+    running: int
+    waiting: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+    inflight_requests: Annotated[int, Field(description="sent by this router and not ended")]
+
+
+class WorkersBody(BaseModel):
+    """The workers connected to this router."""
+
+    workers: list[WorkerBody]
+
+
+def control_app(*, readiness: Readiness, metrics: RouterMetrics, view: Callable[[], ClusterView]) -> FastAPI:
+    """Make the application that serves everything but the relayed routes."""
+    app = FastAPI(title=_TITLE, version=VERSION, docs_url=None, redoc_url=None)
+    _add_health(app, readiness)
+    _add_reports(app, metrics, view)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _internal_error)
+    app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
+    return app
+
+
+def _add_health(app: FastAPI, readiness: Readiness) -> None:
+    async def health() -> Response:
+        """Tell whether requests can be served; ready once a compatible pair of workers was there."""
+        found = readiness.check()
+        body = HealthBody(
+            status=found.status,
+            reason=found.reason,
+            prefill_workers=found.num_prefill,
+            decode_workers=found.num_decode,
+        )
+        headers = {} if found.can_serve else {"retry-after": "1"}
+        return JSONResponse(body.model_dump(), 200 if found.can_serve else 503, headers)
+
+    async def live() -> LiveBody:
+        """Tell that the process runs."""
+        return LiveBody()
+
+    for path in ("/health", "/ready"):
+        responses: dict[int | str, dict[str, object]] = {503: {"model": HealthBody}}
+        app.add_api_route(path, health, name=path[1:], response_model=HealthBody, responses=responses)
+        app.add_api_route(path, health, methods=["HEAD"], include_in_schema=False)
+    app.add_api_route("/live", live)
+    app.add_api_route("/live", live, methods=["HEAD"], include_in_schema=False)
+
+
+def _add_reports(app: FastAPI, metrics: RouterMetrics, view: Callable[[], ClusterView]) -> None:
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def report_metrics() -> Response:
+        """Write this router's metrics in Prometheus text."""
+        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/version")
+    async def version() -> VersionBody:
+        """Name the versions of engine and router."""
+        engines = sorted({w.hello.fingerprint.engine for w in view().workers})
+        return VersionBody(version=engines[0].split()[-1] if engines else None, baton=VERSION)
+
+    @app.get("/workers")
+    async def workers() -> WorkersBody:
+        """List the workers connected to this router."""
+        return WorkersBody(workers=[_worker_body(w) for w in view().workers])
+
+
+def _worker_body(worker: WorkerView) -> WorkerBody:
+    record, state = worker.record, worker.state
+    return WorkerBody(
+        worker_id=record.worker_id,
+        role=record.role,
+        epoch=record.epoch,
+        address=record.address,
+        node=record.node,
+        model=worker.hello.model,
+        engine=worker.hello.fingerprint.engine,
+        draining=state.draining,
+        running=state.num_running,
+        waiting=state.num_waiting,
+        kv_blocks_used=state.kv_blocks_used,
+        kv_blocks_total=state.kv_blocks_total,
+        inflight_requests=worker.inflight_requests,
+    )
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Answer an unknown route or a wrong method in OpenAI's shape."""
+    assert isinstance(error, HTTPException)
+    code, headers = error.status_code, dict(error.headers or {})
+    path, method = request.url.path, request.method
+    relayed, worker = OPERATIONS.get(path), WORKER_METRICS.match(path)
+    if code == 404 and (relayed is not None or (worker is not None and method != "GET")):
+        code, headers = 405, {"Allow": "GET" if relayed is None else relayed.method}
+    message = str(error.detail)
+    if code == 404:
+        message = f"no route {method} {path}" if worker is None else f"no worker is called {worker[1]!r}"
+    elif code == 405:
+        message = f"{path} takes {headers.get('Allow', 'another method')}, not {method}"
+    body = error_json(message, kind="invalid_request_error", code=code)
+    return Response(body, code, headers, media_type="application/json")
+
+
+async def _internal_error(request: Request, error: Exception) -> Response:
+    body = error_json("internal error", kind="baton_error", code=500)
+    return Response(body, 500, media_type="application/json")
+
+
+def _schema(app: FastAPI) -> dict[str, object]:
+    """Write the OpenAPI document of everything served, the relayed routes included."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=_TITLE, version=VERSION, routes=app.routes)
+        schema["paths"] |= relayed_paths()
+        app.openapi_schema = schema
+    return app.openapi_schema

@@ -1,0 +1,125 @@
+"""One request's record while it runs: what it is, where it went, when its bytes came, and how to break it off.
+
+Owns the measuring of a request. Must not talk to workers or clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+from router.body import BodyFacts
+from router.exchange import Exchange
+from router.routes import Operation
+from router.spec import SLOTarget
+
+_USAGE_KEY: Final = b'"completion_tokens":'
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What a client felt; None where it cannot be told."""
+
+    e2e_s: float
+    ttft_s: float | None
+    tpot_s: float | None
+    output_tokens: int
+
+    def meets(self, target: SLOTarget) -> bool:
+        """Judge against both targets of a class.
+
+        A client that does not stream sees all tokens at the end, so it is due the time a stream of them may take.
+        """
+        if self.ttft_s is None:
+            return self.e2e_s <= target.ttft_s + target.tpot_s * max(0, self.output_tokens - 1)
+        return self.ttft_s <= target.ttft_s and (self.tpot_s is None or self.tpot_s <= target.tpot_s)
+
+
+class Life:
+    """A request from the arrival of its head to the last byte of its answer; one task mutates it."""
+
+    __slots__ = (
+        "arrived_s",
+        "attempts",
+        "body_bytes",
+        "cause",
+        "chunk_s",
+        "decode",
+        "events",
+        "exchange",
+        "excluded",
+        "facts",
+        "first_s",
+        "operation",
+        "output_tokens",
+        "prefill",
+        "reason",
+        "retry_after_s",
+        "scope",
+        "slo",
+        "status",
+    )
+
+    def __init__(self, exchange: Exchange, operation: Operation, slo: SLOTarget, arrived_s: float) -> None:
+        self.exchange = exchange
+        self.operation = operation
+        self.slo = slo
+        self.facts = BodyFacts(0)
+        self.arrived_s = arrived_s
+        self.first_s: float | None = None  # first byte of a stream's body
+        self.chunk_s = arrived_s  # latest bytes of the body
+        self.body_bytes = 0
+        self.events = 0  # of a stream
+        self.output_tokens = 0  # of an answer that is not a stream
+        self.status = 0
+        self.prefill: str | None = None  # of the latest attempt
+        self.decode: str | None = None
+        self.reason = ""
+        self.attempts = 0
+        self.excluded: set[str] = set()  # all and only the workers that failed this request
+        self.retry_after_s: float | None = None
+        self.scope: asyncio.Timeout | None = None  # set exactly while the request may be broken off
+        self.cause: Exception | None = None  # why it was broken off
+
+    def break_off(self, cause: Exception) -> None:
+        """Stop whatever the request waits for; the first cause counts, and the deadline has none."""
+        if self.scope is not None and self.cause is None:
+            self.cause = cause
+            self.scope.reschedule(asyncio.get_running_loop().time())
+
+    def chunk(self, data: bytes, now_s: float) -> float | None:
+        """Note bytes of a stream as they pass; return the time since the bytes before, None for the first."""
+        gap_s = None if self.first_s is None else now_s - self.chunk_s
+        if self.first_s is None:
+            self.first_s = now_s
+        self.chunk_s = now_s
+        self.body_bytes += len(data)
+        self.events += data.count(b"\n\n")
+        return gap_s
+
+    def whole_body(self, body: bytes, now_s: float) -> None:
+        """Note an answer that came as one document."""
+        self.chunk_s = now_s
+        self.body_bytes = len(body)
+        at = body.rfind(_USAGE_KEY)
+        if at >= 0:
+            digits = body[at + len(_USAGE_KEY) : at + len(_USAGE_KEY) + 12].split(b",", 1)[0].strip(b" }\n")
+            self.output_tokens = int(digits) if digits.isdigit() else 0
+
+    @property
+    def leg(self) -> str:
+        """How the request ran: "pair", "whole", or "none" when it never reached a worker."""
+        if self.decode is None:
+            return "none"
+        return "whole" if self.prefill is None else "pair"
+
+    def timing(self) -> Timing:
+        """Sum up; tokens of a stream are its events less those known to hold none."""
+        e2e_s = self.chunk_s - self.arrived_s
+        if self.first_s is None:
+            return Timing(e2e_s, None, None, self.output_tokens)
+        silent = 1 + self.facts.include_usage + self.operation.opening_events  # 1: [DONE]
+        tokens = max(1, self.events - silent)
+        tpot_s = (self.chunk_s - self.first_s) / (tokens - 1) if tokens > 1 else None
+        return Timing(e2e_s, self.first_s - self.arrived_s, tpot_s, tokens)

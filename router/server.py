@@ -1,0 +1,167 @@
+"""A router process from its socket to its last request.
+
+Owns the HTTP server, the order of start and stop, and the process's garbage collector. Must not know requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gc
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Final
+
+import uvicorn
+
+from cluster.pool import WorkerPool
+from core.errors import ConfigError, WorkerDraining
+from core.policy.registry import policy_named
+from core.types import WorkerRecord
+from router.app import RouterApp
+from router.control import control_app
+from router.dispatcher import LAST_WORDS_S, Dispatcher
+from router.health import Readiness
+from router.metrics import RouterMetrics
+from router.spec import RouterSpec
+
+BACKLOG: Final = 2048
+START_S: Final = 10.0
+# Young objects of a request die by reference count; collections only walk the survivors and stall every stream.
+GC_GEN0_THRESHOLD: Final = 100_000
+
+log = logging.getLogger(__name__)
+
+
+class RouterServer:
+    """One HTTP server with its pool of workers; start once, stop once."""
+
+    def __init__(self, spec: RouterSpec, pool: WorkerPool) -> None:
+        """Build everything that needs no network.
+
+        Raises ConfigError for a policy that does not exist.
+        """
+        self._spec = spec
+        self._pool = pool
+        self._readiness = Readiness(pool.view)
+        self._metrics = RouterMetrics(
+            targets=spec.slo_classes,
+            view=pool.view,
+            announced=self._announced,
+            num_inflight=lambda: self.dispatcher.num_inflight,
+        )
+        self.dispatcher = Dispatcher(pool=pool, policy=policy_named(spec.policy), spec=spec, metrics=self._metrics)
+        control = control_app(readiness=self._readiness, metrics=self._metrics, view=pool.view)
+        self._http = _HttpServer(
+            uvicorn.Config(
+                RouterApp(dispatcher=self.dispatcher, control=control, announced=self._announced),
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                proxy_headers=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=int(spec.drain_s + LAST_WORDS_S) + 1,
+            )
+        )
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> str:
+        """Bind, connect to the cluster and serve; return the bound address as host:port.
+
+        Raises ConfigError when the port cannot be bound.
+        """
+        listener = bind(self._spec.host, self._spec.port)
+        host, port = listener.getsockname()[:2]
+        try:
+            await self._pool.start()
+        except BaseException:
+            listener.close()
+            raise
+        self._serving = asyncio.create_task(self._http.serve(sockets=[listener]), name="http")
+        async with asyncio.timeout(START_S):
+            await self._http.accepting.wait()
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def stop(self) -> None:
+        """Take no new connections, let requests finish for drain_s, end the rest with an error, then disconnect."""
+        self._readiness.stopping = True
+        self._http.should_exit = True
+        try:
+            async with asyncio.timeout(self._spec.drain_s):
+                await self.dispatcher.wait_idle()
+        except TimeoutError:
+            log.warning("%d requests outlived the drain time", self.dispatcher.num_inflight)
+            self.dispatcher.break_off_all(WorkerDraining("the router is shutting down"))
+        if self._serving is not None:
+            await self._serving
+        await self.dispatcher.close()
+        await self._pool.close()
+
+    async def failed(self) -> None:
+        """Wait until the HTTP server ends without being asked to."""
+        assert self._serving is not None
+        await asyncio.wait([self._serving])
+
+    def _announced(self) -> tuple[WorkerRecord, ...]:
+        membership = self._pool.membership
+        return () if membership is None else membership.workers
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers, which would end the process by the signal once more."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.accepting = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.accepting.set()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Bind the listening socket.
+
+    Raises ConfigError that names the key and what to do.
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as exc:
+        raise ConfigError(f"router.host: {host!r} is not an address of this machine: {exc.strerror}") from exc
+    listener = socket.socket(family, kind, proto)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as exc:
+        listener.close()
+        raise _bind_error(host, port, exc) from exc
+    listener.setblocking(False)
+    return listener
+
+
+def _bind_error(host: str, port: int, error: OSError) -> ConfigError:
+    if error.errno == errno.EADDRINUSE:
+        return ConfigError(
+            f"router.port: {port} on {host} is taken by another program; stop that program, or set router.port to"
+            " another port (0 takes any free one)"
+        )
+    if error.errno == errno.EACCES:
+        return ConfigError(f"router.port: {port} needs privileges; choose a port above 1023")
+    return ConfigError(f"router.host: cannot listen on {host}:{port}: {error.strerror}")
+
+
+def settle_garbage_collector() -> None:
+    """Keep what start-up made out of every later collection, and make collections rare."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_GEN0_THRESHOLD, 50, 100)
