@@ -1,0 +1,125 @@
+"""Brings systems up to be measured and takes them down: Baton as `baton up` starts it, and plain vLLM beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from bench.procfs import TAG
+from core.errors import StartFailed
+
+ROOT = Path(__file__).resolve().parent.parent
+_START_TIMEOUT_S = 300.0
+_STOP_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A system that answers at `url`; `tag` finds its processes."""
+
+    name: str
+    url: str
+    tag: str
+    start_s: float
+    stages: tuple[tuple[str, float], ...] = field(default=())  # (stage, seconds since the start)
+
+
+@contextlib.contextmanager
+def one_pool(model: Path, *, chunk_tokens: int, threads: int, kv_mb: int, run_dir: Path) -> Iterator[Running]:
+    """Run vLLM's own server on both cores with `threads` compute threads."""
+    port = _free_port()
+    flags = {
+        "--model": str(model),
+        "--served-model-name": "m",
+        "--max-model-len": "4096",
+        "--max-num-batched-tokens": str(chunk_tokens),
+        "--kv-cache-memory-bytes": str(kv_mb << 20),
+        "--block-size": "32",
+        "--max-num-seqs": "64",
+        "--distributed-executor-backend": "uni",
+        "--host": "127.0.0.1",
+        "--port": str(port),
+    }
+    arguments = [part for pair in flags.items() for part in pair] + ["--enforce-eager"]
+    env = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    name, tag = f"one pool, chunk {chunk_tokens}", uuid.uuid4().hex
+    with _process(["-m", "engine.one_pool", *arguments], run_dir / f"one-pool-{chunk_tokens}.log", tag, env) as process:
+        url = f"http://127.0.0.1:{port}"
+        yield Running(name, url, tag, _wait_healthy(process, url))
+
+
+@contextlib.contextmanager
+def baton(config: Path, *, run_dir: Path) -> Iterator[Running]:
+    """Run `baton up` on a state folder of its own; the router's port is the configuration's, on a free one here."""
+    tag = uuid.uuid4().hex
+    env = {"BATON_STATE_DIR": str(run_dir / "state"), "BATON_ROUTER__PORT": str(port := _free_port())}
+    command = [str(ROOT / "baton.py"), "up", str(config), "--foreground"]
+    log = run_dir / "baton.log"
+    with _process(command, log, tag, env) as process:
+        url = f"http://127.0.0.1:{port}"
+        start_s = _wait_healthy(process, url)
+        yield Running("Baton 1P1D", url, tag, start_s, tuple(_stages(log)))
+
+
+_STAGE_LINE = re.compile(r"^ *([0-9.]+) s  (\S+) +(.*)$")
+
+
+def _stages(log: Path) -> Iterator[tuple[str, float]]:
+    """Read the stage lines that `baton up` prints."""
+    for line in log.read_text(errors="replace").splitlines():
+        if match := _STAGE_LINE.match(line):
+            yield f"{match[2]}: {match[3]}", float(match[1])
+
+
+@contextlib.contextmanager
+def _process(
+    arguments: Sequence[str], log: Path, tag: str, env: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), TAG: tag, **env}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, *arguments], stdout=out, stderr=out, env=environment, start_new_session=True, cwd=ROOT
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_TIMEOUT_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait_healthy(process: subprocess.Popen[bytes], url: str) -> float:
+    """Wait until /health answers 200; return the seconds it took. Raises StartFailed."""
+    start_s = time.monotonic()
+    while time.monotonic() - start_s < _START_TIMEOUT_S:
+        if process.poll() is not None:
+            raise StartFailed(f"{process.args!r} ended with {process.returncode}; see its log")
+        with contextlib.suppress(URLError, OSError), urlopen(f"{url}/health", timeout=2) as response:
+            if response.status == 200:
+                return time.monotonic() - start_s
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.2)
+    raise StartFailed(f"{url} was not ready in {_START_TIMEOUT_S:g} s")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
