@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def tagged(tag: str) -> list[Process]:
     return [process for pid in sorted(chosen) if (process := _read(pid)) is not None]
 
 
-def cpu_s(processes: list[Process]) -> float:
+def cpu_s(processes: Sequence[Process]) -> float:
     """Sum the CPU time of processes now; those that ended meanwhile count with what was last seen."""
     total = 0.0
     for process in processes:

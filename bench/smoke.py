@@ -15,11 +15,11 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import aiohttp
 import yaml
@@ -32,9 +32,27 @@ LENGTHS: Final = (64, 512, 1500)
 REPEATS: Final = {64: 7, 512: 7, 1500: 5}
 MIXED_S: Final = 20
 CHATS_PER_S: Final = 3.0
+LONG_GAPS_S: Final = (1.0, 2.0)
 IDLE_S: Final = 10.0
 SLO_TTFT_MS, SLO_TPOT_MS = 1000.0, 40.0
 KV_MB: Final = 512
+
+
+class Ask(Protocol):
+    """Sends one completion to the system being measured."""
+
+    def __call__(self, tokens: int, out: int, *, leave_after: int | None = None) -> Awaitable[Timing]:
+        """Ask for `out` tokens after a prompt of `tokens`; hang up after `leave_after` of them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """Chats under long prompts."""
+
+    chats: list[Timing]
+    longs: list[Timing]
+    cores: float
 
 
 @dataclass
@@ -47,9 +65,7 @@ class Measured:
     memory: list[procfs.Process]
     idle_cores: float = 0.0
     ttft_ms: dict[int, list[float]] = field(default_factory=dict)  # by prompt tokens
-    chats: list[Timing] = field(default_factory=list)
-    longs: list[Timing] = field(default_factory=list)
-    mixed_cores: float = 0.0
+    mixed: dict[float, Mixed] = field(default_factory=dict)  # by seconds between long prompts
     rest_s: float = 0.0
     overlap: dict[int, tuple[float, float]] = field(default_factory=dict)  # tokens -> (hidden share, exposed ms)
 
@@ -59,8 +75,9 @@ async def measure(running: Running, seed: int) -> Measured:
     async with open_session() as session:
         prompts = Prompts(seed)
 
-        async def ask(tokens: int, out: int, **how: int) -> Timing:
-            return await stream_completion(session, running.url, prompts.make(tokens), model="m", max_tokens=out, **how)
+        def ask(tokens: int, out: int, *, leave_after: int | None = None) -> Awaitable[Timing]:
+            prompt = prompts.make(tokens)
+            return stream_completion(session, running.url, prompt, model="m", max_tokens=out, leave_after=leave_after)
 
         for tokens in (40, 300, 1500, 64):
             await ask(tokens, 4)
@@ -78,28 +95,28 @@ async def measure(running: Running, seed: int) -> Measured:
             if before is not None and after is not None:
                 sent, hidden, exposed_s = (after[i] - before[i] for i in range(3))
                 found.overlap[tokens] = (hidden / sent, exposed_s * 1e3 / len(timings)) if sent else (0.0, 0.0)
-        await _mixed(ask, found, processes)
+        for gap_s in LONG_GAPS_S:
+            found.mixed[gap_s] = await _mixed(ask, gap_s, processes)
         await ask(64, 2000, leave_after=20)
-        found.rest_s = await _until_idle(session, running, processes)
+        found.rest_s = await _until_idle(session, running)
         return found
 
 
-async def _mixed(ask: object, found: Measured, processes: Sequence[procfs.Process]) -> None:
-    """Run Poisson chats (64 in, 64 out) with one prompt of 1,000 tokens (16 out) a second, open loop."""
-    assert callable(ask)
+async def _mixed(ask: Ask, gap_s: float, processes: Sequence[procfs.Process]) -> Mixed:
+    """Run Poisson chats (64 in, 64 out) with a prompt of 1,000 tokens (16 out) every `gap_s` seconds, open loop."""
     rng = random.Random(5)
     chats_s: list[float] = []
     at_s = rng.expovariate(CHATS_PER_S)
     while at_s < MIXED_S:
         chats_s.append(at_s)
         at_s += rng.expovariate(CHATS_PER_S)
-    longs_s = [0.5 + second for second in range(MIXED_S)]
-    before_s, began_s = procfs.cpu_s(list(processes)), time.monotonic()
-    found.chats, found.longs = await asyncio.gather(
+    longs_s = [0.5 + gap_s * index for index in range(int(MIXED_S / gap_s))]
+    before_s, began_s = procfs.cpu_s(processes), time.monotonic()
+    chats, longs = await asyncio.gather(
         open_loop(chats_s, lambda _: ask(64, 64)), open_loop(longs_s, lambda _: ask(1000, 16))
     )
-    found.mixed_cores = (procfs.cpu_s(list(processes)) - before_s) / (time.monotonic() - began_s)
-    _check(found.chats + found.longs)
+    _check(chats + longs)
+    return Mixed(chats, longs, (procfs.cpu_s(processes) - before_s) / (time.monotonic() - began_s))
 
 
 def _check(timings: Sequence[Timing]) -> None:
@@ -123,14 +140,17 @@ def _sum(text: str, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(prefix))
 
 
-async def _until_idle(session: aiohttp.ClientSession, running: Running, processes: Sequence[procfs.Process]) -> float:
-    """Return the seconds until the engines use no CPU any more, in steps of 50 ms."""
+async def _until_idle(session: aiohttp.ClientSession, running: Running) -> float:
+    """Return the seconds until no engine says that it runs or queues a request."""
+    prefix = "baton_worker_" if running.name.startswith("Baton") else "vllm:num_requests_"
     began_s = time.monotonic()
     while time.monotonic() - began_s < 10:
-        before_s = procfs.cpu_s(list(processes))
-        await asyncio.sleep(0.05)
-        if procfs.cpu_s(list(processes)) - before_s <= 0.01:
-            return time.monotonic() - began_s - 0.05
+        async with session.get(f"{running.url}/metrics") as response:
+            text = await response.text()
+        busy = [line for line in text.splitlines() if line.startswith((f"{prefix}running", f"{prefix}waiting"))]
+        if not any(float(line.rpartition(" ")[2]) for line in busy):
+            return time.monotonic() - began_s
+        await asyncio.sleep(0.01)
     return float("inf")
 
 
@@ -183,26 +203,27 @@ def _handover(by_name: dict[str, list[Measured]]) -> Iterator[str]:
 
 def _mixed_table(by_name: dict[str, list[Measured]]) -> Iterator[str]:
     yield (
-        f"\n{CHATS_PER_S:g} chats/s (64 in, 64 out) and one 1,000-token prompt a second (16 out), {MIXED_S} s; "
-        f"SLO: TTFT {SLO_TTFT_MS:g} ms, TPOT {SLO_TPOT_MS:g} ms\n"
+        f"\n{CHATS_PER_S:g} chats/s (64 in, 64 out) and prompts of 1,000 tokens (16 out), {MIXED_S} s; "
+        f"SLO: TTFT {SLO_TTFT_MS:g} ms, TPOT {SLO_TPOT_MS:g} ms; times in ms\n"
     )
     columns = ("chat ITL p50/p95/p99/max", "chat TTFT p50/p99", "chat TPOT p50/p99", "long TTFT p50/p99")
-    yield f"| system | {' | '.join(columns)} | within SLO | cores |"
-    yield "|---|---|---|---|---|---|---|"
-    for name, runs in by_name.items():
-        chats = [timing for run in runs for timing in run.chats]
-        longs = [timing for run in runs for timing in run.longs]
-        itl = [gap for timing in chats for gap in timing.itl_ms]
-        good = sum(timing.within(SLO_TTFT_MS, SLO_TPOT_MS) for timing in chats + longs)
-        cells = (
-            _quantiles(itl, 0.5, 0.95, 0.99, 1),
-            _quantiles([timing.ttft_ms for timing in chats], 0.5, 0.99),
-            _quantiles([timing.tpot_ms for timing in chats], 0.5, 0.99),
-            _quantiles([timing.ttft_ms for timing in longs], 0.5, 0.99),
-            f"{good}/{len(chats) + len(longs)}",
-            _spread([run.mixed_cores for run in runs], 2),
-        )
-        yield f"| {name} | " + " | ".join(cells) + " |"
+    yield f"| system | a long prompt every | {' | '.join(columns)} | within SLO | cores |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for gap_s in LONG_GAPS_S:
+        for name, runs in by_name.items():
+            yield f"| {name} | {gap_s:g} s | " + " | ".join(_mixed_cells([run.mixed[gap_s] for run in runs])) + " |"
+
+
+def _mixed_cells(runs: Sequence[Mixed]) -> Iterator[str]:
+    chats = [timing for run in runs for timing in run.chats]
+    longs = [timing for run in runs for timing in run.longs]
+    good = sum(timing.within(SLO_TTFT_MS, SLO_TPOT_MS) for timing in chats + longs)
+    yield _quantiles([gap for timing in chats for gap in timing.itl_ms], 0.5, 0.95, 0.99, 1)
+    yield _quantiles([timing.ttft_ms for timing in chats], 0.5, 0.99)
+    yield _quantiles([timing.tpot_ms for timing in chats], 0.5, 0.99)
+    yield _quantiles([timing.ttft_ms for timing in longs], 0.5, 0.99)
+    yield f"{good}/{len(chats) + len(longs)}"
+    yield _spread([run.cores for run in runs], 2)
 
 
 def _details(by_name: dict[str, list[Measured]]) -> Iterator[str]:

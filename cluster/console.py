@@ -43,8 +43,9 @@ class Console:
             self.stage(event.subject, event.what)
 
     def block(self, lines: Sequence[str]) -> None:
-        """Print lines set apart by an empty one before and after."""
-        self._say("\n".join(("", *lines, "")))
+        """Print lines set apart by an empty one before and after; JSON, if asked for, says the same."""
+        if not self._as_json:
+            self._say("\n".join(("", *lines, "")))
 
     def line(self, text: str) -> None:
         """Print one line."""

@@ -6,6 +6,7 @@ Owns Linux process attributes only. Must not know vLLM, specs or sockets.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -43,3 +44,13 @@ def guard_forks(*, close_fds: Sequence[int], in_child: Callable[[], None]) -> No
         in_child()
 
     os.register_at_fork(after_in_child=after_fork)
+
+
+def share_heap_with_fork() -> None:
+    """Keep the collector off everything allocated so far, here and in children forked from now on.
+
+    A collection writes to the header of each object it visits, which gives parent and child their own copy of every
+    page they shared.
+    """
+    gc.collect()
+    gc.freeze()

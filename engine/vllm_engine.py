@@ -23,10 +23,11 @@ from core.errors import EngineFailed, KVTransferError, StartFailed
 from core.types import WorkerState
 from core.worker_spec import WorkerSpec
 from engine.asgi import AsgiApp, call_asgi
+from engine.process_guard import share_heap_with_fork
 from engine.step_state import StepState
 from engine.vllm_app import build_openai_app
 from engine.vllm_args import parse_flags, serve_flags
-from engine.vllm_env import is_cpu_build, keep_front_single_threaded
+from engine.vllm_env import hide_unused_modules, is_cpu_build, keep_front_single_threaded
 from engine.vllm_identity import connector_config, describe, endpoint_files
 
 if TYPE_CHECKING:
@@ -65,12 +66,14 @@ class VllmEngine:
 
         Blocks the event loop while the model loads. Raises ConfigError or StartFailed.
         """
+        hide_unused_modules()
         importlib.import_module("vllm.v1.engine.async_llm")
         keep_front_single_threaded()
         on_stage("import")
         for file in endpoint_files(spec):
             file.unlink(missing_ok=True)  # that of an earlier life
         args = parse_flags(serve_flags(spec, connector_config(spec)))
+        share_heap_with_fork()
         steps = StepState()
         client = _make_client(args, spec, steps)
         try:
