@@ -6,11 +6,13 @@ Knows nothing of the messages that the streams carry.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import grpc
 import grpc.aio
+
+from core.errors import StartFailed
 
 WORKER_SERVICE: Final = "baton.cluster.Worker"
 CONTROLLER_SERVICE: Final = "baton.cluster.Controller"
@@ -46,6 +48,23 @@ def server_options(max_body_bytes: int) -> tuple[tuple[str, int], ...]:
         ("grpc.max_receive_message_length", max_body_bytes + _ENVELOPE_BYTES),
         ("grpc.max_send_message_length", -1),
     )
+
+
+async def start_server(
+    address: str, service: str, handlers: Mapping[str, grpc.RpcMethodHandler], *, max_body_bytes: int
+) -> tuple[grpc.aio.Server, int]:
+    """Serve the methods of one service at `address` (host:port, 0 for any port); return the server and its port.
+
+    Raises StartFailed when the address cannot be bound.
+    """
+    server = grpc.aio.server(options=server_options(max_body_bytes))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, dict(handlers)),))
+    try:
+        port = int(server.add_insecure_port(address))
+    except RuntimeError as exc:
+        raise StartFailed(f"cannot listen on {address}: {exc}") from exc
+    await server.start()
+    return server, port
 
 
 def open_channel(address: str) -> grpc.aio.Channel:

@@ -20,9 +20,9 @@ from cluster.host_events import Ended, HostEvent, HostFacts, RouterReady, Spawne
 from cluster.membership import MembershipServer
 from cluster.placement import WorkerPlacement, assign_cores
 from cluster.ray_actors import Handle
-from cluster.router_process import RouterFields
 from core.config.specs import engine_spec, kv_spec, served_model_name
 from core.errors import StartFailed
+from core.router_spec import RouterSpec
 from core.types import Fingerprint, Membership, WorkerRecord
 from core.worker_spec import EngineSpec, WorkerSpec
 
@@ -127,7 +127,7 @@ class Controller:
 
     def _start_router(self) -> None:
         order = self._order
-        fields = RouterFields.from_config(
+        fields = RouterSpec.from_config(
             order.config, membership_address=self._membership_address, run_dir=order.run_dir, token=order.token
         )
         self._hosts[ray_actors.ROUTER] = ray_actors.create_on_node(
@@ -143,11 +143,11 @@ class Controller:
             self._change(placement.worker_id, epoch=FIRST_EPOCH, cores=cores)
             self._follow(placement.worker_id, worker_spec(self._order, placement, FIRST_EPOCH, cores))
 
-    def _follow(self, name: str, spec: RouterFields | WorkerSpec) -> None:
+    def _follow(self, name: str, spec: RouterSpec | WorkerSpec) -> None:
         self._ready[name] = asyncio.get_running_loop().create_future()
         self._followers[name] = asyncio.create_task(self._take_events(name, spec), name=f"follow {name}")
 
-    async def _take_events(self, name: str, spec: RouterFields | WorkerSpec) -> None:
+    async def _take_events(self, name: str, spec: RouterSpec | WorkerSpec) -> None:
         try:
             async for event in ray_actors.events_of(self._hosts[name], spec, self._status[name].log_path):
                 self._take_event(name, event)

@@ -12,10 +12,12 @@ import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from cluster.child import LOG_LINES_IN_ERRORS, Event
 from cluster.host_events import Ended, HostEvent, HostFacts, Spawned, StageDone, WorkerReady
-from cluster.launch import LOG_LINES_IN_ERRORS, Event, WorkerProcess
-from cluster.router_process import RouterFields, RouterProcess
+from cluster.launch import WorkerProcess
+from cluster.router_process import RouterProcess
 from cluster.topology import node_gpus
+from core.router_spec import RouterSpec
 from core.worker_spec import WorkerSpec
 
 _AT_HAND_S = 1.0  # a record that the process has told of is there already
@@ -80,7 +82,7 @@ class RouterHost:
         """Name the actor in Ray's logs and lists."""
         return "router"
 
-    async def run(self, fields: RouterFields, log_path: str) -> AsyncIterator[HostEvent]:
+    async def run(self, fields: RouterSpec, log_path: str) -> AsyncIterator[HostEvent]:
         """Start the router and yield what becomes of it, until its end. Raises StartFailed."""
         process = self._process = await RouterProcess.start(fields, Path(log_path))
         if self._stopping:

@@ -1,35 +1,24 @@
-"""Starts a worker as a child process, hears of its start, and makes sure that all of it ends.
+"""Starts a worker as a child process and hears of its start.
 
-Owns one child process tree. Must not know Ray or what the worker does; used by Ray actors and by tests.
+Must not know Ray or what the worker does; used by Ray actors and by tests.
 """
 
 from __future__ import annotations
 
 import asyncio
-import collections
-import contextlib
-import json
-import logging
 import os
-import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from cluster.child import LOG_LINES_IN_ERRORS, ChildProcess, Event, write_private
 from core.errors import StartFailed
 from core.types import Fingerprint, Role, WorkerHello, WorkerRecord
 from core.worker_spec import WorkerSpec
 
-logger = logging.getLogger(__name__)
-
-Event = Mapping[str, object]
-
 CHECKOUT = Path(__file__).resolve().parent.parent
-LOG_LINES_IN_ERRORS = 20
-_TAIL_BYTES = 64 << 10
 
 
 class WorkerProcess:
@@ -38,20 +27,14 @@ class WorkerProcess:
     The child is killed by the kernel when the thread that called `start` ends; call it from a thread that lives on.
     """
 
-    def __init__(
-        self, spec: WorkerSpec, popen: subprocess.Popen[bytes], log_path: Path, on_event: Callable[[Event], None]
-    ) -> None:
-        loop = asyncio.get_running_loop()
+    def __init__(self, spec: WorkerSpec, log_path: Path, on_event: Callable[[Event], None]) -> None:
         self.spec = spec
-        self.pid = popen.pid
         self.hello: WorkerHello | None = None
-        self._popen = popen
         self._log_path = log_path
         self._on_event = on_event
-        self._started: asyncio.Future[WorkerRecord] = loop.create_future()
-        self._exited: asyncio.Future[int] = loop.create_future()
+        self._started: asyncio.Future[WorkerRecord] = asyncio.get_running_loop().create_future()
         self._failure = ""
-        self._buffer = b""
+        self._child: ChildProcess
 
     @classmethod
     async def start(
@@ -67,19 +50,25 @@ class WorkerProcess:
         `on_event` hears each event as it comes. `env` is added to this process's environment. Raises StartFailed when
         the process cannot be spawned.
         """
-        spec_file = _write_spec(spec)
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        events_in, events_out = os.pipe()
+        spec_file = Path(spec.run_dir) / f"{spec.worker_id}.spec.json"
+        write_private(spec_file, spec.to_json())
+        process = cls(spec, log_path, on_event or (lambda event: None))
         try:
-            popen = _spawn(spec_file, events_out, log_path, env or {})
+            process._child = ChildProcess.spawn(
+                lambda events_fd: _command(spec_file, events_fd),
+                log_path,
+                on_event=process._take_event,
+                on_end=process._take_end,
+                env=_environment(env or {}),
+            )
         except OSError as exc:
-            os.close(events_in)
             raise StartFailed(f"worker {spec.worker_id} cannot be spawned: {exc}") from exc
-        finally:
-            os.close(events_out)
-        process = cls(spec, popen, log_path, on_event or (lambda event: None))
-        process._watch(events_in)
         return process
+
+    @property
+    def pid(self) -> int:
+        """The worker process."""
+        return self._child.pid
 
     async def ready(self, timeout_s: float) -> WorkerRecord:
         """Wait until the worker takes sessions. Raises StartFailed, with the end of its log, and kills what is left."""
@@ -96,24 +85,15 @@ class WorkerProcess:
 
     async def stop(self, grace_s: float) -> int:
         """Ask the worker to drain and end; kill it after `grace_s`. Return its exit code, negative for a signal."""
-        if not self._exited.done():
-            self._signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(grace_s):
-                return await self.exited()
-        except TimeoutError:
-            self.kill()
-            return await self.exited()
+        return await self._child.stop(grace_s)
 
     def kill(self) -> None:
         """Kill the worker and its children at once; idempotent."""
-        if not self._exited.done():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+        self._child.kill()
 
     async def exited(self) -> int:
         """Wait for the end of the worker process; return its exit code, negative for a signal."""
-        return await asyncio.shield(self._exited)
+        return await self._child.exited()
 
     @property
     def failure(self) -> str:
@@ -122,40 +102,11 @@ class WorkerProcess:
 
     def tree_pids(self) -> tuple[int, ...]:
         """List the worker process and every process below it that is alive, the worker first."""
-        found = [self.pid] if _is_alive(self.pid) else []
-        for pid in found:
-            found.extend(_children(pid))
-        return tuple(found)
+        return self._child.tree_pids()
 
     def last_log_lines(self, count: int) -> list[str]:
         """Return up to `count` last lines of the log."""
-        with contextlib.suppress(OSError), self._log_path.open("rb") as log:
-            log.seek(max(self._log_path.stat().st_size - _TAIL_BYTES, 0))
-            return list(collections.deque(log.read().decode(errors="replace").splitlines(), maxlen=count))
-        return []
-
-    def _signal(self, signum: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._popen.send_signal(signum)
-
-    def _watch(self, events_fd: int) -> None:
-        loop = asyncio.get_running_loop()
-        os.set_blocking(events_fd, False)
-        loop.add_reader(events_fd, self._read_events, events_fd)
-        pidfd = os.pidfd_open(self.pid)
-        loop.add_reader(pidfd, self._reap, pidfd, events_fd)
-
-    def _read_events(self, fd: int) -> None:
-        try:
-            data = os.read(fd, 1 << 16)
-        except BlockingIOError:
-            return
-        if not data:
-            asyncio.get_running_loop().remove_reader(fd)
-            return
-        *lines, self._buffer = (self._buffer + data).split(b"\n")
-        for line in lines:
-            self._take_event(json.loads(line))
+        return self._child.last_log_lines(count)
 
     def _take_event(self, event: Event) -> None:
         if event["event"] == "ready":
@@ -173,50 +124,23 @@ class WorkerProcess:
             self._failure = f"{event['error']}: {event['message']}"
         self._on_event(event)
 
-    def _reap(self, pidfd: int, events_fd: int) -> None:
-        """Kill what the process left behind, then take its exit code: until then its group cannot be another's."""
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        code = self._popen.wait()
-        self._read_events(events_fd)
-        loop.remove_reader(events_fd)
-        os.close(events_fd)
+    def _take_end(self, code: int) -> None:
         if not self._started.done():
             self._started.set_exception(StartFailed(self._failure or f"exited with {code} before it was ready"))
             self._started.exception()  # retrieved: `ready` may never be called
-        self._exited.set_result(code)
 
 
-def _spawn(spec_file: Path, events_fd: int, log_path: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, **env}
-    paths = [str(CHECKOUT), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
-    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+def _command(spec_file: Path, events_fd: int) -> list[str]:
     command = [sys.executable, "-m", "cluster.worker_process", "--spec", str(spec_file)]
     command += ["--events-fd", str(events_fd), "--parent-pid", str(os.getpid()), "--start-time", str(time.time())]
-    with log_path.open("ab") as log:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            pass_fds=(events_fd,),
-            start_new_session=True,
-        )
+    return command
 
 
-def _write_spec(spec: WorkerSpec) -> Path:
-    """Write the spec into its run folder, where only its owner can read it: it holds the cluster's token."""
-    run_dir = Path(spec.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    file = run_dir / f"{spec.worker_id}.spec.json"
-    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "w") as stream:
-        stream.write(spec.to_json())
-    return file
+def _environment(added: Mapping[str, str]) -> dict[str, str]:
+    environment = {**os.environ, **added}
+    paths = [str(CHECKOUT), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    return environment
 
 
 def _hello(raw: object) -> WorkerHello:
@@ -225,21 +149,3 @@ def _hello(raw: object) -> WorkerHello:
     fields["role"] = Role(fields["role"])
     fields["fingerprint"] = Fingerprint(**fields["fingerprint"])
     return WorkerHello(**fields)
-
-
-def _children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task")
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in tasks.iterdir():
-            found += [int(child) for child in (task / "children").read_text().split()]
-    return [child for child in found if _is_alive(child)]
-
-
-def _is_alive(pid: int) -> bool:
-    """Tell whether `pid` runs; a zombie does not."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"

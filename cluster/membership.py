@@ -21,7 +21,7 @@ import grpc.aio
 
 from cluster import channel, codec
 from cluster.pb import worker_pb2 as pb
-from core.errors import StartFailed, Unauthorized, WorkerError
+from core.errors import Unauthorized, WorkerError
 from core.types import Membership
 
 _LOG = logging.getLogger(__name__)
@@ -66,20 +66,17 @@ class MembershipServer:
 
         Raises StartFailed when the address cannot be bound.
         """
-        server = grpc.aio.server(options=channel.server_options(channel.DEFAULT_MAX_BODY_BYTES))
         handler = grpc.unary_stream_rpc_method_handler(
             self._serve_watch,
             request_deserializer=pb.WatchRequest.FromString,
             response_serializer=pb.Membership.SerializeToString,
         )
-        service = grpc.method_handlers_generic_handler(channel.CONTROLLER_SERVICE, {"Watch": handler})
-        server.add_generic_rpc_handlers((service,))
-        try:
-            port = int(server.add_insecure_port(self._address))
-        except RuntimeError as exc:
-            raise StartFailed(f"cannot listen on {self._address}: {exc}") from exc
-        await server.start()
-        self._server = server
+        self._server, port = await channel.start_server(
+            self._address,
+            channel.CONTROLLER_SERVICE,
+            {"Watch": handler},
+            max_body_bytes=channel.DEFAULT_MAX_BODY_BYTES,
+        )
         return port
 
     def publish(self, membership: Membership) -> None:

@@ -16,7 +16,6 @@ import grpc.aio
 from cluster import channel
 from cluster.pb import worker_pb2 as pb
 from cluster.served_session import ServedSession
-from core.errors import StartFailed
 from core.worker import Worker
 
 _LOG = logging.getLogger(__name__)
@@ -67,20 +66,14 @@ class SessionServer:
 
         Raises StartFailed when the address cannot be bound.
         """
-        server = grpc.aio.server(options=channel.server_options(self._max_body_bytes))
         handler = grpc.stream_stream_rpc_method_handler(
             self._serve_session,
             request_deserializer=pb.Command.FromString,
             response_serializer=pb.Frame.SerializeToString,
         )
-        service = grpc.method_handlers_generic_handler(channel.WORKER_SERVICE, {"Session": handler})
-        server.add_generic_rpc_handlers((service,))
-        try:
-            port = int(server.add_insecure_port(self._address))
-        except RuntimeError as exc:
-            raise StartFailed(f"cannot listen on {self._address}: {exc}") from exc
-        await server.start()
-        self._server = server
+        self._server, port = await channel.start_server(
+            self._address, channel.WORKER_SERVICE, {"Session": handler}, max_body_bytes=self._max_body_bytes
+        )
         self._worker.on_step(self._on_step)
         return port
 

@@ -66,7 +66,7 @@ class RoleWorker:
             else:
                 await self._decode.run(call, handover, sink)
         finally:
-            if not self._prefill.num_legs + self._decode.num_legs:
+            if not self._prefill.slots.num_legs + self._decode.slots.num_legs:
                 self._idle.set()
 
     async def cancel_transfer(self, transfer_id: str, reason: str) -> None:
@@ -87,8 +87,8 @@ class RoleWorker:
         if self._draining:
             return
         self._draining = True
-        self._prefill.drain()
-        self._decode.drain()
+        self._prefill.slots.drain()
+        self._decode.slots.drain()
         for callback in self._callbacks:
             callback()
 

@@ -1,15 +1,12 @@
 """The decode side of a worker: decode legs and whole requests, a bounded number of both on one engine.
 
-Owns its limit and its drain. Must not know sessions or the prefill role.
+Must not know sessions or the prefill role.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from core.engine import Engine, HttpCall, ReplySink
-from core.errors import Overloaded, WorkerDraining
+from core.leg_slots import LegSlots
 from core.types import Handover
 from decode_workers.leg import decode_call, whole_call
 
@@ -19,25 +16,14 @@ class DecodeWorker:
 
     def __init__(self, engine: Engine, *, max_legs: int) -> None:
         self._engine = engine
-        self._max_legs = max_legs
-        self._num_legs = 0
-        self._draining = False
-
-    @property
-    def num_legs(self) -> int:
-        """How many legs run or wait in the engine."""
-        return self._num_legs
-
-    def drain(self) -> None:
-        """Take no new legs; those running go on."""
-        self._draining = True
+        self.slots = LegSlots("decode", max_legs=max_legs)
 
     async def run(self, call: HttpCall, handover: Handover, sink: ReplySink) -> None:
         """Make every output token of `call`, with the prompt's KV from `handover` or computed here if it fails.
 
         Raises WorkerDraining or Overloaded before any work, else what the engine raises.
         """
-        with self._admitted():
+        with self.slots.taken():
             await self._engine.serve(decode_call(call, handover), sink)
 
     async def run_whole(self, call: HttpCall, sink: ReplySink) -> None:
@@ -48,17 +34,5 @@ class DecodeWorker:
         if call.method.upper() in ("GET", "HEAD"):
             await self._engine.serve(call, sink)
             return
-        with self._admitted():
+        with self.slots.taken():
             await self._engine.serve(whole_call(call), sink)
-
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        if self._draining:
-            raise WorkerDraining("the worker is draining")
-        if self._num_legs >= self._max_legs:
-            raise Overloaded(f"{self._num_legs} decode legs outstanding")
-        self._num_legs += 1
-        try:
-            yield
-        finally:
-            self._num_legs -= 1

@@ -27,6 +27,8 @@ _OPTIONS = (
     # A peer that froze or lost its network is noticed by pings, not by the lease.
     ("grpc.keepalive_time_ms", 2000),
     ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.http2.ping_timeout_ms", 2000),  # without it the keepalive time-out does not bite (default 60 s)
+    ("grpc.enable_http_proxy", 0),
     ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),

@@ -20,9 +20,9 @@ import uvloop
 from cluster.membership import MembershipClient
 from cluster.pool import WorkerPool
 from core.errors import BatonError
+from core.router_spec import RouterSpec
 from router.log import log_to
 from router.server import RouterServer, settle_garbage_collector
-from router.spec import RouterSpec
 
 LOG_FLUSH_S: Final = 1.0
 

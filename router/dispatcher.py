@@ -16,6 +16,7 @@ from cluster.pool import WorkerPool
 from core.engine import HttpCall
 from core.errors import BatonError, DeadlineExceeded, InvalidRequest, Overloaded, PayloadTooLarge, WorkerError
 from core.policy.protocol import Policy
+from core.router_spec import RouterSpec
 from core.types import ClusterView, Rejection, RequestShape, Route
 from router.errors import answer, rejection_error, stream_event
 from router.exchange import FORWARDED, ClientGone, Exchange
@@ -23,7 +24,6 @@ from router.legs import Legs
 from router.life import Life
 from router.metrics import RouterMetrics
 from router.routes import Operation
-from router.spec import RouterSpec
 from router.tasks import Helpers
 
 MAX_ATTEMPTS: Final = 3

@@ -9,10 +9,10 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
+from core.router_spec import SLOTarget
 from router.body import BodyFacts
 from router.exchange import Exchange
 from router.routes import Operation
-from router.spec import SLOTarget
 
 _USAGE_KEY: Final = b'"completion_tokens":'
 

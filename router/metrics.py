@@ -23,11 +23,11 @@ from prometheus_client.registry import Collector
 
 from core import metrics as names
 from core.errors import BatonError, DeadlineExceeded, RequestRejected
+from core.router_spec import SLOTarget
 from core.types import ClusterView, WorkerRecord
 from router.exchange import ClientGone
 from router.life import Life, Timing
 from router.series import Counter, Histogram, Labels, RecentRate
-from router.spec import SLOTarget
 
 GOODPUT_WINDOW_S: Final = 60
 

@@ -19,13 +19,13 @@ import uvicorn
 from cluster.pool import WorkerPool
 from core.errors import ConfigError, WorkerDraining
 from core.policy.registry import policy_named
+from core.router_spec import RouterSpec
 from core.types import WorkerRecord
 from router.app import RouterApp
 from router.control import control_app
 from router.dispatcher import LAST_WORDS_S, Dispatcher
 from router.health import Readiness
 from router.metrics import RouterMetrics
-from router.spec import RouterSpec
 
 BACKLOG: Final = 2048
 START_S: Final = 10.0

@@ -8,24 +8,24 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.host_events import Ended, HostEvent, RouterReady, Spawned
-from cluster.router_process import RouterFields, RouterProcess
+from cluster.router_process import RouterProcess
 from cluster.state import CHECKOUT, ProcessIdentity
-from core.config.models import BatonConfig, RouterConfig, SLOClass, SLOConfig
-from router.spec import RouterSpec
+from core.config.models import BatonConfig, RouterConfig
+from core.router_spec import RouterSpec
 
 WAIT_S = 30.0
 
 
 @pytest.fixture
-def fields(tmp_path: Path) -> RouterFields:
+def fields(tmp_path: Path) -> RouterSpec:
     config = BatonConfig(router=RouterConfig(port=0))
-    return RouterFields.from_config(config, membership_address="127.0.0.1:1", run_dir=str(tmp_path), token="secret")
+    return RouterSpec.from_config(config, membership_address="127.0.0.1:1", run_dir=str(tmp_path), token="secret")
 
 
 async def event(process: RouterProcess) -> HostEvent:
@@ -39,17 +39,7 @@ async def pid_of(process: RouterProcess) -> int:
     return spawned.pid
 
 
-def test_the_router_understands_all_that_it_is_told() -> None:
-    classes = {"a": SLOClass(ttft_ms=250, tpot_ms=30), "b": SLOClass(ttft_ms=5000, tpot_ms=200, attainment=0.5)}
-    config = BatonConfig(slo=SLOConfig(classes=classes, default="b"), router=RouterConfig(port=1, max_body_mb=2))
-    told = RouterFields.from_config(config, membership_address="h:1", run_dir="/r", token="t")
-    own = RouterSpec.from_config(config, membership_address="h:1", run_dir="/r", token="t")
-    assert asdict(told) == {name: value for name, value in asdict(own).items() if name in asdict(told)}
-    unnamed = asdict(own).keys() - asdict(told).keys()
-    assert {name: getattr(own, name) for name in unnamed} == {"drain_s": 30.0}
-
-
-async def test_a_router_starts_and_ends(fields: RouterFields, tmp_path: Path) -> None:
+async def test_a_router_starts_and_ends(fields: RouterSpec, tmp_path: Path) -> None:
     process = await RouterProcess.start(fields, tmp_path / "router.log")
     pid = await pid_of(process)
     ready = await event(process)
@@ -64,7 +54,7 @@ async def test_a_router_starts_and_ends(fields: RouterFields, tmp_path: Path) ->
     assert ProcessIdentity.of(pid) is None
 
 
-async def test_a_router_that_cannot_listen_tells_why(fields: RouterFields, tmp_path: Path) -> None:
+async def test_a_router_that_cannot_listen_tells_why(fields: RouterSpec, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
         process = await RouterProcess.start(replace(fields, port=port), tmp_path / "router.log")
@@ -76,7 +66,7 @@ async def test_a_router_that_cannot_listen_tells_why(fields: RouterFields, tmp_p
     assert any(str(port) in line for line in ended.last_log_lines)
 
 
-async def test_a_killed_router_is_noticed(fields: RouterFields, tmp_path: Path) -> None:
+async def test_a_killed_router_is_noticed(fields: RouterSpec, tmp_path: Path) -> None:
     process = await RouterProcess.start(fields, tmp_path / "router.log")
     pid = await pid_of(process)
     assert isinstance(await event(process), RouterReady)
@@ -87,7 +77,7 @@ async def test_a_killed_router_is_noticed(fields: RouterFields, tmp_path: Path) 
     await process.stop(0)
 
 
-async def test_a_stop_without_grace_kills(fields: RouterFields, tmp_path: Path) -> None:
+async def test_a_stop_without_grace_kills(fields: RouterSpec, tmp_path: Path) -> None:
     process = await RouterProcess.start(fields, tmp_path / "router.log")
     pid = await pid_of(process)
     await process.stop(0)
@@ -95,7 +85,7 @@ async def test_a_stop_without_grace_kills(fields: RouterFields, tmp_path: Path) 
     assert ProcessIdentity.of(pid) is None
 
 
-async def test_a_router_does_not_outlive_its_parent(fields: RouterFields, tmp_path: Path) -> None:
+async def test_a_router_does_not_outlive_its_parent(fields: RouterSpec, tmp_path: Path) -> None:
     """The parent is a process of its own, killed without a chance to clean up."""
     code = (
         "import asyncio, sys\n"
@@ -104,7 +94,7 @@ async def test_a_router_does_not_outlive_its_parent(fields: RouterFields, tmp_pa
         "from core.config.models import BatonConfig, RouterConfig\n"
         "async def main(run_dir):\n"
         "    config = BatonConfig(router=RouterConfig(port=0))\n"
-        "    fields = RouterFields.from_config(config, membership_address='127.0.0.1:1', run_dir=run_dir, token='')\n"
+        "    fields = RouterSpec.from_config(config, membership_address='127.0.0.1:1', run_dir=run_dir, token='')\n"
         "    process = await RouterProcess.start(fields, Path(run_dir) / 'router.log')\n"
         "    while True:\n"
         "        print(await process.next_event(), flush=True)\n"

@@ -7,55 +7,10 @@ import json
 
 import pytest
 
-from core.engine import EngineDescription, HttpCall, ReplySink
+from core.engine import HttpCall
 from core.errors import InvalidRequest, Overloaded, WorkerDraining
-from core.types import Fingerprint, Handover, WorkerState
 from decode_workers.worker import DecodeWorker
-
-HANDOVER = Handover("t-1", "10.0.0.2:7000", 10.0)
-CALL = HttpCall("r", "POST", "/v1/completions", (), b'{"prompt": "p", "max_tokens": 9}')
-
-
-class HoldingEngine:
-    """An engine whose calls end when told to."""
-
-    def __init__(self) -> None:
-        self.calls: list[HttpCall] = []
-        self.go_on = asyncio.Event()
-        self.description = EngineDescription("m", 10, 10, "", Fingerprint("", "", "", "", "", 0, "", 1, 1, ""))
-
-    async def serve(self, call: HttpCall, sink: ReplySink) -> None:
-        self.calls.append(call)
-        await self.go_on.wait()
-        sink.start(200, ())
-
-    async def cancel_transfer(self, transfer_id: str, reason: str) -> None:
-        raise NotImplementedError
-
-    def state(self) -> WorkerState:
-        return WorkerState()
-
-    def on_step(self, callback: object) -> None:
-        raise NotImplementedError
-
-    async def failed(self) -> str:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        raise NotImplementedError
-
-
-class Status:
-    """A sink that keeps the status."""
-
-    def __init__(self) -> None:
-        self.status = 0
-
-    def start(self, status: int, headers: tuple[tuple[str, str], ...]) -> None:
-        self.status = status
-
-    def body(self, data: bytes) -> None:
-        raise AssertionError(data)
+from tests.support.holding_engine import CALL, HANDOVER, HoldingEngine, Status
 
 
 async def test_the_engine_gets_the_decode_leg() -> None:
@@ -92,14 +47,14 @@ async def test_legs_and_whole_requests_share_one_limit() -> None:
         await worker.run_whole(CALL, Status())
     engine.go_on.set()
     await asyncio.gather(*running)
-    assert worker.num_legs == 0
+    assert worker.slots.num_legs == 0
 
 
 async def test_reading_is_never_refused() -> None:
     engine, sink = HoldingEngine(), Status()
     engine.go_on.set()
     worker = DecodeWorker(engine, max_legs=0)
-    worker.drain()
+    worker.slots.drain()
     await worker.run_whole(HttpCall("r", "GET", "/v1/models", (), b""), sink)
     assert sink.status == 200
     with pytest.raises(WorkerDraining):
@@ -111,4 +66,4 @@ async def test_a_refused_leg_counts_no_longer() -> None:
     several = HttpCall("r", "POST", "/v1/completions", (), b'{"prompt": "p", "n": 2}')
     with pytest.raises(InvalidRequest):
         await worker.run(several, HANDOVER, Status())
-    assert worker.num_legs == 0
+    assert worker.slots.num_legs == 0

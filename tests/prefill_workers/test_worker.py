@@ -7,55 +7,9 @@ import json
 
 import pytest
 
-from core.engine import EngineDescription, HttpCall, ReplySink
 from core.errors import Overloaded, WorkerDraining
-from core.types import Fingerprint, Handover, WorkerState
 from prefill_workers.worker import PrefillWorker
-
-HANDOVER = Handover("t-1", "10.0.0.2:7000", 10.0)
-CALL = HttpCall("r", "POST", "/v1/completions", (), b'{"prompt": "p", "max_tokens": 9}')
-
-
-class HoldingEngine:
-    """An engine whose calls end when told to."""
-
-    def __init__(self) -> None:
-        self.calls: list[HttpCall] = []
-        self.go_on = asyncio.Event()
-        self.description = EngineDescription("m", 10, 10, "", Fingerprint("", "", "", "", "", 0, "", 1, 1, ""))
-
-    async def serve(self, call: HttpCall, sink: ReplySink) -> None:
-        self.calls.append(call)
-        await self.go_on.wait()
-        sink.start(200, ())
-
-    async def cancel_transfer(self, transfer_id: str, reason: str) -> None:
-        raise NotImplementedError
-
-    def state(self) -> WorkerState:
-        return WorkerState()
-
-    def on_step(self, callback: object) -> None:
-        raise NotImplementedError
-
-    async def failed(self) -> str:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        raise NotImplementedError
-
-
-class Status:
-    """A sink that keeps the status."""
-
-    def __init__(self) -> None:
-        self.status = 0
-
-    def start(self, status: int, headers: tuple[tuple[str, str], ...]) -> None:
-        self.status = status
-
-    def body(self, data: bytes) -> None:
-        raise AssertionError(data)
+from tests.support.holding_engine import CALL, HANDOVER, HoldingEngine, Status
 
 
 async def test_the_engine_gets_the_prefill_leg() -> None:
@@ -76,11 +30,11 @@ async def test_a_full_role_refuses_and_recovers() -> None:
     running[0].cancel()
     with pytest.raises(asyncio.CancelledError):
         await running[0]
-    assert worker.num_legs == 1
+    assert worker.slots.num_legs == 1
     engine.go_on.set()
     await worker.run(CALL, HANDOVER, Status())
     await running[1]
-    assert worker.num_legs == 0
+    assert worker.slots.num_legs == 0
 
 
 async def test_a_draining_role_ends_what_runs() -> None:
@@ -89,9 +43,9 @@ async def test_a_draining_role_ends_what_runs() -> None:
     sink = Status()
     running = asyncio.create_task(worker.run(CALL, HANDOVER, sink))
     await asyncio.sleep(0)
-    worker.drain()
+    worker.slots.drain()
     with pytest.raises(WorkerDraining):
         await worker.run(CALL, HANDOVER, Status())
     engine.go_on.set()
     await running
-    assert (sink.status, worker.num_legs) == (200, 0)
+    assert (sink.status, worker.slots.num_legs) == (200, 0)

@@ -6,7 +6,7 @@ import httpx
 import openai
 import pytest
 
-from router.spec import SLOTarget
+from core.router_spec import SLOTarget
 from tests.support.router_site import NEVER, Site
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from core.router_spec import SLOTarget
 from router.body import BodyFacts
 from router.exchange import Exchange
 from router.life import Life, Timing
 from router.routes import OPERATIONS
-from router.spec import SLOTarget
 
 TARGET = SLOTarget("interactive", ttft_s=1.0, tpot_s=0.1)
 

@@ -18,9 +18,9 @@ import pytest
 import router
 from cluster.membership import MembershipServer
 from core.errors import ConfigError
+from core.router_spec import RouterSpec
 from core.types import Membership
 from router.server import RouterServer, bind
-from router.spec import RouterSpec
 from tests.support.router_site import NEVER, Site
 
 ROOT = Path(router.__file__).parents[1]

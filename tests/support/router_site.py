@@ -14,11 +14,11 @@ from cluster.pool import WorkerPool
 from cluster.session_server import SessionServer
 from cluster.worker import RoleWorker
 from core.engine import HttpCall, ReplySink
+from core.router_spec import RouterSpec
 from core.types import Membership, Role, WorkerRecord
 from core.worker_spec import EngineSpec, WorkerSpec
 from engine.simulated import SimulatedEngine
 from router.server import RouterServer
-from router.spec import RouterSpec
 
 WAIT_S = 10.0
 MODEL = "sim"

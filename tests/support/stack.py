@@ -21,10 +21,10 @@ from cluster.launch import WorkerProcess
 from cluster.membership import MembershipServer
 from cluster.session_client import WorkerSession
 from core.engine import HttpCall
+from core.router_spec import RouterSpec
 from core.types import Leg, Membership, Role, WorkerRecord, WorkerState
 from core.worker_spec import EngineSpec, KVSpec, WorkerSpec
 from kv_transfer.control import KVControlClient
-from router.spec import RouterSpec
 from tests.support.processes import ROOT, Child
 
 CHUNK_TOKENS = 512

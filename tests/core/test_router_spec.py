@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from core.config.models import BatonConfig
-from router.spec import RouterSpec, SLOTarget
+from core.router_spec import RouterSpec, SLOTarget
 
 
 def test_json_round_trip() -> None:

@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from core.config.models import BatonConfig
+from core.config.specs import default_slo_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class RouterSpec:
             membership_address=membership_address,
             run_dir=run_dir,
             slo_classes=classes,
-            slo_default=config.slo.default or classes[0].name,
+            slo_default=default_slo_class(config),
             policy=config.router.policy,
             lease_s=config.kv.lease_s,
             max_body_bytes=int(config.router.max_body_mb * (1 << 20)),

@@ -1,0 +1,53 @@
+"""An engine whose calls end when the test says so, and the call and sink to try it with."""
+
+from __future__ import annotations
+
+import asyncio
+
+from core.engine import EngineDescription, HttpCall, ReplySink
+from core.types import Fingerprint, Handover, WorkerState
+
+HANDOVER = Handover("t-1", "10.0.0.2:7000", 10.0)
+CALL = HttpCall("r", "POST", "/v1/completions", (), b'{"prompt": "p", "max_tokens": 9}')
+
+
+class HoldingEngine:
+    """An engine whose calls end when told to."""
+
+    def __init__(self) -> None:
+        self.calls: list[HttpCall] = []
+        self.go_on = asyncio.Event()
+        self.description = EngineDescription("m", 10, 10, "", Fingerprint("", "", "", "", "", 0, "", 1, 1, ""))
+
+    async def serve(self, call: HttpCall, sink: ReplySink) -> None:
+        self.calls.append(call)
+        await self.go_on.wait()
+        sink.start(200, ())
+
+    async def cancel_transfer(self, transfer_id: str, reason: str) -> None:
+        raise NotImplementedError
+
+    def state(self) -> WorkerState:
+        return WorkerState()
+
+    def on_step(self, callback: object) -> None:
+        raise NotImplementedError
+
+    async def failed(self) -> str:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+
+class Status:
+    """A sink that keeps the status."""
+
+    def __init__(self) -> None:
+        self.status = 0
+
+    def start(self, status: int, headers: tuple[tuple[str, str], ...]) -> None:
+        self.status = status
+
+    def body(self, data: bytes) -> None:
+        raise AssertionError(data)
