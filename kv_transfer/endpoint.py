@@ -82,6 +82,10 @@ class KVEndpoint:
         """Give up an expected hand-over."""
         self._loop.call_soon_threadsafe(self.receiver.cancel, transfer_id)
 
+    def wait_results(self, timeout_s: float) -> None:
+        """Wait until an expected hand-over has ended, if there is one."""
+        self.receiver.wait_results(timeout_s)
+
     def take_results(self) -> Results:
         """Take the hand-overs that ended since the last call."""
         return self.receiver.take_results()

@@ -70,10 +70,11 @@ class StepPlan:
     send_aborts: tuple[str, ...] = ()  # transfer ids
     receive_opens: tuple[ReceiveOpen, ...] = ()
     receive_cancels: tuple[str, ...] = ()  # transfer ids
+    computes: bool = False  # whether the step runs the model at all
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether there is nothing to hand over."""
         return not (
             self.send_opens or self.send_ranges or self.send_aborts or self.receive_opens or self.receive_cancels
         )
@@ -206,14 +207,15 @@ class HandoverPlanner:
             del self._receivers[transfer_id]
             self._receive_cancels.append(transfer_id)
 
-    def take_step(self) -> StepPlan:
-        """Hand out what gathered since the last call."""
+    def take_step(self, *, computes: bool = False) -> StepPlan:
+        """Hand out what gathered since the last call; `computes` says whether the step runs the model."""
         plan = StepPlan(
             tuple(self._send_opens),
             tuple(self._send_ranges),
             tuple(self._send_aborts),
             tuple(self._receive_opens),
             tuple(self._receive_cancels),
+            computes,
         )
         for gathered in (self._send_opens, self._send_ranges, self._send_aborts):
             gathered.clear()

@@ -74,6 +74,7 @@ class Receiver:
         self._dead: OrderedDict[str, str] = OrderedDict()  # transfer id -> why it will never happen; bounded
         self._lock = threading.Lock()
         self._results = Results()
+        self._ended = threading.Event()  # set while results wait to be taken
         self.counts = {"landed": 0, "failed": 0, "cancelled": 0}
         self.bytes_landed = 0
 
@@ -83,7 +84,13 @@ class Receiver:
         """Take what ended since the last call; called from the engine thread in every step."""
         with self._lock:
             results, self._results = self._results, Results()
+            self._ended.clear()
         return results
+
+    def wait_results(self, timeout_s: float) -> None:
+        """Wait until a hand-over has ended, if any is open; for an engine that has nothing else to do."""
+        if self._expected:
+            self._ended.wait(timeout_s)
 
     # KV thread
 
@@ -250,6 +257,7 @@ class Receiver:
         with self._lock:
             self._results.finished.add(expected.open.request_id)
             self._results.bad_blocks.update(bad_blocks or ())
+            self._ended.set()
 
     def _bury(self, transfer_id: str, reason: str) -> None:
         self._dead[transfer_id] = reason

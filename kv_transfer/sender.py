@@ -29,6 +29,7 @@ from kv_transfer.frames import (
 from kv_transfer.ledger import End, LeaseLedger, Side
 
 logger = logging.getLogger(__name__)
+_GROUP_BYTES = 256 << 10  # a layer of a short prompt waits for the next: sending one costs 0.4 ms of the engine's core
 _MESSAGE_BYTES = 1 << 20  # small frames are joined up to this size: one message costs 30-60 us whatever its size
 
 
@@ -85,6 +86,7 @@ class _Outgoing:
     lease_s: float
     frames: deque[tuple[int, int, bytes]] = field(default_factory=deque)  # (first block, end block, encoded)
     staged_bytes: int = 0
+    unannounced_bytes: int = 0  # staged since the KV thread was last woken
     complete: bool = False  # the engine put the last frame
     completed_s: float = 0.0  # when it did
     sent_before_complete: int = 0  # bytes that had left by then: the part hidden behind the computation
@@ -147,7 +149,10 @@ class Sender:
             outgoing.problem = StagingFull(f"more than {self._staging_bytes} bytes of KV wait to be sent")
         else:
             outgoing.frames.append((first_block, end_block, frame))
-        self._loop.call_soon_threadsafe(outgoing.wake.set)
+            outgoing.unannounced_bytes += len(frame)
+        if full or outgoing.unannounced_bytes >= _GROUP_BYTES:
+            outgoing.unannounced_bytes = 0
+            self._loop.call_soon_threadsafe(outgoing.wake.set)
 
     def finish(self, transfer_id: str) -> None:
         """Note that the last frame of a hand-over was put."""
