@@ -29,7 +29,7 @@ setup-dev: ## as setup, with what tests and checks need
 serve: setup ## serve an OpenAI-compatible API here (CONFIG=, MODEL=, ARGS=)
 	@exec $(VENV)/python baton.py up $(if $(CONFIG),"$(CONFIG)") --foreground $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
-model: setup ## train the demonstration model again (about ten minutes on two cores)
+model: setup ## train the demonstration model again (34 minutes on two busy cores)
 	$(VENV)/python -m engine.demo_model
 
 fmt: setup-dev ## format the code and repair what ruff can
