@@ -67,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in words
     try:
-        options = _parser().parse_args(words)
+        options, unknown = _parser().parse_known_args(words)
+        if unknown:
+            raise _UsageError(f"unrecognized arguments: {' '.join(unknown)}\nTry: {options.prog} --help")
         verb: _Verb = options.run
         return verb(options)
     except _UsageError as exc:
@@ -97,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=raw,
             allow_abbrev=False,
         )
-        verb.set_defaults(run=run)
+        verb.set_defaults(run=run, prog=verb.prog)
         return verb
 
     validate = add("validate", "check a configuration file; start nothing", _validate)
@@ -114,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     shows = config.add_subparsers(title="verbs", metavar="VERB", required=True)
     show_words = "print the configuration as YAML, with the source of each value that is no default"
     show = shows.add_parser("show", help=show_words, description=show_words, allow_abbrev=False)
-    show.set_defaults(run=_config_show)
+    show.set_defaults(run=_config_show, prog=show.prog)
     show.add_argument("--effective", action="store_true", help="all values, defaults included")
     _add_config(show, optional=True)
     _add_json(show)
@@ -167,8 +169,6 @@ def _up(options: argparse.Namespace) -> int:
         # JSON text is YAML text: whatever the name holds, it stays text. --set still wins over --model.
         options.overrides.insert(0, f"model.path={json.dumps(options.model, ensure_ascii=False)}")
     loaded = _load(options)
-    for note in _notes(loaded):
-        _say(f"note: {note}", sys.stderr)
     from cluster import commands
 
     return commands.up(

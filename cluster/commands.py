@@ -51,7 +51,7 @@ def up(
             _clean_up(state, console, interrupts, exc)
             raise
         finally:
-            ray_runtime.disconnect()
+            _disconnect(interrupts)
         _announce(console, config, record, status, foreground=foreground)
         return _stay(state, record, console, interrupts) if foreground else OK
 
@@ -113,6 +113,7 @@ def _refuse_second(state: StateDir, console: Console, interrupts: Interrupts) ->
             _controller_status(record)
         raise ConfigError(f"Baton runs already at {record.url or record.ray_address}; `down` stops it")
     except StartFailed:
+        interrupts.install()  # asking Ray has given SIGTERM away
         console.stage("preflight", "clearing what is left of an earlier run")
         take_down(state, record, console=console, interrupts=interrupts, hurry=True)
 
@@ -123,8 +124,14 @@ def _clean_up(state: StateDir, console: Console, interrupts: Interrupts, exc: Ba
         return
     if not isinstance(exc, ConfigError):
         console.stage("stopping", "everything that was started" if isinstance(exc, Interrupted) else "after a failure")
-    ray_runtime.disconnect()
+    _disconnect(interrupts)
     take_down(state, record, console=console, interrupts=interrupts, hurry=True)
+
+
+def _disconnect(interrupts: Interrupts) -> None:
+    """Let go of Ray, which gives SIGTERM back to the system: it would end this process and leave all else running."""
+    ray_runtime.disconnect()
+    interrupts.install()
 
 
 def _is_ours(record: ClusterRecord) -> bool:

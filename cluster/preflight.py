@@ -6,6 +6,7 @@ start anything.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -22,16 +23,16 @@ def check_model(config: BatonConfig, base: Path) -> str:
     """Say what is served and from where. Raises ConfigError when it must be a folder and is none that holds a model."""
     path = config.model.path
     location = model_location(path, base)
+    for adapter in config.model.lora:
+        if looks_like_folder(adapter.path) and not os.path.isdir(model_location(adapter.path, base)):
+            where = _below(base, adapter.path)
+            raise ConfigError(f"model.lora: there is no folder {adapter.path}{where}, of adapter {adapter.name}")
     if not os.path.isdir(location):
         if looks_like_folder(path):
             raise ConfigError(f"model.path: there is no folder {path}" + _below(base, path))
         return f"{path}, from the hub or its cache"
     if not os.path.isfile(os.path.join(location, "config.json")):
         raise ConfigError(f"model.path: {location} holds no config.json, so it is no model in Hugging Face format")
-    for adapter in config.model.lora:
-        if looks_like_folder(adapter.path) and not os.path.isdir(model_location(adapter.path, base)):
-            where = _below(base, adapter.path)
-            raise ConfigError(f"model.lora: there is no folder {adapter.path}{where}, of adapter {adapter.name}")
     return location
 
 
@@ -44,10 +45,10 @@ def check_port(host: str, port: int) -> None:
             probe.bind(address)
             probe.listen(1)
     except OSError as exc:
-        raise ConfigError(
-            f"router.port: cannot listen on {host}:{port}: {exc.strerror or exc}; "
-            f"choose another with --set router.port=PORT, or 0 for any free one"
-        ) from exc
+        key, advice = "router.port", "choose another with --set router.port=PORT, or 0 for any free one"
+        if isinstance(exc, socket.gaierror) or exc.errno == errno.EADDRNOTAVAIL:
+            key, advice = "router.host", "name an address of this machine, 127.0.0.1, or 0.0.0.0 for all of them"
+        raise ConfigError(f"{key}: cannot listen on {host}:{port}: {exc.strerror or exc}; {advice}") from exc
 
 
 def this_machine() -> Node:

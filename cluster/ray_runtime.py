@@ -28,13 +28,16 @@ PROBE_S = 2.0
 # without a password, unless told that this is no cluster of several machines. Its workers run at nice 15 by default,
 # and so would the engines they start.
 LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-OWN_RAY_ENVIRONMENT = {
+AUTH_VARIABLE = "RAY_AUTH_MODE"
+LOOPBACK_RAY_ENVIRONMENT = {
     LOOPBACK_VARIABLE: "0",
     "RAY_worker_niceness": "0",
     "RAY_enable_worker_prestart": "0",
     "RAY_prestart_worker_first_driver": "0",
     "RAY_enable_metrics_collection": "0",
 }
+# Said outright: `ray start` takes a token it finds in the user's home, and a driver then does not.
+OWN_RAY_ENVIRONMENT = {**LOOPBACK_RAY_ENVIRONMENT, AUTH_VARIABLE: "disabled"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +89,27 @@ def prepare_environment(address: str | None) -> None:
     A process can be driver of Rays that listen on the loopback address or of others, not of both.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if address is None or _is_loopback(address):
+    joined = [ray for ray in running_rays() if ray.address == address]
+    if address is None or any(ray.private for ray in joined):
         os.environ.update(OWN_RAY_ENVIRONMENT)
+        return
+    if joined and address.startswith(f"{LOOPBACK}:"):  # it says so itself; one reached by that address may not
+        os.environ.update(LOOPBACK_RAY_ENVIRONMENT)
+    if has_auth_token(os.environ):  # as `ray start` decides, for whoever started that Ray
+        os.environ.setdefault(AUTH_VARIABLE, "token")
+
+
+def has_auth_token(environ: Mapping[str, str]) -> bool:
+    """Whether Ray would find a token of the user's."""
+    if environ.get("RAY_AUTH_TOKEN") or environ.get("RAY_AUTH_TOKEN_PATH"):
+        return True
+    return (Path(environ.get("HOME", "/")) / ".ray" / "auth_token").is_file()
 
 
 def tool_environment(address: str) -> dict[str, str]:
     """List the variables with which Ray's own command line reaches a Ray of our own."""
-    return {"RAY_ADDRESS": address, LOOPBACK_VARIABLE: OWN_RAY_ENVIRONMENT[LOOPBACK_VARIABLE]}
+    own = {name: OWN_RAY_ENVIRONMENT[name] for name in (LOOPBACK_VARIABLE, AUTH_VARIABLE)}
+    return {"RAY_ADDRESS": address, **own}
 
 
 def answers(address: str) -> bool:
@@ -167,8 +184,3 @@ def python_path(environ: Mapping[str, str]) -> str:
     """Put the checkout first on the module path, so that actors and workers find Baton."""
     inherited = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     return os.pathsep.join(dict.fromkeys([str(CHECKOUT), *inherited]))
-
-
-def _is_loopback(address: str) -> bool:
-    """Whether the Ray at `address` itself says 127.0.0.1; one reached by that address may not."""
-    return any(ray.address == address and address.startswith(f"{LOOPBACK}:") for ray in running_rays())

@@ -39,6 +39,7 @@ def take_down(state: StateDir, record: ClusterRecord, *, console: Console, inter
             console.warn(str(exc))
         finally:
             disconnect()
+            interrupts.install()
     if record.ray is not None:
         stop_own_ray(record.ray, record.ray_temp_dir, keep_logs_in=Path(record.run_dir), grace_s=STOP_GRACE_S)
         console.stage("ray", "stopped")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 from argparse import Namespace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 from engine.asgi import AsgiApp
@@ -28,6 +29,7 @@ async def build_openai_app(client: AsyncLLM, args: Namespace) -> AsgiApp:
     tasks = await client.get_supported_tasks()
     app = build_app(args, tasks, client.model_config)
     await init_app_state(client, app.state, args, tasks)
+    app.state.server = SimpleNamespace(should_exit=False)  # what vLLM's error handler tells of the engine's death
     await client.reset_mm_cache()
     gc.collect()
     gc.freeze()

@@ -68,6 +68,8 @@ class VllmEngine:
         """
         hide_unused_modules()
         importlib.import_module("vllm.v1.engine.async_llm")
+        if is_cpu_build():
+            importlib.import_module("engine.vllm_cpu").mend_cpu_build()  # imports torch
         keep_front_single_threaded()
         on_stage("import")
         for file in endpoint_files(spec):

@@ -220,6 +220,7 @@ class _WorkerHalf:
             self.endpoint.cancel_receive(transfer_id)
         for transfer_id in plan.send_aborts:
             sender.abort(transfer_id, "the prefill request ended early")
+            self._faulty.pop(transfer_id, None)
         for send in plan.send_opens:
             transfer_id = send.params.transfer_id
             if (faults := self.endpoint.faults.take()) is not None:

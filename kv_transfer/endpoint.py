@@ -10,13 +10,14 @@ import json
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from core.errors import StartFailed
 from kv_transfer.block_io import BlockIO
 from kv_transfer.faults import SendFaults
+from kv_transfer.frames import MAX_ID_CHARS
 from kv_transfer.grpc_transport import GrpcPeers, GrpcServer
 from kv_transfer.ledger import LeaseLedger
 from kv_transfer.plan import ReceiveOpen
@@ -109,20 +110,21 @@ class KVEndpoint:
         await self._server.stop()
         await self._peers.close()
 
-    def _serve(self, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    def _serve(self, messages: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         return self.receiver.serve(messages, wait_s=self.config.lease_s)
 
     async def _control(self, verb: str, arguments: dict[str, str]) -> dict[str, object]:
-        if verb == "cancel":
+        if verb == "cancel" and len(arguments["transfer_id"]) <= MAX_ID_CHARS:
             self.receiver.refuse(arguments["transfer_id"], arguments["reason"])
             self.sender.abort(arguments["transfer_id"], arguments["reason"])
             return {}
         if verb == "stats":
             return self.stats()
-        if verb == "faults" and self.faults.runtime:
-            self.faults = SendFaults.parse(arguments | {"runtime": "1"})
+        if verb == "faults":
+            if self.faults.runtime:
+                self.faults = SendFaults.parse(arguments | {"runtime": "1"})
             return {}
-        return {"error": f"unknown verb {verb!r}"}
+        raise ValueError(f"the call {verb[:20]!r} is not known here")
 
     def stats(self) -> dict[str, object]:
         """Report ledger and counters."""

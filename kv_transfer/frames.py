@@ -27,6 +27,7 @@ _HEADER = struct.Struct("<BBHIIQQ")
 HEADER_BYTES = _HEADER.size
 VERSION = 1
 MAX_PAYLOAD_BYTES = 1 << 30  # a frame that claims more is refused before anything is allocated
+MAX_ID_CHARS = 256  # of a transfer id: the receiving side remembers those that failed
 
 
 class Kind(enum.IntEnum):
@@ -159,11 +160,13 @@ def read_offer(frame: Frame) -> Offer:
         raise CorruptFrame(f"expected an offer, got {frame.kind.name}")
     try:
         offer = Offer(**json.loads(bytes(frame.payload)))
-    except (ValueError, TypeError) as exc:
+    except (ValueError, TypeError, RecursionError) as exc:
         raise CorruptFrame("the offer is malformed") from exc
     for name, kind in (("num_blocks", int), ("num_layers", int), ("block_bytes", int), ("transfer_id", str)):
         if not isinstance(getattr(offer, name), kind):
             raise CorruptFrame(f"the offer's {name} is malformed")
+    if len(offer.transfer_id) > MAX_ID_CHARS:
+        raise CorruptFrame(f"the offer's transfer_id has more than {MAX_ID_CHARS} characters")
     return offer
 
 
@@ -171,5 +174,5 @@ def read_problem(frame: Frame) -> Problem:
     """Decode why a hand-over ended."""
     try:
         return Problem(**json.loads(bytes(frame.payload)))
-    except (ValueError, TypeError) as exc:
+    except (ValueError, TypeError, RecursionError) as exc:
         raise CorruptFrame("a problem report is malformed") from exc

@@ -5,14 +5,16 @@ Owns sockets, tokens and the translation of gRPC errors. Both directions run on 
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 
 import grpc
 
-from core.errors import KVTransferError, TransferAborted, TransferTimeout, Unauthorized
+from core.errors import ConfigError, KVTransferError, TransferAborted, TransferTimeout, Unauthorized
 
 logger = logging.getLogger(__name__)
 SERVICE = "baton.kv.Transfer"
@@ -24,6 +26,9 @@ _OPTIONS = (
     ("grpc.http2.max_frame_size", 1 << 20),  # fewer, larger HTTP/2 frames: bench of the peers, "tune=1"
     ("grpc.optimization_target", "throughput"),
     ("grpc.so_reuseport", 0),
+    # A peer that comes back at its old address is found at once and not, by gRPC's custom, up to two minutes later.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
     # A peer that froze or lost its network is noticed by pings, not by the lease.
     ("grpc.keepalive_time_ms", 2000),
     ("grpc.keepalive_timeout_ms", 2000),
@@ -35,7 +40,7 @@ _OPTIONS = (
     ("grpc.http2.max_ping_strikes", 0),
 )
 
-ServeStream = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
+ServeStream = Callable[[AsyncIterator[bytes]], AsyncGenerator[bytes, None]]
 Control = Callable[[str, dict[str, str]], Awaitable[dict[str, object]]]
 
 
@@ -98,13 +103,29 @@ class GrpcServer:
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
     ) -> AsyncIterator[bytes]:
         await self._authorize(context)
-        async for reply in self._serve_stream(aiter(requests)):
-            yield reply
+        async with aclosing(self._serve_stream(aiter(requests))) as replies:
+            async for reply in replies:
+                yield reply
 
     async def _unary(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         await self._authorize(context)
+        try:
+            verb, arguments = _read_control(request)
+            return json.dumps(await self._control(verb, arguments)).encode()
+        except (ValueError, KeyError, ConfigError) as exc:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"malformed control call: {exc}")
+            raise AssertionError("abort raises") from exc
+
+
+def _read_control(request: bytes) -> tuple[str, dict[str, str]]:
+    """Decode a control call. Raises ValueError when it is not what `control_request` makes."""
+    try:
         arguments = json.loads(request)
-        return json.dumps(await self._control(arguments.pop("verb"), arguments)).encode()
+    except RecursionError as exc:
+        raise ValueError("nested too deeply") from exc
+    if not isinstance(arguments, dict) or not all(isinstance(value, str) for value in arguments.values()):
+        raise ValueError("not an object of strings")
+    return arguments.pop("verb", ""), arguments
 
 
 class GrpcStream:
@@ -119,7 +140,7 @@ class GrpcStream:
             await self._call.write(message)
         except grpc.RpcError as exc:
             raise translate(exc) from exc
-        except grpc.aio.UsageError as exc:
+        except (grpc.aio.UsageError, asyncio.InvalidStateError) as exc:  # the latter: the peer ended it before
             raise TransferAborted("the stream to the peer is closed") from exc
 
     async def read(self) -> bytes:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 
 from core.errors import (
@@ -41,6 +41,8 @@ from kv_transfer.plan import ReceiveOpen
 
 logger = logging.getLogger(__name__)
 _MAX_TOMBSTONES = 8192
+_MAX_REASON_CHARS = 500  # of what a peer says, kept in a tombstone
+_OFFERED_TWICE = "this hand-over is already offered by another stream"
 
 
 @dataclass(slots=True)
@@ -49,8 +51,10 @@ class _Expected:
 
     open: ReceiveOpen
     expiry: asyncio.TimerHandle
-    layers_landed: bytearray  # per block of open.block_ids, how many layers are in the cache
+    layers_landed: list[int]  # per block of open.block_ids, a bit for each layer in the cache
     frames_landed: int = 0
+    claimed: bool = False  # a stream serves it
+    scope: asyncio.Timeout | None = None  # set exactly while that stream is read
     ended: bool = False
 
 
@@ -69,6 +73,7 @@ class Receiver:
         self._io = io
         self._fingerprint = fingerprint
         self._ledger = ledger
+        self._all_layers = (1 << io.num_layers) - 1
         self._expected: dict[str, _Expected] = {}  # all and only open receives, by transfer id
         self._waiting: dict[str, asyncio.Future[_Expected]] = {}  # offers that came before the engine was ready
         self._dead: OrderedDict[str, str] = OrderedDict()  # transfer id -> why it will never happen; bounded
@@ -95,11 +100,18 @@ class Receiver:
     # KV thread
 
     def expect(self, opened: ReceiveOpen) -> None:
-        """Register reserved blocks; from here on the hand-over ends within its lease."""
+        """Register reserved blocks; from here on the hand-over ends within its lease.
+
+        A hand-over serves one request: a second one registered for it computes its prompt itself.
+        """
         transfer_id = opened.params.transfer_id
+        if transfer_id in self._expected:
+            logger.warning("request %s recomputes its prompt: its hand-over is another's", opened.request_id)
+            self._report(opened.request_id, set(opened.block_ids))
+            return
         loop = asyncio.get_running_loop()
         expiry = loop.call_later(opened.params.lease_s, self._expire, transfer_id)
-        expected = _Expected(opened, expiry, bytearray(len(opened.block_ids)))
+        expected = _Expected(opened, expiry, [0] * len(opened.block_ids))
         self._expected[transfer_id] = expected
         num_blocks = len(opened.block_ids)
         num_bytes = num_blocks * self._io.block_bytes * self._io.num_layers
@@ -131,15 +143,15 @@ class Receiver:
             self._fail(expected, TransferAborted(reason))
         self._bury(transfer_id, reason)
 
-    async def serve(self, messages: AsyncIterator[bytes], *, wait_s: float) -> AsyncIterator[bytes]:
+    async def serve(self, messages: AsyncIterator[bytes], *, wait_s: float) -> AsyncGenerator[bytes, None]:
         """Answer one incoming hand-over stream; yields the frames to send back.
 
-        `wait_s` bounds how long an offer may wait for its request to be scheduled here.
+        `wait_s` bounds how long the offer may be in coming, and then how long it may wait for its request to be
+        scheduled here.
         """
         expected: _Expected | None = None
-        offer: Offer | None = None
         try:
-            offer = read_offer(_only(await anext(messages)))
+            offer = read_offer(_only(await _first(messages, wait_s)))
             expected = await self._match(offer, wait_s)
             yield control_frame(Kind.GRANT, first_block=expected.open.first_block)
             await self._land(expected, messages, transfer_seed(offer.transfer_id))
@@ -154,13 +166,16 @@ class Receiver:
             # Reached with an open hand-over when the stream broke, wherever that was.
             if expected is not None and not expected.ended:
                 self._fail(expected, TransferAborted("the sender went away"))
-            elif expected is None and offer is not None:
-                self.refuse(offer.transfer_id, "the sender went away")
 
     async def _match(self, offer: Offer, wait_s: float) -> _Expected:
         if offer.fingerprint != self._fingerprint:
-            raise PeerMismatch(f"fingerprint of {offer.worker_id} is {offer.fingerprint}, here {self._fingerprint}")
+            reason = f"fingerprint of {offer.worker_id} is {offer.fingerprint}, here {self._fingerprint}"
+            self.refuse(offer.transfer_id, reason)
+            raise PeerMismatch(reason)
         expected = await self._when_expected(offer.transfer_id, wait_s)
+        if expected.claimed:
+            raise TransferAborted(_OFFERED_TWICE)
+        expected.claimed = True
         opened = expected.open
         problem = None
         if (offer.block_bytes, offer.num_layers) != (self._io.block_bytes, self._io.num_layers):
@@ -179,18 +194,35 @@ class Receiver:
         if (expected := self._expected.get(transfer_id)) is not None:
             return expected
         if transfer_id in self._waiting:
-            raise TransferAborted("this hand-over is already offered by another stream")
+            raise TransferAborted(_OFFERED_TWICE)
         waiter: asyncio.Future[_Expected] = asyncio.get_running_loop().create_future()
         self._waiting[transfer_id] = waiter
         try:
             async with asyncio.timeout(wait_s):
                 return await waiter
         except TimeoutError as exc:
-            raise TransferTimeout(f"no request took the offer within {wait_s:g} s") from exc
+            reason = f"no request took the offer within {wait_s:g} s"
+            self.refuse(transfer_id, reason)
+            raise TransferTimeout(reason) from exc
+        except asyncio.CancelledError:
+            self.refuse(transfer_id, "the sender went away")
+            raise
         finally:
             self._waiting.pop(transfer_id, None)
 
     async def _land(self, expected: _Expected, messages: AsyncIterator[bytes], seed: int) -> None:
+        """Read the stream until the hand-over ends, on this side too: a sender that is silent is not waited for."""
+        if expected.ended:
+            raise KVExpired("the hand-over had ended on this side")
+        try:
+            async with asyncio.timeout(None) as expected.scope:
+                await self._read_blocks(expected, messages, seed)
+        except TimeoutError as exc:
+            raise KVExpired("the hand-over has ended on this side") from exc
+        finally:
+            expected.scope = None
+
+    async def _read_blocks(self, expected: _Expected, messages: AsyncIterator[bytes], seed: int) -> None:
         async for message in messages:
             for frame in read_frames(message):
                 if expected.ended:
@@ -218,17 +250,18 @@ class Receiver:
             raise CorruptFrame("a frame's size does not match its blocks")
         self._io.scatter(frame.layer, ids[start:end], frame.payload)
         for index in range(start, end):
-            expected.layers_landed[index] += 1
+            expected.layers_landed[index] |= 1 << frame.layer
         expected.frames_landed += 1
         self.bytes_landed += frame.payload.nbytes
 
     def _complete(self, expected: _Expected, frames_sent: int) -> None:
-        missing = sum(1 for count in expected.layers_landed if count != self._io.num_layers)
+        missing = sum(1 for landed in expected.layers_landed if landed != self._all_layers)
         if missing or frames_sent != expected.frames_landed:
             raise CorruptFrame(
                 f"{missing} blocks are incomplete; {expected.frames_landed} of {frames_sent} frames came"
             )
         self.counts["landed"] += 1
+        expected.scope = None
         self._end(expected, End.RELEASED)
 
     def _expire(self, transfer_id: str) -> None:
@@ -243,7 +276,7 @@ class Receiver:
         self.counts["failed"] += 1
         logger.warning("request %s recomputes its prompt: %s: %s", expected.open.request_id, error.name, error)
         ids = expected.open.block_ids
-        bad = {ids[i] for i, count in enumerate(expected.layers_landed) if count != self._io.num_layers}
+        bad = {ids[i] for i, landed in enumerate(expected.layers_landed) if landed != self._all_layers}
         self._bury(expected.open.params.transfer_id, f"{error.name}: {error}")
         self._end(expected, how, bad or set(ids[-1:]))
 
@@ -252,20 +285,35 @@ class Receiver:
             return
         expected.ended = True
         expected.expiry.cancel()
+        if expected.scope is not None:
+            expected.scope.reschedule(asyncio.get_running_loop().time())
         del self._expected[expected.open.params.transfer_id]
         self._ledger.end(Side.RECEIVE, expected.open.params.transfer_id, how)
+        self._report(expected.open.request_id, bad_blocks or set())
+
+    def _report(self, request_id: str, bad_blocks: set[int]) -> None:
         with self._lock:
-            self._results.finished.add(expected.open.request_id)
-            self._results.bad_blocks.update(bad_blocks or ())
+            self._results.finished.add(request_id)
+            self._results.bad_blocks.update(bad_blocks)
             self._ended.set()
 
     def _bury(self, transfer_id: str, reason: str) -> None:
-        self._dead[transfer_id] = reason
+        self._dead[transfer_id] = reason = reason[:_MAX_REASON_CHARS]
         if len(self._dead) > _MAX_TOMBSTONES:
             self._dead.popitem(last=False)
         waiter = self._waiting.pop(transfer_id, None)
         if waiter is not None and not waiter.done():
             waiter.set_exception(TransferAborted(reason))
+
+
+async def _first(messages: AsyncIterator[bytes], wait_s: float) -> bytes:
+    try:
+        async with asyncio.timeout(wait_s):
+            async for message in messages:
+                return message
+    except TimeoutError as exc:
+        raise TransferTimeout(f"no offer came within {wait_s:g} s") from exc
+    raise TransferAborted("the stream ended before its offer")
 
 
 def _only(message: bytes) -> Frame:

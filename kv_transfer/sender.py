@@ -92,6 +92,7 @@ class _Outgoing:
     sent_before_complete: int = 0  # bytes that had left by then: the part hidden behind the computation
     num_bytes: int = 0  # sent in all
     problem: KVTransferError | None = None
+    ended: bool = False  # nothing is staged any more; changed under the sender's lock
     first_needed: int = 0  # blocks before it are on the decode side already
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
@@ -122,7 +123,13 @@ class Sender:
     # Engine thread
 
     def open(self, offer: Offer, *, request_id: str, peer: str, lease_s: float) -> None:
-        """Start a hand-over: the offer goes out while the first layer is still being computed."""
+        """Start a hand-over: the offer goes out while the first layer is still being computed.
+
+        One that is open already goes on as it is: a prompt computed again after a preemption has the same blocks.
+        """
+        if offer.transfer_id in self._outgoing:
+            logger.warning("hand-over %s is under way already", offer.transfer_id)
+            return
         outgoing = _Outgoing(offer, request_id, peer, lease_s)
         self._outgoing[offer.transfer_id] = outgoing
         self._loop.call_soon_threadsafe(self._start, outgoing)
@@ -141,14 +148,16 @@ class Sender:
         if outgoing is None or outgoing.problem is not None:
             return
         with self._lock:
+            if outgoing.ended:  # since the look above
+                return
             full = self._staged + len(frame) > self._staging_bytes
             if not full:
                 self._staged += len(frame)
                 outgoing.staged_bytes += len(frame)
+                outgoing.frames.append((first_block, end_block, frame))
         if full:
             outgoing.problem = StagingFull(f"more than {self._staging_bytes} bytes of KV wait to be sent")
         else:
-            outgoing.frames.append((first_block, end_block, frame))
             outgoing.unannounced_bytes += len(frame)
         if full or outgoing.unannounced_bytes >= _GROUP_BYTES:
             outgoing.unannounced_bytes = 0
@@ -210,8 +219,9 @@ class Sender:
             self.counts[outcome] += 1
             outgoing.problem = outgoing.problem or TransferAborted("the hand-over has ended")
             self._outgoing.pop(transfer_id, None)
-            outgoing.frames.clear()
             with self._lock:
+                outgoing.ended = True
+                outgoing.frames.clear()
                 self._staged -= outgoing.staged_bytes
                 outgoing.staged_bytes = 0
             self._ledger.end(Side.SEND, transfer_id, how)
@@ -236,7 +246,7 @@ class Sender:
                 _check_reply(await verdict, Kind.LANDED)
                 self.overlap.add(outgoing.num_bytes, outgoing.sent_before_complete, outgoing.completed_s)
             finally:
-                verdict.cancel()
+                _give_up(verdict)
         finally:
             stream.close()
             if not granted and outgoing.problem is not None:
@@ -255,7 +265,7 @@ class Sender:
                     raise outgoing.problem
             return reply.result()
         finally:
-            reply.cancel()
+            _give_up(reply)
 
     async def _messages(self, outgoing: _Outgoing, verdict: asyncio.Future[bytes]) -> AsyncIterator[tuple[bytes, int]]:
         """Yield what is staged as messages of about _MESSAGE_BYTES with their number of frames.
@@ -301,6 +311,12 @@ def _take_batch(outgoing: _Outgoing) -> tuple[list[bytes], int]:
         batch.append(frame)
         size += len(frame)
     return batch, taken
+
+
+def _give_up(reading: asyncio.Future[bytes]) -> None:
+    """Stop waiting for a message; an error that has come instead is no longer of interest, but must be taken."""
+    if not reading.cancel() and not reading.cancelled():
+        reading.exception()
 
 
 class _Declined(Exception):

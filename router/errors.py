@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import Final
 
@@ -82,6 +83,23 @@ def answer(error: errors.BatonError, retry_after_s: float | None = None) -> tupl
     if status.code == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return status.code, headers, error_json(str(error), kind=error.name, code=status.code, param=param)
+
+
+def in_one_shape(status: int, body: bytes) -> bytes | None:
+    """Rewrite the body of a worker's error answer that has another shape; None when it is as it should be.
+
+    vLLM's own errors have the shape, OpenAI's or Anthropic's; those of the framework below it do not.
+    """
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        found = None
+    if isinstance(found, dict) and isinstance(found.get("error"), dict):
+        return None
+    detail = found.get("detail") if isinstance(found, dict) else None
+    text = detail if isinstance(detail, str) else body.decode("utf-8", "replace").strip()
+    kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else errors.EngineFailed.name
+    return error_json(text or HTTPStatus(status).phrase, kind=kind, code=status)
 
 
 def stream_event(error: errors.BatonError) -> bytes:

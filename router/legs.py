@@ -16,7 +16,7 @@ from cluster.session_client import WorkerSession
 from core.engine import HttpCall
 from core.errors import BatonError, EngineFailed, WorkerLost
 from core.types import Handover, Leg, Route
-from router.errors import Headers
+from router.errors import Headers, in_one_shape
 from router.life import Life
 from router.metrics import RouterMetrics
 from router.tasks import Helpers
@@ -146,6 +146,10 @@ class Legs:
         if life.exchange.started:  # a stream was promised by a worker that died before its first event
             raise EngineFailed(f"the worker that took the request over answered {status}")
         body = parts[0] if len(parts) == 1 else b"".join(parts)
+        if status >= HTTPStatus.BAD_REQUEST and (shaped := in_one_shape(status, body)) is not None:
+            headers = [(name, value) for name, value in headers if name != b"content-type"]
+            headers.append((b"content-type", b"application/json"))
+            body = shaped
         life.status = status
         life.whole_body(body, asyncio.get_running_loop().time())
         await life.exchange.respond(status, headers, body)

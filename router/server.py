@@ -25,6 +25,7 @@ from router.app import RouterApp
 from router.control import control_app
 from router.dispatcher import LAST_WORDS_S, Dispatcher
 from router.health import Readiness
+from router.http_protocol import HttpProtocol
 from router.metrics import RouterMetrics
 
 BACKLOG: Final = 2048
@@ -57,7 +58,7 @@ class RouterServer:
         self._http = _HttpServer(
             uvicorn.Config(
                 RouterApp(dispatcher=self.dispatcher, control=control, announced=self._announced),
-                http="httptools",
+                http=HttpProtocol,
                 ws="none",
                 lifespan="off",
                 access_log=False,

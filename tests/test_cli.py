@@ -251,3 +251,15 @@ def test_quick_verbs_load_nothing_heavy(arguments: tuple[str, ...], absent: tupl
         [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert result.stdout.splitlines()[-1] == "LOADED []", result.stdout + result.stderr
+
+
+def test_an_unknown_flag_points_at_the_help_of_its_verb() -> None:
+    result = baton("up", "--bogus")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: unrecognized arguments: --bogus\nTry: baton.py up --help\n"
+
+
+def test_up_says_once_what_is_wrong_with_the_model(tmp_path: Path) -> None:
+    result = baton("up", "--model", "/no/such/folder", BATON_STATE_DIR=str(tmp_path))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: model.path: there is no folder /no/such/folder\n"

@@ -51,6 +51,11 @@ def test_a_missing_adapter_is_named(model: Path, tmp_path: Path) -> None:
         check_model(config(str(model), "./lora"), tmp_path)
 
 
+def test_a_missing_adapter_of_a_hub_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no folder \./lora in .*, of adapter a0"):
+        check_model(config("Qwen/Qwen3-0.6B", "./lora"), tmp_path)
+
+
 def test_a_taken_port_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
@@ -61,7 +66,7 @@ def test_a_taken_port_is_refused() -> None:
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.99:"):
+    with pytest.raises(ConfigError, match=r"router\.host: cannot listen on 192\.0\.2\.99:.*address of this machine"):
         check_port("192.0.2.99", 0)
 
 

@@ -12,6 +12,7 @@ from cluster.ray_runtime import (
     TEMP_PREFIX,
     RunningRay,
     answers,
+    prepare_environment,
     python_path,
     ray_to_join,
     running_rays,
@@ -73,3 +74,31 @@ def test_the_checkout_comes_first_on_the_module_path() -> None:
     assert python_path({}) == str(CHECKOUT)
     given = os.pathsep.join(["/a", str(CHECKOUT), "", "/b"])
     assert python_path({"PYTHONPATH": given}) == os.pathsep.join([str(CHECKOUT), "/a", "/b"])
+
+
+@pytest.mark.parametrize(
+    ("address", "token", "given", "expected"),
+    [
+        (None, True, None, "disabled"),
+        (None, True, "token", "disabled"),
+        (None, False, None, "disabled"),
+        ("10.0.0.1:6379", True, None, "token"),
+        ("10.0.0.1:6379", True, "disabled", "disabled"),
+        ("10.0.0.1:6379", False, None, None),
+    ],
+)
+def test_a_ray_of_our_own_takes_no_token_and_another_takes_the_users(
+    address: str | None,
+    token: bool,
+    given: str | None,
+    expected: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environment = {"HOME": str(tmp_path)} | ({"RAY_AUTH_MODE": given} if given else {})
+    if token:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("t")
+    monkeypatch.setattr(os, "environ", environment)
+    prepare_environment(address)
+    assert environment.get("RAY_AUTH_MODE") == expected

@@ -319,3 +319,19 @@ async def test_closing_fails_calls_and_frees_the_worker() -> None:
             s.session.submit(Leg.WHOLE, call(), None)
         async with asyncio.timeout(WAIT_S):
             await worker.idle.wait()
+
+
+async def test_transfer_that_cannot_be_cancelled_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    class FrozenEngine(HangingWorker):
+        async def cancel_transfer(self, transfer_id: str, reason: str) -> None:
+            await super().cancel_transfer(transfer_id, reason)
+            raise TransferTimeout("the engine core does not answer")
+
+    worker = FrozenEngine()
+    async with stream(worker) as s:
+        s.session.cancel_transfer("t1", "prefill died")
+        await s.until(lambda: bool(caplog.records))
+        assert worker.cancelled_transfers.qsize() == 1
+    (record_,) = caplog.records
+    assert (record_.levelname, record_.exc_info) == ("WARNING", None)
+    assert "t1" in record_.getMessage()

@@ -63,7 +63,10 @@ def test_a_pool_that_fits_nowhere_is_refused_before_anything_starts(ray: TwoNode
     assert baton.record() is None
 
 
-def test_ctrl_c_stops_what_was_started_and_leaves_ray_alive(ray: TwoNodes, baton: Baton) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])  # Ray resets the latter when it lets go
+def test_a_signal_stops_what_was_started_and_leaves_ray_alive(
+    ray: TwoNodes, baton: Baton, number: signal.Signals
+) -> None:
     before = processes(ray)
     process = baton.start("up", "--foreground", f"ray.address={ray.address}")
     assert process.stdout is not None
@@ -75,7 +78,7 @@ def test_ctrl_c_stops_what_was_started_and_leaves_ray_alive(ray: TwoNodes, baton
                 break
         started = [pid for pid in processes(ray) if pid not in before]
         assert len(started) >= 7, "".join(printed)  # controller, three hosts and what they host
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()

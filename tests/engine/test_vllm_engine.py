@@ -76,7 +76,7 @@ async def test_a_stream_says_what_the_whole_reply_says(running: RunningEngine) -
     status, headers = await reply.head()
     assert (status, dict(headers)["content-type"]) == (200, "text/event-stream; charset=utf-8")
     events = sse(await rest_of(reply))
-    assert len(events) == 31
+    assert 1 < len(events) <= 31  # tokens share an event when the machine is too busy to take each as it is made
     assert "".join(text_of(event, "text") for event in events) == text_of(json.loads(whole), "text")
     assert events[-1]["usage"] == {k: v for k, v in json.loads(whole)["usage"].items() if v is not None}
     assert events[0]["id"] == "cmpl-req-1"
@@ -192,6 +192,7 @@ class TestEndings:
         await session.connect(10)
         engine = RunningEngine(doomed, session, asyncio.Event())
         body = {"model": "tiny", "prompt": "To be", "max_tokens": 2000, "ignore_eos": True, "stream": True}
+        whole = engine.submit("/v1/completions", {**body, "stream": False})
         reply = engine.submit("/v1/completions", body)
         await reply.read()
         os.kill(doomed.tree_pids()[1], signal.SIGKILL)
@@ -200,9 +201,14 @@ class TestEndings:
             await rest_of(reply, heard)
         assert caught.value.retriable
         assert b"error" not in b"".join(heard)
+        with pytest.raises(BatonError) as caught:
+            await whole.head()
+        assert caught.value.retriable
         async with asyncio.timeout(END_S):
             assert await doomed.exited() == 3
         assert "EngineCore ended" in doomed.failure
+        log = "\n".join(doomed.last_log_lines(5000))
+        assert "failed after its reply" not in log  # vLLM's error handler found what it looks for
         with contextlib.suppress(BatonError):
             await session.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,18 +15,34 @@ from kv_transfer.endpoint import EndpointConfig, KVEndpoint
 from tests.support.kv_side import BLOCKS, LAYERS, SHAPE, MakeSide, Side, wait_until
 
 
+@pytest.fixture(autouse=True)
+def no_errors_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    ours = [record for record in caplog.records if record.name.startswith(("grpc", "kv_transfer"))]
+    assert [record.getMessage() for record in ours if record.exc_info or record.levelno >= logging.ERROR] == []
+
+
 @pytest.fixture
 def make_side(tmp_path: Path) -> Iterator[MakeSide]:
     sides: list[Side] = []
 
-    def make(*, fingerprint: str = "fp", token: str = "secret", staging_bytes: int = 1 << 20, seed: int = 0) -> Side:
+    def make(
+        *,
+        fingerprint: str = "fp",
+        token: str = "secret",
+        staging_bytes: int = 1 << 20,
+        seed: int = 0,
+        lease_s: float = 5.0,
+    ) -> Side:
         generator = torch.Generator().manual_seed(seed)
         cache = {
             f"layer.{i}": torch.randint(0, 255, (BLOCKS, *SHAPE), generator=generator, dtype=torch.uint8)
             for i in range(LAYERS)
         }
         file = tmp_path / f"{len(sides)}.json"
-        config = EndpointConfig(f"w{len(sides)}", 1, "127.0.0.1", 0, str(file), fingerprint, token, 5.0, staging_bytes)
+        config = EndpointConfig(
+            f"w{len(sides)}", 1, "127.0.0.1", 0, str(file), fingerprint, token, lease_s, staging_bytes
+        )
         endpoint = KVEndpoint(config, BlockIO(cache))
         address = endpoint.start()
         assert json.loads(file.read_text())["address"] == address

@@ -44,6 +44,7 @@ def test_reservation_before_offer_and_layer_by_layer(pair: tuple[Side, Side]) ->
     wait_until(lambda: decode.endpoint.receiver.bytes_landed == landed)  # the first chunk, before the last is made
     decode.poll()
     assert not decode.finished
+    wait_until(lambda: prefill.endpoint.sender.bytes_sent >= landed)  # this side knows it too
     for layer in range(LAYERS):
         prefill.put("t", layer, 2, [9])
     prefill.endpoint.sender.finish("t")

@@ -239,6 +239,48 @@ async def test_engine_failing_in_mid_stream_is_told_in_the_stream(pair: Site, cl
     assert events[2:] == [b""]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("content_type", "body", "told"),
+    [
+        (
+            "application/json",
+            b'{"detail":"There was an error parsing the body"}',
+            "There was an error parsing the body",
+        ),
+        ("application/json", b'{"detail":[{"loc":["body"]}]}', '{"detail":[{"loc":["body"]}]}'),
+        ("text/plain", b"Not quite", "Not quite"),
+        ("application/json", b"[]", "[]"),
+        ("application/json", b"", "Unprocessable Entity"),
+    ],
+)
+async def test_refusals_in_another_shape_leave_in_ours(
+    pair: Site, client: httpx.AsyncClient, content_type: str, body: bytes, told: str, stream: bool
+) -> None:
+    async def refuse(call: HttpCall, sink: ReplySink) -> None:
+        sink.start(422, (("content-type", content_type),))
+        sink.body(body)
+
+    pair.workers["decode-0"].engine.script = refuse
+    reply = await client.post("/v1/completions", json=LONG | {"stream": stream})
+    assert reply.status_code == 422
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.json() == {
+        "error": {"message": told, "type": "invalid_request_error", "param": None, "code": 422},
+    }
+
+
+async def test_refusals_in_our_shape_leave_as_they_are(pair: Site, client: httpx.AsyncClient) -> None:
+    body = b'{"type": "error",  "error": {"type": "not_found_error", "message": "as Anthropic has it"}}'
+
+    async def refuse(call: HttpCall, sink: ReplySink) -> None:
+        sink.start(404, (("content-type", "application/json"),))
+        sink.body(body)
+
+    pair.workers["decode-0"].engine.script = refuse
+    assert (await client.post("/v1/completions", json=LONG)).content == body
+
+
 # -- the client ------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,62 @@
+"""Calls that no Baton makes, and streams that have ended."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import grpc.aio
+import pytest
+
+from core.errors import KVTransferError, TransferAborted
+from kv_transfer.grpc_transport import SERVICE, GrpcPeers, control_request, metadata
+from tests.support.kv_peer import push
+from tests.support.kv_side import WAIT_S, MakeSide
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"verb": "cancel"}',
+        b'{"verb": "cancel", "transfer_id": [1], "reason": "x"}',
+        b'{"verb": "x"}',
+        b"[" * 100_000,
+    ],
+    ids=["empty", "cut", "list", "object", "bare", "typed", "unknown", "deep"],
+)
+async def test_malformed_control_call_is_refused(make_side: MakeSide, request_bytes: bytes) -> None:
+    decode = make_side()
+    async with grpc.aio.insecure_channel(decode.address) as channel:
+        call = channel.unary_unary(f"/{SERVICE}/Control")
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await call(request_bytes, metadata=metadata("secret"), timeout=WAIT_S)
+        assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert await call(control_request("stats", {}), metadata=metadata("secret"), timeout=WAIT_S)
+
+
+async def test_peer_without_the_token_is_turned_away(make_side: MakeSide) -> None:
+    decode = make_side()
+    decode.expect("t", [2])
+    async with push(decode, token="") as call:
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await call.read()
+        assert error.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    decode.endpoint.cancel_receive("t")
+    await asyncio.to_thread(decode.wait_finished, "t")
+
+
+async def test_write_to_a_stream_that_has_ended_is_a_transfer_error(make_side: MakeSide) -> None:
+    decode = make_side(token="another")
+    peers = GrpcPeers("wrong")
+    try:
+        stream = peers.connect(decode.address, WAIT_S)
+        with pytest.raises(KVTransferError):
+            await stream.read()
+        with pytest.raises(TransferAborted):
+            await stream.write(b"x")
+    finally:
+        await peers.close()

@@ -1,0 +1,65 @@
+"""What the engine thread may do while the KV thread ends a hand-over."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+from tests.support.kv_side import WAIT_S, MakeSide, wait_until
+
+
+def test_hand_over_offered_twice_leaves_nothing_behind(make_side: MakeSide) -> None:
+    prefill, decode = make_side(seed=1), make_side(seed=2)
+    prefill.offer(decode.address, "t", 2)
+    prefill.offer(decode.address, "t", 2)
+    prefill.send_all("t", [5, 1])
+    decode.expect("t", [2, 0])
+    decode.wait_finished("t")
+    assert decode.bad == set()
+    wait_until(prefill.idle)
+    wait_until(lambda: not prefill.endpoint.sender._outgoing)
+
+
+def test_frame_put_while_the_hand_over_ends_is_not_counted_as_staged(make_side: MakeSide) -> None:
+    prefill, decode = make_side(), make_side()
+    sender = prefill.endpoint.sender
+    prefill.offer(decode.address, "t", 2)
+    wait_until(lambda: "t" in decode.endpoint.receiver._waiting)
+
+    class LateLock:
+        """Lets the KV thread end the hand-over between the engine thread's look and its entry."""
+
+        def __init__(self) -> None:
+            self.inner, self.armed = sender._lock, True
+
+        def __enter__(self) -> None:
+            if self.armed:
+                self.armed = False
+                sender.abort("t", "client gone")
+                wait_until(lambda: not sender._outgoing)
+            self.inner.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.inner.release()
+
+    sender._lock = LateLock()  # type: ignore[assignment]
+    prefill.put("t", 0, 0, [5, 1])
+    assert sender.staged_bytes == 0
+
+
+def test_broken_stream_leaves_no_error_unread(make_side: MakeSide) -> None:
+    prefill, decode = make_side(seed=1), make_side(seed=2)
+    unread: list[str] = []
+    prefill.endpoint._loop.set_exception_handler(lambda _, context: unread.append(context["message"]))
+    for i in range(20):
+        decode.expect(f"t{i}", [2, 0])
+        prefill.offer(decode.address, f"t{i}", 2)
+        prefill.put(f"t{i}", 0, 0, [5, 1])
+        decode.endpoint.cancel_receive(f"t{i}")
+        prefill.endpoint.sender.abort(f"t{i}", "client gone")
+        prefill.put(f"t{i}", 1, 0, [5, 1])
+    wait_until(prefill.idle)
+    gc.collect()
+    done = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), prefill.endpoint._loop)
+    done.result(WAIT_S)
+    assert unread == []
