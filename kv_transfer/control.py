@@ -1,5 +1,52 @@
-"""The control client of an engine's KV endpoint, under the name callers import."""
+"""Calls the control verbs of an engine's KV endpoint; used by the worker that owns the engine, and by tests."""
 
-from kv_transfer.grpc_transport import KVControlClient
+from __future__ import annotations
 
-__all__ = ["KVControlClient"]
+import json
+from collections.abc import Mapping
+
+import grpc
+
+from core.errors import Unauthorized
+from kv_transfer.grpc_transport import CONTROL_TIMEOUT_S, OPTIONS, SERVICE, control_request, metadata, translate
+
+
+class KVControlClient:
+    """Calls the control verbs of an engine's KV endpoint; used by the worker that owns the engine."""
+
+    def __init__(self, address: str, token: str = "", *, timeout_s: float = CONTROL_TIMEOUT_S) -> None:
+        # One endpoint per tensor-parallel rank.
+        self._channels = [grpc.aio.insecure_channel(part, options=OPTIONS) for part in address.split(",")]
+        self._token = token
+        self._timeout_s = timeout_s
+
+    async def cancel(self, transfer_id: str, reason: str) -> None:
+        """Say that a hand-over will not happen; whoever waits for it goes on without."""
+        await self._call("cancel", {"transfer_id": transfer_id, "reason": reason})
+
+    async def stats(self) -> dict[str, object]:
+        """Report the ledger and counters of the first rank."""
+        return (await self._call("stats", {}))[0]
+
+    async def inject(self, faults: Mapping[str, int]) -> None:
+        """Replace the injected faults (kv_transfer.faults); does nothing unless the worker's spec allows it."""
+        await self._call("faults", {name: str(value) for name, value in faults.items()})
+
+    async def close(self) -> None:
+        """Close the channels."""
+        for channel in self._channels:
+            await channel.close(None)
+
+    async def _call(self, verb: str, arguments: dict[str, str]) -> list[dict[str, object]]:
+        replies = []
+        request = control_request(verb, arguments)
+        for channel in self._channels:
+            method = channel.unary_unary(f"/{SERVICE}/Control")
+            try:
+                reply = await method(request, timeout=self._timeout_s, metadata=metadata(self._token))
+            except grpc.aio.AioRpcError as exc:
+                if exc.code() is grpc.StatusCode.UNAUTHENTICATED:
+                    raise Unauthorized("the engine's KV endpoint refused the cluster token") from exc
+                raise translate(exc) from exc
+            replies.append(json.loads(reply))
+        return replies

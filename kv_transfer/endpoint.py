@@ -22,7 +22,7 @@ from kv_transfer.grpc_transport import GrpcPeers, GrpcServer
 from kv_transfer.ledger import LeaseLedger
 from kv_transfer.plan import ReceiveOpen
 from kv_transfer.receiver import Receiver, Results
-from kv_transfer.sender import Sender
+from kv_transfer.sender import GROUP_BYTES, Sender
 
 _START_TIMEOUT_S = 30.0
 
@@ -40,6 +40,7 @@ class EndpointConfig:
     token: str
     lease_s: float
     staging_bytes: int
+    group_bytes: int = GROUP_BYTES
 
 
 class KVEndpoint:
@@ -54,7 +55,13 @@ class KVEndpoint:
         self.receiver = Receiver(io, fingerprint=self.fingerprint, ledger=self.ledger)
         self._loop = asyncio.new_event_loop()
         self._peers = GrpcPeers(config.token)
-        self.sender = Sender(self._loop, self._peers, ledger=self.ledger, staging_bytes=config.staging_bytes)
+        self.sender = Sender(
+            self._loop,
+            self._peers,
+            ledger=self.ledger,
+            staging_bytes=config.staging_bytes,
+            group_bytes=config.group_bytes,
+        )
         self._server = GrpcServer(self._serve, self._control, token=config.token)
         self._thread = threading.Thread(target=self._run, name="baton-kv", daemon=True)
 

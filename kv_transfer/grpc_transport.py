@@ -9,18 +9,18 @@ import asyncio
 import hmac
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 
 import grpc
 
-from core.errors import ConfigError, KVTransferError, TransferAborted, TransferTimeout, Unauthorized
+from core.errors import ConfigError, KVTransferError, TransferAborted, TransferTimeout
 
 logger = logging.getLogger(__name__)
 SERVICE = "baton.kv.Transfer"
 _MAX_MESSAGE_BYTES = 1 << 30
-_CONTROL_TIMEOUT_S = 2.0
-_OPTIONS = (
+CONTROL_TIMEOUT_S = 2.0
+OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.http2.max_frame_size", 1 << 20),  # fewer, larger HTTP/2 frames: bench of the peers, "tune=1"
@@ -73,7 +73,7 @@ class GrpcServer:
 
     async def start(self, host: str, port: int) -> int:
         """Bind and listen; return the port. Raises OSError when the port is taken."""
-        server = grpc.aio.server(options=_OPTIONS)
+        server = grpc.aio.server(options=OPTIONS)
         handlers = {
             "Push": grpc.stream_stream_rpc_method_handler(self._push),
             "Control": grpc.unary_unary_rpc_method_handler(self._unary),
@@ -174,7 +174,7 @@ class GrpcPeers:
         request = control_request("cancel", {"transfer_id": transfer_id, "reason": reason})
         call = self._channel(peer).unary_unary(f"/{SERVICE}/Control")
         try:
-            await call(request, timeout=_CONTROL_TIMEOUT_S, metadata=metadata(self._token))
+            await call(request, timeout=CONTROL_TIMEOUT_S, metadata=metadata(self._token))
         except grpc.RpcError as exc:
             logger.warning("peer %s was not told that %s is withdrawn: %s", peer, transfer_id, translate(exc))
 
@@ -187,46 +187,5 @@ class GrpcPeers:
     def _channel(self, peer: str) -> grpc.aio.Channel:
         channel = self._channels.get(peer)
         if channel is None:
-            channel = self._channels[peer] = grpc.aio.insecure_channel(peer, options=_OPTIONS)
+            channel = self._channels[peer] = grpc.aio.insecure_channel(peer, options=OPTIONS)
         return channel
-
-
-class KVControlClient:
-    """Calls the control verbs of an engine's KV endpoint; used by the worker that owns the engine."""
-
-    def __init__(self, address: str, token: str = "", *, timeout_s: float = _CONTROL_TIMEOUT_S) -> None:
-        # One endpoint per tensor-parallel rank.
-        self._channels = [grpc.aio.insecure_channel(part, options=_OPTIONS) for part in address.split(",")]
-        self._token = token
-        self._timeout_s = timeout_s
-
-    async def cancel(self, transfer_id: str, reason: str) -> None:
-        """Say that a hand-over will not happen; whoever waits for it goes on without."""
-        await self._call("cancel", {"transfer_id": transfer_id, "reason": reason})
-
-    async def stats(self) -> dict[str, object]:
-        """Report the ledger and counters of the first rank."""
-        return (await self._call("stats", {}))[0]
-
-    async def inject(self, faults: Mapping[str, int]) -> None:
-        """Replace the injected faults (kv_transfer.faults); does nothing unless the worker's spec allows it."""
-        await self._call("faults", {name: str(value) for name, value in faults.items()})
-
-    async def close(self) -> None:
-        """Close the channels."""
-        for channel in self._channels:
-            await channel.close(None)
-
-    async def _call(self, verb: str, arguments: dict[str, str]) -> list[dict[str, object]]:
-        replies = []
-        request = control_request(verb, arguments)
-        for channel in self._channels:
-            method = channel.unary_unary(f"/{SERVICE}/Control")
-            try:
-                reply = await method(request, timeout=self._timeout_s, metadata=metadata(self._token))
-            except grpc.aio.AioRpcError as exc:
-                if exc.code() is grpc.StatusCode.UNAUTHENTICATED:
-                    raise Unauthorized("the engine's KV endpoint refused the cluster token") from exc
-                raise translate(exc) from exc
-            replies.append(json.loads(reply))
-        return replies

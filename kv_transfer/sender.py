@@ -29,7 +29,7 @@ from kv_transfer.frames import (
 from kv_transfer.ledger import End, LeaseLedger, Side
 
 logger = logging.getLogger(__name__)
-_GROUP_BYTES = 256 << 10  # a layer of a short prompt waits for the next: sending one costs 0.4 ms of the engine's core
+GROUP_BYTES = 256 << 10  # a layer of a short prompt waits for the next: sending one costs 0.4 ms of the engine's core
 _MESSAGE_BYTES = 1 << 20  # small frames are joined up to this size: one message costs 30-60 us whatever its size
 
 
@@ -102,12 +102,19 @@ class Sender:
     """Streams hand-overs out, at most `staging_bytes` of them waiting at any time."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, peers: Peers, *, ledger: LeaseLedger, staging_bytes: int
+        self,
+        loop: asyncio.AbstractEventLoop,
+        peers: Peers,
+        *,
+        ledger: LeaseLedger,
+        staging_bytes: int,
+        group_bytes: int = GROUP_BYTES,
     ) -> None:
         self._loop = loop
         self._peers = peers
         self._ledger = ledger
         self._staging_bytes = staging_bytes
+        self._group_bytes = group_bytes
         self._lock = threading.Lock()
         self._staged = 0
         self._outgoing: dict[str, _Outgoing] = {}  # all and only unfinished sends, by transfer id
@@ -159,7 +166,7 @@ class Sender:
             outgoing.problem = StagingFull(f"more than {self._staging_bytes} bytes of KV wait to be sent")
         else:
             outgoing.unannounced_bytes += len(frame)
-        if full or outgoing.unannounced_bytes >= _GROUP_BYTES:
+        if full or outgoing.unannounced_bytes >= self._group_bytes:
             outgoing.unannounced_bytes = 0
             self._loop.call_soon_threadsafe(outgoing.wake.set)
 

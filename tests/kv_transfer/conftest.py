@@ -33,6 +33,7 @@ def make_side(tmp_path: Path) -> Iterator[MakeSide]:
         staging_bytes: int = 1 << 20,
         seed: int = 0,
         lease_s: float = 5.0,
+        group_bytes: int = 0,  # every frame leaves at once
     ) -> Side:
         generator = torch.Generator().manual_seed(seed)
         cache = {
@@ -41,7 +42,7 @@ def make_side(tmp_path: Path) -> Iterator[MakeSide]:
         }
         file = tmp_path / f"{len(sides)}.json"
         config = EndpointConfig(
-            f"w{len(sides)}", 1, "127.0.0.1", 0, str(file), fingerprint, token, lease_s, staging_bytes
+            f"w{len(sides)}", 1, "127.0.0.1", 0, str(file), fingerprint, token, lease_s, staging_bytes, group_bytes
         )
         endpoint = KVEndpoint(config, BlockIO(cache))
         address = endpoint.start()

@@ -20,6 +20,22 @@ def test_hand_over_offered_twice_leaves_nothing_behind(make_side: MakeSide) -> N
     wait_until(lambda: not prefill.endpoint.sender._outgoing)
 
 
+def test_short_layers_leave_in_groups_and_the_rest_with_the_last(make_side: MakeSide) -> None:
+    prefill, decode = make_side(seed=1, group_bytes=200), make_side(seed=2)
+    layer_bytes = 2 * prefill.endpoint.io.block_bytes
+    decode.expect("t", [2, 0])
+    prefill.offer(decode.address, "t", 2)
+    wait_until(lambda: (known := decode.endpoint.receiver._expected.get("t")) is not None and known.claimed)
+    prefill.put("t", 0, 0, [5, 1])
+    assert decode.endpoint.receiver.bytes_landed == 0
+    prefill.put("t", 1, 0, [5, 1])  # two layers with their headers are more than a group
+    wait_until(lambda: decode.endpoint.receiver.bytes_landed == 2 * layer_bytes)
+    prefill.put("t", 2, 0, [5, 1])
+    prefill.endpoint.sender.finish("t")
+    decode.wait_finished("t")
+    assert decode.bad == set()
+
+
 def test_frame_put_while_the_hand_over_ends_is_not_counted_as_staged(make_side: MakeSide) -> None:
     prefill, decode = make_side(), make_side()
     sender = prefill.endpoint.sender
