@@ -1,12 +1,11 @@
-"""What both ends of every gRPC stream of the cluster agree on: method names, channel options, the shared token.
+"""What both ends of every gRPC stream of the cluster agree on: method names and channel options.
 
 Knows nothing of the messages that the streams carry.
 """
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import grpc
@@ -81,17 +80,3 @@ def open_channel(address: str) -> grpc.aio.Channel:
         ("grpc.max_send_message_length", -1),
     )
     return grpc.aio.insecure_channel(address, options=options)
-
-
-def token_metadata(token: str) -> tuple[tuple[str, str], ...]:
-    """Make the metadata that presents `token`; none when it is empty."""
-    return (("authorization", f"Bearer {token}"),) if token else ()
-
-
-def token_presented(metadata: Iterable[tuple[str, str | bytes]] | None, token: str) -> bool:
-    """Tell whether `metadata` presents `token`, in constant time; an empty token admits everyone."""
-    if not token:
-        return True
-    expected = f"Bearer {token}".encode()
-    given = next((value for name, value in metadata or () if name == "authorization"), "")
-    return hmac.compare_digest(given.encode() if isinstance(given, str) else given, expected)

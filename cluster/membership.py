@@ -21,6 +21,7 @@ import grpc.aio
 
 from cluster import channel, codec
 from cluster.pb import worker_pb2 as pb
+from core.cluster_token import token_metadata, token_presented
 from core.errors import Unauthorized, WorkerError
 from core.types import Membership
 
@@ -102,7 +103,7 @@ class MembershipServer:
         published.set()
 
     async def _serve_watch(self, _: pb.WatchRequest, context: grpc.aio.ServicerContext) -> None:
-        if not channel.token_presented(context.invocation_metadata(), self._token):
+        if not token_presented(context.invocation_metadata(), self._token):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the cluster token is missing or wrong")
         sent: Membership | None = None
         while not self._stopping:
@@ -157,7 +158,7 @@ class MembershipClient:
                 request_serializer=pb.WatchRequest.SerializeToString,
                 response_deserializer=pb.Membership.FromString,
             )
-            stream = open_stream(pb.WatchRequest(), metadata=channel.token_metadata(self._token))
+            stream = open_stream(pb.WatchRequest(), metadata=token_metadata(self._token))
             version = -1
             while (message := await stream.read()) is not grpc.aio.EOF:
                 if message.version > version:

@@ -18,6 +18,7 @@ import grpc.aio
 from cluster import channel, codec
 from cluster.pb import worker_pb2 as pb
 from cluster.reply import Reply
+from core.cluster_token import token_metadata
 from core.engine import HttpCall
 from core.errors import BatonError, Overloaded, PayloadTooLarge, Unauthorized, WorkerLost
 from core.types import Handover, Leg, WorkerHello, WorkerRecord, WorkerState
@@ -118,7 +119,7 @@ class WorkerSession:
         )
         try:
             async with asyncio.timeout(timeout_s):
-                self._stream = open_stream(metadata=channel.token_metadata(self._token))
+                self._stream = open_stream(metadata=token_metadata(self._token))
                 frame = await self._stream.read()
             self._hello = self._greeted(frame)
         except (TimeoutError, grpc.aio.AioRpcError, BatonError) as exc:

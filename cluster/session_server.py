@@ -16,6 +16,7 @@ import grpc.aio
 from cluster import channel
 from cluster.pb import worker_pb2 as pb
 from cluster.served_session import ServedSession
+from core.cluster_token import token_presented
 from core.worker import Worker
 
 _LOG = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class SessionServer:
         await closed
 
     async def _serve_session(self, _: object, context: grpc.aio.ServicerContext) -> None:
-        if not channel.token_presented(context.invocation_metadata(), self._token):
+        if not token_presented(context.invocation_metadata(), self._token):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the cluster token is missing or wrong")
         if self._stopping:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the worker is stopping")

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import grpc
 
+from core.cluster_token import token_metadata
 from core.errors import Unauthorized
-from kv_transfer.grpc_transport import CONTROL_TIMEOUT_S, OPTIONS, SERVICE, control_request, metadata, translate
+from kv_transfer.grpc_transport import CONTROL_TIMEOUT_S, OPTIONS, SERVICE, control_request, translate
 
 
 class KVControlClient:
@@ -43,7 +44,7 @@ class KVControlClient:
         for channel in self._channels:
             method = channel.unary_unary(f"/{SERVICE}/Control")
             try:
-                reply = await method(request, timeout=self._timeout_s, metadata=metadata(self._token))
+                reply = await method(request, timeout=self._timeout_s, metadata=token_metadata(self._token))
             except grpc.aio.AioRpcError as exc:
                 if exc.code() is grpc.StatusCode.UNAUTHENTICATED:
                     raise Unauthorized("the engine's KV endpoint refused the cluster token") from exc

@@ -6,7 +6,6 @@ Owns sockets, tokens and the translation of gRPC errors. Both directions run on 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -14,6 +13,7 @@ from contextlib import aclosing
 
 import grpc
 
+from core.cluster_token import token_metadata, token_presented
 from core.errors import ConfigError, KVTransferError, TransferAborted, TransferTimeout
 
 logger = logging.getLogger(__name__)
@@ -47,11 +47,6 @@ Control = Callable[[str, dict[str, str]], Awaitable[dict[str, object]]]
 def control_request(verb: str, arguments: dict[str, str]) -> bytes:
     """Encode a control call."""
     return json.dumps({"verb": verb, **arguments}).encode()
-
-
-def metadata(token: str) -> tuple[tuple[str, str], ...]:
-    """Build the call metadata that carries the cluster token."""
-    return (("authorization", f"Bearer {token}"),) if token else ()
 
 
 def translate(exc: grpc.RpcError) -> KVTransferError:
@@ -93,10 +88,7 @@ class GrpcServer:
             await self._server.stop(None)
 
     async def _authorize(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        if not self._token:
-            return
-        given = dict(context.invocation_metadata() or ()).get("authorization", "")
-        if not hmac.compare_digest(str(given), f"Bearer {self._token}"):
+        if not token_presented(context.invocation_metadata(), self._token):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the cluster token is missing or wrong")
 
     async def _push(
@@ -132,7 +124,7 @@ class GrpcStream:
     """One outgoing hand-over stream; implements kv_transfer.sender.Stream."""
 
     def __init__(self, channel: grpc.aio.Channel, timeout_s: float, token: str) -> None:
-        self._call = channel.stream_stream(f"/{SERVICE}/Push")(timeout=timeout_s, metadata=metadata(token))
+        self._call = channel.stream_stream(f"/{SERVICE}/Push")(timeout=timeout_s, metadata=token_metadata(token))
 
     async def write(self, message: bytes) -> None:
         """Send one message. Raises TransferAborted or TransferTimeout when the stream is gone."""
@@ -174,7 +166,7 @@ class GrpcPeers:
         request = control_request("cancel", {"transfer_id": transfer_id, "reason": reason})
         call = self._channel(peer).unary_unary(f"/{SERVICE}/Control")
         try:
-            await call(request, timeout=CONTROL_TIMEOUT_S, metadata=metadata(self._token))
+            await call(request, timeout=CONTROL_TIMEOUT_S, metadata=token_metadata(self._token))
         except grpc.RpcError as exc:
             logger.warning("peer %s was not told that %s is withdrawn: %s", peer, transfer_id, translate(exc))
 

@@ -72,13 +72,6 @@ class StepPlan:
     receive_cancels: tuple[str, ...] = ()  # transfer ids
     computes: bool = False  # whether the step runs the model at all
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to hand over."""
-        return not (
-            self.send_opens or self.send_ranges or self.send_aborts or self.receive_opens or self.receive_cancels
-        )
-
 
 def prompt_digest(token_ids: Sequence[int], *extra_keys: str) -> str:
     """Digest what determines a prompt's KV: token ids, and adapter and media identifiers in `extra_keys`."""

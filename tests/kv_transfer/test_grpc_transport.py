@@ -8,8 +8,9 @@ import grpc
 import grpc.aio
 import pytest
 
+from core.cluster_token import token_metadata
 from core.errors import KVTransferError, TransferAborted
-from kv_transfer.grpc_transport import SERVICE, GrpcPeers, control_request, metadata
+from kv_transfer.grpc_transport import SERVICE, GrpcPeers, control_request
 from tests.support.kv_peer import push
 from tests.support.kv_side import WAIT_S, MakeSide
 
@@ -33,9 +34,9 @@ async def test_malformed_control_call_is_refused(make_side: MakeSide, request_by
     async with grpc.aio.insecure_channel(decode.address) as channel:
         call = channel.unary_unary(f"/{SERVICE}/Control")
         with pytest.raises(grpc.aio.AioRpcError) as error:
-            await call(request_bytes, metadata=metadata("secret"), timeout=WAIT_S)
+            await call(request_bytes, metadata=token_metadata("secret"), timeout=WAIT_S)
         assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert await call(control_request("stats", {}), metadata=metadata("secret"), timeout=WAIT_S)
+        assert await call(control_request("stats", {}), metadata=token_metadata("secret"), timeout=WAIT_S)
 
 
 async def test_peer_without_the_token_is_turned_away(make_side: MakeSide) -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kv_transfer.plan import HandoverPlanner, ReceiveParams, SendParams, prompt_digest
+from kv_transfer.plan import HandoverPlanner, ReceiveParams, SendParams, StepPlan, prompt_digest
 
 BLOCK = 32
 SEND = SendParams("t", "127.0.0.1:1", 30.0)
@@ -34,7 +34,7 @@ def test_every_block_leaves_once_in_order(tokens: int, chunks: list[int], cached
     assert [position for position, _ in seen] == list(range(num_blocks))
     assert opens == 1
     planner.finish("r")
-    assert planner.take_step().is_empty
+    assert planner.take_step() == StepPlan()
 
 
 def test_request_that_ends_in_mid_prefill_aborts_its_send() -> None:
@@ -50,7 +50,7 @@ def test_request_that_ends_before_it_was_scheduled_leaves_nothing() -> None:
     planner = HandoverPlanner(BLOCK)
     planner.open_send("r", SEND, digest="d", num_prompt_tokens=100, block_ids=[1, 2, 3, 4])
     planner.finish("r")
-    assert planner.take_step().is_empty
+    assert planner.take_step() == StepPlan()
 
 
 @given(st.integers(1, 700), st.integers(0, 20))

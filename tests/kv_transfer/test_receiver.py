@@ -7,8 +7,9 @@ import asyncio
 import grpc.aio
 import pytest
 
+from core.cluster_token import token_metadata
 from kv_transfer.frames import Kind, control_frame
-from kv_transfer.grpc_transport import SERVICE, metadata
+from kv_transfer.grpc_transport import SERVICE
 from kv_transfer.plan import ReceiveOpen, ReceiveParams
 from tests.support.kv_peer import answer, layer_frame, offer, push
 from tests.support.kv_side import LAYERS, WAIT_S, MakeSide, wait_until
@@ -145,7 +146,7 @@ async def test_a_thousand_offers_nobody_takes_all_end(make_side: MakeSide) -> No
     async with grpc.aio.insecure_channel(decode.address) as channel, asyncio.timeout(3 * WAIT_S):
 
         async def one(i: int) -> tuple[Kind, str]:
-            call = channel.stream_stream(f"/{SERVICE}/Push")(metadata=metadata("secret"))
+            call = channel.stream_stream(f"/{SERVICE}/Push")(metadata=token_metadata("secret"))
             await call.write(offer(decode, f"t{i}", 1))
             return await answer(call)
 

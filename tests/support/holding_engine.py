@@ -25,19 +25,19 @@ class HoldingEngine:
         sink.start(200, ())
 
     async def cancel_transfer(self, transfer_id: str, reason: str) -> None:
-        raise NotImplementedError
+        raise AssertionError("no role calls this")
 
     def state(self) -> WorkerState:
         return WorkerState()
 
     def on_step(self, callback: object) -> None:
-        raise NotImplementedError
+        raise AssertionError("no role calls this")
 
     async def failed(self) -> str:
-        raise NotImplementedError
+        raise AssertionError("no role calls this")
 
     async def close(self) -> None:
-        raise NotImplementedError
+        raise AssertionError("no role calls this")
 
 
 class Status:

@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 import grpc
 import grpc.aio
 
+from core.cluster_token import token_metadata
 from kv_transfer.frames import Kind, Offer, blocks_frame, offer_frame, read_frames, read_problem, transfer_seed
-from kv_transfer.grpc_transport import SERVICE, metadata
+from kv_transfer.grpc_transport import SERVICE
 from tests.support.kv_side import WAIT_S, Side
 
 Call = grpc.aio.StreamStreamCall
@@ -20,7 +21,7 @@ Call = grpc.aio.StreamStreamCall
 async def push(side: Side, token: str = "secret") -> AsyncIterator[Call]:
     """Open a hand-over stream for a bounded time."""
     async with grpc.aio.insecure_channel(side.address) as channel:
-        call = channel.stream_stream(f"/{SERVICE}/Push")(metadata=metadata(token))
+        call = channel.stream_stream(f"/{SERVICE}/Push")(metadata=token_metadata(token))
         try:
             async with asyncio.timeout(WAIT_S):
                 yield call
