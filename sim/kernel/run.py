@@ -1,0 +1,55 @@
+"""The loop: the next arrival or event, whichever is earlier."""
+
+from __future__ import annotations
+
+from sim.kernel.compiled import compiled, entry
+from sim.kernel.handover import grant, land
+from sim.kernel.heap import DOWN, SENT, STAGE_FREE, STEP_END, pop
+from sim.kernel.outages import bring_up, take_down
+from sim.kernel.routing import route
+from sim.kernel.state import HEAP_SIZE, NEXT_ARRIVAL, SENDING, State
+from sim.kernel.steps import end_step, wake
+
+
+@entry
+def advance(st: State, until_s: float) -> None:
+    """Let all events up to `until_s` happen, arrivals not among them."""
+    while st.counts[HEAP_SIZE] and st.events.time_s[0] <= until_s:
+        now_s = st.events.time_s[0]
+        kind, subject, epoch = st.events.kind[0], st.events.subject[0], st.events.epoch[0]
+        pop(st)
+        if kind == STEP_END:
+            if st.lanes.epoch[subject] == epoch:
+                st.clock[0] = now_s
+                end_step(st, subject, now_s)
+        elif kind == STAGE_FREE:
+            st.workers.stage_awaited[subject] = 0
+            wake(st, subject, now_s)
+        elif kind == SENT:
+            if st.reqs.attempt[subject] == epoch and st.reqs.hand[subject] == SENDING:
+                st.clock[0] = now_s
+                _end_transfer(st, subject, now_s)
+        elif kind == DOWN:
+            take_down(st, subject, now_s)
+        else:
+            bring_up(st, subject, now_s)
+
+
+@compiled
+def _end_transfer(st: State, request: int, now_s: float) -> None:
+    land(st, request)
+    sender, receiver = st.reqs.prefill_on[request], st.reqs.decode_on[request]
+    wake(st, receiver, now_s)
+    grant(st, sender, now_s)
+    wake(st, sender, now_s)
+
+
+@entry
+def run_all(st: State) -> None:
+    """Run the search gear: route every arrival by the rules of the state, then let everything end."""
+    for request in range(len(st.reqs.stage)):
+        now_s = st.reqs.arrived[request]
+        advance(st, now_s)
+        st.counts[NEXT_ARRIVAL] = request + 1
+        route(st, request, now_s)
+    advance(st, 1e300)

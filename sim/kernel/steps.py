@@ -1,0 +1,325 @@
+"""Engine steps: what a lane computes next, how long it takes, and what has happened when it ends.
+
+The scheduler of vLLM V1: decoding sequences first, then prompts begun, then prompts that wait, in one budget of tokens;
+a sequence that finds no block pushes out the one that joined last, which computes its tokens again. With
+`Pools.chunked` false, as vLLM V0 and simdistserve: prompts go whole and first, and decode waits for them.
+"""
+
+from __future__ import annotations
+
+from sim.kernel.blocks import blocks_for, give_blocks, has_blocks, take_blocks
+from sim.kernel.compiled import compiled
+from sim.kernel.handover import ask, grant, send
+from sim.kernel.heap import STAGE_FREE, STEP_END, push
+from sim.kernel.prefixes import cached_tokens, remember
+from sim.kernel.queues import prepend, remove
+from sim.kernel.state import (
+    DECODE,
+    DECODING,
+    DONE,
+    DONE_TOKENS,
+    ENDED,
+    GRANTED,
+    NOBODY,
+    PREEMPTIONS,
+    PREFILL,
+    PREFILLED,
+    PREFILLING,
+    QUEUED,
+    STEPS,
+    State,
+)
+
+_DONE = 1  # sim.outcome.End.DONE
+_FIRST_PLACE = -1e300  # a queue key before every time
+
+
+@compiled
+def wake(st: State, worker: int, now_s: float) -> None:
+    """Start a step on every idle lane that has something to do."""
+    workers = st.workers
+    first, last = workers.first_lane[worker], workers.first_lane[worker + 1]
+    for lane in range(first, last):
+        if st.lanes.busy[lane] or not workers.alive[worker]:
+            continue
+        if last - first > 1 and now_s < workers.stage_until[worker]:
+            if not workers.stage_awaited[worker]:
+                workers.stage_awaited[worker] = 1
+                push(st, workers.stage_until[worker], STAGE_FREE, worker, 0)
+            return
+        _start(st, lane, now_s)
+        if st.lanes.busy[lane]:
+            workers.stage_until[worker] = now_s + (st.lanes.step_until[lane] - now_s) / (last - first)
+
+
+@compiled
+def _start(st: State, lane: int, now_s: float) -> None:
+    lanes, pools = st.lanes, st.pools
+    worker = lanes.worker[lane]
+    pool = st.workers.pool[worker]
+    _join_landed(st, lane)
+    seqs, context_tokens, tokens, prompts, pairs = 0, 0, 0, 0, 0.0
+    if pools.chunked[pool]:
+        seqs, context_tokens = _grow(st, lane)
+        tokens, prompts, pairs = _go_on(st, lane, pools.budget[pool] - seqs)
+    more, begun, more_pairs = _begin(st, lane, pools.budget[pool] - seqs - tokens, now_s)
+    tokens, prompts, pairs = tokens + more, prompts + begun, pairs + more_pairs
+    if not pools.chunked[pool] and tokens == 0:
+        seqs, context_tokens = _grow(st, lane)
+    if seqs == 0 and tokens == 0:
+        return
+    time_s = 0.0
+    if seqs:
+        read_s = st.seqs.mixed[pool, seqs] if tokens else st.seqs.context[pool, seqs]
+        time_s = st.seqs.fixed[pool, seqs] + read_s * context_tokens
+    if tokens:
+        time_s += st.tokens.dense[pool, tokens + seqs] - (st.tokens.dense[pool, seqs] if seqs else 0.0)
+        time_s += st.tokens.pair[pool, tokens] * pairs + pools.prefill_seq_s[pool] * prompts
+    lanes.busy[lane] = 1
+    lanes.prompts_only[lane] = seqs == 0
+    lanes.step_tokens[lane] = tokens
+    lanes.step_from[lane] = now_s
+    lanes.step_until[lane] = now_s + time_s
+    lanes.epoch[lane] += 1
+    st.counts[STEPS] += 1
+    push(st, now_s + time_s, STEP_END, lane, lanes.epoch[lane])
+
+
+@compiled
+def _join_landed(st: State, lane: int) -> None:
+    """Let what has landed take part, the lanes of a worker in equal shares."""
+    lanes, worker = st.lanes, st.lanes.worker[lane]
+    queue = st.rules.num_workers + worker
+    first, last = st.workers.first_lane[worker], st.workers.first_lane[worker + 1]
+    share = (st.workers.seqs_held[worker] + last - first - 1) // (last - first)
+    while st.queues.head[queue] != NOBODY and lanes.num_running[lane] < min(share, st.pools.max_seqs[DECODE]):
+        request = st.queues.head[queue]
+        remove(st, request)
+        st.reqs.stage[request] = DECODING
+        st.reqs.todo[request] = 0
+        _join(st, lane, request)
+
+
+@compiled
+def _join(st: State, lane: int, request: int) -> None:
+    st.running[lane, st.lanes.num_running[lane]] = request
+    st.lanes.num_running[lane] += 1
+
+
+@compiled
+def _grow(st: State, lane: int) -> tuple[int, int]:
+    """Give each decoding sequence room for one token; return how many there are, and their context tokens."""
+    lanes, reqs = st.lanes, st.reqs
+    worker = lanes.worker[lane]
+    seqs, context_tokens, i = 0, 0, 0
+    while i < lanes.num_running[lane]:
+        request = st.running[lane, i]
+        i += 1
+        if reqs.todo[request] > 0:
+            continue
+        if reqs.room[request] == 0:
+            while not has_blocks(st, worker, 1) and lanes.num_running[lane] >= i:
+                _preempt_last(st, lane)
+            if lanes.num_running[lane] < i:
+                break  # it was itself the last
+            take_blocks(st, worker, request, 1)
+            reqs.room[request] = st.rules.block_size
+        reqs.room[request] -= 1
+        seqs += 1
+        context_tokens += reqs.prompt[request] + reqs.made[request]
+    return seqs, context_tokens
+
+
+@compiled
+def _preempt_last(st: State, lane: int) -> None:
+    """Push the sequence that joined last back to the front of the queue, to compute all its tokens again."""
+    lanes, worker = st.lanes, st.lanes.worker[lane]
+    lanes.num_running[lane] -= 1
+    request = st.running[lane, lanes.num_running[lane]]
+    give_blocks(st, worker, request)
+    st.workers.seqs_held[worker] -= 1
+    st.reqs.stage[request] = QUEUED
+    st.reqs.whole[request] = 1
+    st.reqs.chunk[request] = 0
+    st.reqs.key[request] = _FIRST_PLACE
+    prepend(st, worker, request)
+    st.counts[PREEMPTIONS] += 1
+
+
+@compiled
+def _go_on(st: State, lane: int, budget: int) -> tuple[int, int, float]:
+    """Give prompts begun their next chunk; return tokens, prompts and attention pairs."""
+    lanes, reqs = st.lanes, st.reqs
+    tokens, prompts, pairs = 0, 0, 0.0
+    for i in range(lanes.num_running[lane]):
+        request = st.running[lane, i]
+        if reqs.todo[request] == 0 or tokens >= budget:
+            continue
+        chunk = min(reqs.todo[request], budget - tokens)
+        reqs.chunk[request] = chunk
+        tokens += chunk
+        prompts += 1
+        pairs += chunk * (reqs.computed[request] + chunk / 2.0)
+    return tokens, prompts, pairs
+
+
+@compiled
+def _begin(st: State, lane: int, budget: int, now_s: float) -> tuple[int, int, float]:
+    """Take prompts from the queue into the batch; return tokens, prompts and attention pairs."""
+    lanes, reqs, workers = st.lanes, st.reqs, st.workers
+    worker = lanes.worker[lane]
+    pool = workers.pool[worker]
+    tokens, prompts, pairs = 0, 0, 0.0
+    while tokens < budget and lanes.num_running[lane] < st.pools.max_seqs[pool]:
+        grant(st, worker, now_s)
+        request = st.queues.head[worker]
+        if request == NOBODY or (pool == DECODE and not reqs.whole[request]):
+            break
+        total = reqs.prompt[request] + reqs.made[request]
+        need = blocks_for(st, total + 1)
+        if not has_blocks(st, worker, need):
+            break
+        cached = cached_tokens(st, worker, request)
+        chunk = total - cached
+        if not st.pools.chunked[pool]:
+            if tokens and tokens + chunk > budget:
+                break
+        else:
+            chunk = min(chunk, budget - tokens)
+        remove(st, request)
+        take_blocks(st, worker, request, need)
+        workers.seqs_held[worker] += 1
+        reqs.room[request] = need * st.rules.block_size - total
+        reqs.computed[request], reqs.todo[request], reqs.chunk[request] = cached, total - cached, chunk
+        _join(st, lane, request)
+        tokens += chunk
+        prompts += 1
+        pairs += chunk * (cached + chunk / 2.0)
+        if pool == PREFILL and not reqs.whole[request]:
+            reqs.stage[request] = PREFILLING
+            reqs.prefill_from[request] = now_s
+            ask(st, request, now_s)
+        else:
+            reqs.stage[request] = DECODING
+    return tokens, prompts, pairs
+
+
+@compiled
+def end_step(st: State, lane: int, now_s: float) -> None:
+    """Take the results of the step under way, and start the next."""
+    lanes, reqs, workers, running = st.lanes, st.reqs, st.workers, st.running
+    worker = lanes.worker[lane]
+    lanes.busy[lane] = 0
+    decodes = not lanes.prompts_only[lane]
+    stay, emitted = 0, 0
+    for i in range(lanes.num_running[lane]):
+        request = running[lane, i]
+        stays = True
+        if reqs.todo[request] == 0:
+            if decodes:
+                emitted += 1
+                stays = _emit(st, request, now_s)
+        elif reqs.chunk[request] > 0:
+            stays = _end_chunk(st, worker, request, now_s)
+        if stays:
+            running[lane, stay] = request
+            stay += 1
+    workers.load_context[worker] += emitted
+    lanes.num_running[lane] = stay
+    workers.step_s[worker] = lanes.step_until[lane] - lanes.step_from[lane]
+    grant(st, worker, now_s)
+    wake(st, worker, now_s)
+    say_frame(st, worker, now_s)
+
+
+@compiled
+def say_frame(st: State, worker: int, now_s: float) -> None:
+    """Tell the router what the worker holds."""
+    workers = st.workers
+    running = 0
+    for lane in range(workers.first_lane[worker], workers.first_lane[worker + 1]):
+        running += st.lanes.num_running[lane]
+    workers.running[worker] = running
+    workers.waiting[worker] = st.queues.length[worker] + workers.seqs_held[worker] - running
+    workers.blocks[worker] = workers.used_blocks[worker]
+    workers.frames[worker] += 1
+    workers.frame_s[worker] = now_s
+
+
+@compiled
+def _end_chunk(st: State, worker: int, request: int, now_s: float) -> bool:
+    """Take the results of part of a prompt; return whether the request stays in the lane."""
+    reqs = st.reqs
+    reqs.todo[request] -= reqs.chunk[request]
+    reqs.computed[request] += reqs.chunk[request]
+    reqs.chunk[request] = 0
+    return reqs.todo[request] > 0 or _end_prompt(st, worker, request, now_s)
+
+
+@compiled
+def _end_prompt(st: State, worker: int, request: int, now_s: float) -> bool:
+    """Go on after a whole prompt; return whether the request stays in the lane."""
+    reqs = st.reqs
+    forget_owed(st, worker, request)
+    remember(st, worker, request)
+    if reqs.whole[request]:
+        st.workers.load_context[worker] += 1
+        return _emit(st, request, now_s)
+    reqs.stage[request] = PREFILLED
+    reqs.prefill_until[request] = now_s
+    st.workers.seqs_held[worker] -= 1
+    if st.rules.token_from_prefill:
+        st.workers.load_context[reqs.decode_on[request]] += 1
+        if not _emit(st, request, now_s):
+            return False
+    if reqs.hand[request] == GRANTED:
+        send(st, request, now_s)
+    return False
+
+
+@compiled
+def forget_owed(st: State, worker: int, request: int) -> None:
+    """Stop counting a prompt as work before the worker."""
+    workers, reqs = st.workers, st.reqs
+    if reqs.owed_tokens[request] == 0:
+        return
+    workers.owed_requests[worker] -= 1
+    workers.owed_tokens[worker] -= reqs.owed_tokens[request]
+    workers.owed_pairs[worker] -= reqs.owed_pairs[request]
+    reqs.owed_tokens[request] = 0
+
+
+@compiled
+def _emit(st: State, request: int, now_s: float) -> bool:
+    """Make one output token; return whether more are to come."""
+    reqs = st.reqs
+    if reqs.made[request] == 0:
+        reqs.first_s[request] = now_s
+    else:
+        reqs.max_itl[request] = max(reqs.max_itl[request], now_s - reqs.last_s[request])
+    reqs.last_s[request] = now_s
+    reqs.made[request] += 1
+    if reqs.made[request] < reqs.output[request]:
+        return True
+    _finish(st, request)
+    return False
+
+
+@compiled
+def _finish(st: State, request: int) -> None:
+    reqs, workers = st.reqs, st.workers
+    worker, sender = reqs.decode_on[request], reqs.prefill_on[request]
+    if sender != NOBODY and reqs.stage[request] == PREFILLED:  # its only token came from prefill
+        give_blocks(st, sender, request)
+        workers.legs[sender] -= 1
+    if reqs.stage[request] == DECODING or reqs.hand[request] == GRANTED:
+        workers.seqs_held[worker] -= 1
+    remove(st, request)
+    give_blocks(st, worker, request)
+    workers.legs[worker] -= 1
+    workers.load_seqs[worker] -= 1
+    workers.load_context[worker] -= reqs.prompt[request] + reqs.made[request]
+    reqs.stage[request] = ENDED
+    reqs.end[request] = _DONE
+    st.counts[DONE] += 1
+    st.counts[DONE_TOKENS] += reqs.made[request]
