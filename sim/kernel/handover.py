@@ -12,6 +12,7 @@ from sim.kernel.compiled import compiled
 from sim.kernel.heap import SENT, push
 from sim.kernel.queues import append, remove
 from sim.kernel.state import ASKED, DECODE, GRANTED, LANDED, NOBODY, PREFILLED, SENDING, State
+from sim.kernel.stretches import growth, interrupt
 
 
 @compiled
@@ -19,6 +20,9 @@ def ask(st: State, request: int, now_s: float) -> None:
     """Queue a hand-over at its decode worker."""
     worker = st.reqs.decode_on[request]
     st.reqs.hand[request] = ASKED
+    need = blocks_for(st, st.reqs.prompt[request] + st.reqs.made[request] + 1)
+    if st.queues.head[worker] != NOBODY or not has_blocks(st, worker, need + growth(st, worker)):
+        interrupt(st, worker, now_s)
     append(st, worker, request)
     grant(st, worker, now_s)
 
@@ -74,11 +78,12 @@ def wire_time_s(st: State, tokens: int) -> float:
 
 
 @compiled
-def land(st: State, request: int) -> None:
+def land(st: State, request: int, now_s: float) -> None:
     """Free prefill's blocks and line the request up for the next step of its decode worker."""
     reqs = st.reqs
     sender, receiver = reqs.prefill_on[request], reqs.decode_on[request]
     give_blocks(st, sender, request)
     st.workers.legs[sender] -= 1
     reqs.hand[request] = LANDED
+    interrupt(st, receiver, now_s)
     append(st, st.rules.num_workers + receiver, request)

@@ -24,7 +24,8 @@ from sim.kernel.state import (
     SENDING,
     State,
 )
-from sim.kernel.steps import forget_owed, say_frame, wake
+from sim.kernel.steps import forget_owed, wake
+from sim.kernel.stretches import interrupt, say_frame, settle_all
 
 
 @entry
@@ -37,6 +38,7 @@ def push_outage(st: State, worker: int, from_s: float, until_s: float) -> None:
 @compiled
 def bring_up(st: State, worker: int, now_s: float) -> None:
     """Let a worker take work, and hand it what no worker could take."""
+    settle_all(st, now_s)
     st.workers.alive[worker] = 1
     say_frame(st, worker, now_s)
     for request in range(len(st.reqs.stage)):
@@ -48,6 +50,8 @@ def bring_up(st: State, worker: int, now_s: float) -> None:
 @compiled
 def take_down(st: State, worker: int, now_s: float) -> None:
     """End all that runs on a worker, free what it held on both sides, and route it anew."""
+    settle_all(st, now_s)
+    interrupt(st, worker, now_s)
     st.workers.alive[worker] = 0
     for lane in range(st.workers.first_lane[worker], st.workers.first_lane[worker + 1]):
         st.lanes.busy[lane] = 0
@@ -108,6 +112,7 @@ def _lose_prefill(st: State, request: int, now_s: float) -> None:
     workers.owed_requests[worker] += 1
     workers.owed_tokens[worker] += total
     workers.owed_pairs[worker] += reqs.owed_pairs[request]
+    interrupt(st, worker, now_s)
     append(st, worker, request)
     wake(st, worker, now_s)
 

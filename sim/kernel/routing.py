@@ -9,6 +9,7 @@ from sim.kernel.prefixes import cached_tokens
 from sim.kernel.queues import append, insert_by_key
 from sim.kernel.state import DECODE, ENDED, HELD, NOBODY, NOT_ASKED, PREFILL, QUEUED, RANDOM, TURN, State
 from sim.kernel.steps import wake
+from sim.kernel.stretches import interrupt
 
 _REFUSED, _TOO_LONG = 2, 3  # sim.outcome.End
 _PREDICTED_WORK, _LEAST_LOADED, _ROUND_ROBIN = 0, 1, 2  # sim.cluster.Rule
@@ -72,6 +73,7 @@ def assign(st: State, request: int, prefill: int, decode: int, now_s: float) -> 
     workers.legs[decode] += 1
     workers.load_seqs[decode] += 1
     workers.load_context[decode] += total
+    interrupt(st, worker, now_s)
     _enqueue(st, worker, request, now_s)
     wake(st, worker, now_s)
 

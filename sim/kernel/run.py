@@ -9,6 +9,7 @@ from sim.kernel.outages import bring_up, take_down
 from sim.kernel.routing import route
 from sim.kernel.state import HEAP_SIZE, NEXT_ARRIVAL, SENDING, State
 from sim.kernel.steps import end_step, wake
+from sim.kernel.stretches import settle_all
 
 
 @entry
@@ -33,11 +34,12 @@ def advance(st: State, until_s: float) -> None:
             take_down(st, subject, now_s)
         else:
             bring_up(st, subject, now_s)
+    settle_all(st, until_s)
 
 
 @compiled
 def _end_transfer(st: State, request: int, now_s: float) -> None:
-    land(st, request)
+    land(st, request, now_s)
     sender, receiver = st.reqs.prefill_on[request], st.reqs.decode_on[request]
     wake(st, receiver, now_s)
     grant(st, sender, now_s)

@@ -137,9 +137,15 @@ class Lanes(Columns):
 
     worker: I64
     num_running: I64
+    num_begun: I64  # of which the prompt is computed in part
     busy: I8
-    epoch: I64  # of the step under way; an event of another is void
-    step_from: F64
+    epoch: I64  # of the stretch under way; an event of another is void
+    steps: I64  # of the stretch: more than one only where nothing but the context changes, see sim.kernel.stretches
+    done: I64  # of which have ended, without the requests being told
+    seqs: I64  # that make a token in each of them
+    stretch_from: F64
+    stretch_context: I64  # tokens that its first step reads
+    step_from: F64  # the step under way
     step_until: F64
     step_tokens: I64  # prompt tokens of the step under way
     prompts_only: I8  # the step under way leaves the decoding sequences out

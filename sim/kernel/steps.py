@@ -26,9 +26,9 @@ from sim.kernel.state import (
     PREFILLED,
     PREFILLING,
     QUEUED,
-    STEPS,
     State,
 )
+from sim.kernel.stretches import count_step, end_of, length, make_tokens, reserve, say_frame, settle
 
 _DONE = 1  # sim.outcome.End.DONE
 _FIRST_PLACE = -1e300  # a queue key before every time
@@ -78,11 +78,16 @@ def _start(st: State, lane: int, now_s: float) -> None:
     lanes.busy[lane] = 1
     lanes.prompts_only[lane] = seqs == 0
     lanes.step_tokens[lane] = tokens
+    lanes.seqs[lane] = seqs
+    lanes.stretch_from[lane] = now_s
+    lanes.stretch_context[lane] = context_tokens
     lanes.step_from[lane] = now_s
     lanes.step_until[lane] = now_s + time_s
+    lanes.done[lane] = 0
+    lanes.steps[lane] = length(st, lane, seqs) if tokens == 0 else 1
     lanes.epoch[lane] += 1
-    st.counts[STEPS] += 1
-    push(st, now_s + time_s, STEP_END, lane, lanes.epoch[lane])
+    end_s = now_s + time_s if lanes.steps[lane] == 1 else end_of(st, lane, lanes.steps[lane])
+    push(st, end_s, STEP_END, lane, lanes.epoch[lane])
 
 
 @compiled
@@ -151,6 +156,8 @@ def _go_on(st: State, lane: int, budget: int) -> tuple[int, int, float]:
     """Give prompts begun their next chunk; return tokens, prompts and attention pairs."""
     lanes, reqs = st.lanes, st.reqs
     tokens, prompts, pairs = 0, 0, 0.0
+    if lanes.num_begun[lane] == 0:
+        return tokens, prompts, pairs
     for i in range(lanes.num_running[lane]):
         request = st.running[lane, i]
         if reqs.todo[request] == 0 or tokens >= budget:
@@ -206,44 +213,34 @@ def _begin(st: State, lane: int, budget: int, now_s: float) -> tuple[int, int, f
 
 @compiled
 def end_step(st: State, lane: int, now_s: float) -> None:
-    """Take the results of the step under way, and start the next."""
+    """Take the results of the stretch under way, and start the next."""
     lanes, reqs, workers, running = st.lanes, st.reqs, st.workers, st.running
     worker = lanes.worker[lane]
+    settle(st, lane, now_s)
+    count_step(st, lane)
     lanes.busy[lane] = 0
-    decodes = not lanes.prompts_only[lane]
-    stay, emitted = 0, 0
+    first_s = end_of(st, lane, 1) if lanes.steps[lane] > 1 else now_s
+    stay, begun = 0, 0
     for i in range(lanes.num_running[lane]):
         request = running[lane, i]
         stays = True
         if reqs.todo[request] == 0:
-            if decodes:
-                emitted += 1
-                stays = _emit(st, request, now_s)
+            if not lanes.prompts_only[lane]:
+                make_tokens(st, request, lanes.steps[lane], first_s, now_s, workers.step_s[worker])
+                stays = _goes_on(st, worker, request, lanes.steps[lane] - 1)
         elif reqs.chunk[request] > 0:
             stays = _end_chunk(st, worker, request, now_s)
+            begun += stays and reqs.todo[request] > 0
+        else:
+            begun += 1
         if stays:
             running[lane, stay] = request
             stay += 1
-    workers.load_context[worker] += emitted
     lanes.num_running[lane] = stay
-    workers.step_s[worker] = lanes.step_until[lane] - lanes.step_from[lane]
+    lanes.num_begun[lane] = begun
     grant(st, worker, now_s)
     wake(st, worker, now_s)
     say_frame(st, worker, now_s)
-
-
-@compiled
-def say_frame(st: State, worker: int, now_s: float) -> None:
-    """Tell the router what the worker holds."""
-    workers = st.workers
-    running = 0
-    for lane in range(workers.first_lane[worker], workers.first_lane[worker + 1]):
-        running += st.lanes.num_running[lane]
-    workers.running[worker] = running
-    workers.waiting[worker] = st.queues.length[worker] + workers.seqs_held[worker] - running
-    workers.blocks[worker] = workers.used_blocks[worker]
-    workers.frames[worker] += 1
-    workers.frame_s[worker] = now_s
 
 
 @compiled
@@ -263,15 +260,14 @@ def _end_prompt(st: State, worker: int, request: int, now_s: float) -> bool:
     forget_owed(st, worker, request)
     remember(st, worker, request)
     if reqs.whole[request]:
-        st.workers.load_context[worker] += 1
-        return _emit(st, request, now_s)
+        return _emit(st, worker, request, now_s)
     reqs.stage[request] = PREFILLED
     reqs.prefill_until[request] = now_s
     st.workers.seqs_held[worker] -= 1
-    if st.rules.token_from_prefill:
-        st.workers.load_context[reqs.decode_on[request]] += 1
-        if not _emit(st, request, now_s):
-            return False
+    if st.rules.token_from_prefill and not _emit(st, reqs.decode_on[request], request, now_s):
+        grant(st, reqs.decode_on[request], now_s)
+        wake(st, reqs.decode_on[request], now_s)
+        return False
     if reqs.hand[request] == GRANTED:
         send(st, request, now_s)
     return False
@@ -290,19 +286,22 @@ def forget_owed(st: State, worker: int, request: int) -> None:
 
 
 @compiled
-def _emit(st: State, request: int, now_s: float) -> bool:
-    """Make one output token; return whether more are to come."""
-    reqs = st.reqs
-    if reqs.made[request] == 0:
-        reqs.first_s[request] = now_s
-    else:
-        reqs.max_itl[request] = max(reqs.max_itl[request], now_s - reqs.last_s[request])
-    reqs.last_s[request] = now_s
-    reqs.made[request] += 1
-    if reqs.made[request] < reqs.output[request]:
-        return True
-    _finish(st, request)
-    return False
+def _emit(st: State, worker: int, request: int, now_s: float) -> bool:
+    """Make the output token that ends a prompt; return whether more are to come."""
+    make_tokens(st, request, 1, now_s, now_s, 0.0)
+    st.workers.load_context[worker] += 1
+    return _goes_on(st, worker, request, 0)
+
+
+@compiled
+def _goes_on(st: State, worker: int, request: int, tokens: int) -> bool:
+    """End a request that has made all its tokens, or give it room for what it made beyond the one it had room for."""
+    if st.reqs.made[request] >= st.reqs.output[request]:
+        _finish(st, request)
+        return False
+    if tokens > 0:
+        reserve(st, worker, request, tokens)
+    return True
 
 
 @compiled
