@@ -20,6 +20,7 @@ from cluster.state import ClusterRecord, StateDir
 from cluster.teardown import take_down
 from core.config.models import BatonConfig
 from core.errors import ConfigError, StartFailed
+from core.planning import Planner
 
 OK = 0
 NOT_SERVING = 1
@@ -34,15 +35,17 @@ def up(
     as_json: bool,
     engine_kind: str = "vllm",
     engine_args: tuple[str, ...] = (),
+    planner: Planner | None = None,
 ) -> int:
     """Start Ray if none is to be joined, the workers and the router; return 0 once a completion was served.
 
-    With `foreground`, wait for SIGINT or SIGTERM and take everything down again. Raises ConfigError before anything
-    is started; StartFailed or Interrupted after all that was started is stopped again.
+    `planner` chooses the pools when the configuration says `pools: auto`. With `foreground`, wait for SIGINT or SIGTERM
+    and take everything down again. Raises ConfigError before anything is started, for a promise that the cluster's
+    devices cannot keep too; StartFailed or Interrupted after all that was started is stopped again.
     """
     console = Console(as_json=as_json)
     state = StateDir.find(os.environ)
-    request = UpRequest(config, str(config_path) if config_path else None, engine_kind, engine_args)
+    request = UpRequest(config, str(config_path) if config_path else None, engine_kind, engine_args, planner)
     with Interrupts() as interrupts:
         _refuse_second(state, console, interrupts)
         try:
@@ -84,7 +87,7 @@ def status(*, as_json: bool) -> int:
     except StartFailed as exc:
         return _nothing(console, f"nothing runs any more: {exc}; `down` clears what is left")
     report = ask_router(record.url) if record.url else RouterReport("starting", "", {})
-    console.block(status_lines(found, report, url=record.url, ray_tools=_ray_tools(record)))
+    console.block(status_lines(found, report, url=record.url, ray_tools=_ray_tools(record), plan=record.plan))
     console.result(
         {
             "ok": report.serves,
@@ -95,6 +98,7 @@ def status(*, as_json: bool) -> int:
             "started_ray": record.started_ray,
             "run_dir": record.run_dir,
             "config_path": record.config_path,
+            "plan": list(record.plan),
             **asdict(found),
             "loads": {name: asdict(load) for name, load in report.loads.items()},
         }
@@ -145,7 +149,9 @@ def _announce(
     lines = ready_lines(config, found, url=record.url, run_dir=record.run_dir, ray_tools=_ray_tools(record), stop=stop)
     console.stage("ready", "requests are served")
     console.block(lines)
-    console.result({"ok": True, "url": record.url, "run_dir": record.run_dir, **asdict(found)})
+    console.result(
+        {"ok": True, "url": record.url, "run_dir": record.run_dir, "plan": list(record.plan), **asdict(found)}
+    )
 
 
 def _stay(state: StateDir, record: ClusterRecord, console: Console, interrupts: Interrupts) -> int:

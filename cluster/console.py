@@ -115,14 +115,17 @@ def place(member: MemberStatus) -> str:
     return member.node
 
 
-def status_lines(status: ClusterStatus, report: RouterReport, *, url: str, ray_tools: str) -> list[str]:
-    """Write what runs as a table, and what happened last."""
+def status_lines(
+    status: ClusterStatus, report: RouterReport, *, url: str, ray_tools: str, plan: Sequence[str] = ()
+) -> list[str]:
+    """Write what runs as a table, why it is that if it was planned, and what happened last."""
     reason = f" ({report.reason})" if report.reason else ""
     lines = [f"{status.model} at {url or 'no address yet'}: {report.health}{reason}", ""]
     header = ("NAME", "STATE", "EPOCH", "PID", "PAIRING", "RUNNING", "WAITING", "KV BLOCKS", "ADDRESS", "NODE")
     lines += _table([header, *(_row(member, report.loads.get(member.name)) for member in status.members)])
     ended = [f"{m.name} ended: {m.reason}; log: {m.log_path}" for m in status.members if m.state == "ended"]
     lines += ["", *ended] if ended else []
+    lines += ["", f"planned: {plan[0]}", *(f"  {line}" for line in plan[1:])] if plan else []
     lines += ["", f"Ray      {ray_tools}", f"members  version {status.membership_version}"]
     lines += ["", "last events:"] + [f"  {e.elapsed_s:8.1f} s  {e.subject}: {e.what}" for e in status.events[-8:]]
     return lines

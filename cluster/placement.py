@@ -16,6 +16,7 @@ from core.types import Role
 
 CONVENTION = {Role.PREFILL: "prefill_capable", Role.DECODE: "decode_capable"}
 MARK_SHARE = 0.001  # of a node's custom resource: enough to require it, too little to use it up
+GPU_KIND = "accelerator_type:"  # begins the resource that tells what GPUs a node of Ray has
 _SLACK = 1e-6  # resources are floats to Ray
 
 
@@ -61,21 +62,44 @@ class _Ask:
         return {name: amount for name, amount in asked.items() if amount > 0} or {"CPU": MARK_SHARE}
 
 
-def place_workers(config: BatonConfig, nodes: Sequence[Node]) -> tuple[WorkerPlacement, ...]:
+def gpu_kind(node: Node) -> str:
+    """Say what GPUs a node has, e.g. "H100"; empty when it has none or does not tell."""
+    kinds = sorted(name.removeprefix(GPU_KIND) for name in node.total if name.startswith(GPU_KIND))
+    return kinds[0] if kinds and node.total.get("GPU", 0) > 0 else ""
+
+
+def place_workers(
+    config: BatonConfig, nodes: Sequence[Node], *, by_convention: bool = True
+) -> tuple[WorkerPlacement, ...]:
     """Give every worker of both pools a node, those hardest to place first; return them ordered by pool and index.
 
     A pool whose `node_resource` is unset goes to nodes that carry `prefill_capable` or `decode_capable`, if any node
-    does. Among nodes that fit, the one with most of what the worker needs free wins, so replicas spread.
+    does; without `by_convention`, to any node. Among nodes that fit, the one with most of what the worker needs free
+    wins, so replicas spread; where that leaves no room for a worker, all are packed tightly instead.
     Raises ConfigError, naming pool, need and nodes, when a worker fits nowhere.
     """
     has_gpu = any(node.total.get("GPU", 0) > 0 for node in nodes)
-    asks = [ask for role in Role for ask in _asks(config, role, nodes, has_gpu=has_gpu)]
+    marks = {role: _mark(pool_config(config, role), role, nodes, by_convention=by_convention) for role in Role}
+    asks = [ask for role in Role for ask in _asks(pool_config(config, role), role, marks[role], has_gpu=has_gpu)]
+    spread, left_over = _place(asks, nodes, tightly=False)
+    if left_over is not None:
+        packed, still_left_over = _place(asks, nodes, tightly=True)
+        if still_left_over is not None:
+            raise ConfigError(_does_not_fit(left_over, pool_config(config, left_over.role), nodes, spread))
+        spread = packed
+    return tuple(spread[ask.role, ask.index] for ask in asks)
+
+
+def _place(
+    asks: Sequence[_Ask], nodes: Sequence[Node], *, tightly: bool
+) -> tuple[dict[tuple[Role, int], WorkerPlacement], _Ask | None]:
+    """Give each worker the fitting node with the most room, or `tightly` the least; the second item fits nowhere."""
     free = {node.node_id: dict(node.free) for node in nodes}
     placed: dict[tuple[Role, int], WorkerPlacement] = {}
     for ask in sorted(asks, key=lambda a: (a.mark is None, -a.gpus, -a.cpus)):
-        node = _best_node(ask, nodes, free)
+        node = _best_node(ask, nodes, free, tightly=tightly)
         if node is None:
-            raise ConfigError(_does_not_fit(ask, pool_config(config, ask.role), nodes, placed))
+            return placed, ask
         for name, amount in ask.bundle.items():
             free[node.node_id][name] = free[node.node_id].get(name, 0) - amount
         placed[ask.role, ask.index] = WorkerPlacement(
@@ -87,7 +111,7 @@ def place_workers(config: BatonConfig, nodes: Sequence[Node]) -> tuple[WorkerPla
             gpus=ask.gpus,
             bundle=ask.bundle,
         )
-    return tuple(placed[ask.role, ask.index] for ask in asks)
+    return placed, None
 
 
 def assign_cores(workers: Sequence[WorkerPlacement], cores: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
@@ -109,19 +133,24 @@ def assign_cores(workers: Sequence[WorkerPlacement], cores: Mapping[str, Sequenc
     return assigned
 
 
-def _asks(config: BatonConfig, role: Role, nodes: Sequence[Node], *, has_gpu: bool) -> list[_Ask]:
-    pool = pool_config(config, role)
-    mark = pool.node_resource
-    if mark is None and any(node.total.get(CONVENTION[role], 0) > 0 for node in nodes):
-        mark = CONVENTION[role]
+def _mark(pool: PoolConfig, role: Role, nodes: Sequence[Node], *, by_convention: bool) -> str | None:
+    """Say which resource the nodes of a pool must carry."""
+    is_used = by_convention and any(node.total.get(CONVENTION[role], 0) > 0 for node in nodes)
+    return pool.node_resource or (CONVENTION[role] if is_used else None)
+
+
+def _asks(pool: PoolConfig, role: Role, mark: str | None, *, has_gpu: bool) -> list[_Ask]:
     gpus = gpus_per_worker(pool, has_gpu=has_gpu)
     return [_Ask(role, index, pool.cpus, gpus, mark) for index in range(pool.replicas)]
 
 
-def _best_node(ask: _Ask, nodes: Sequence[Node], free: Mapping[str, Mapping[str, float]]) -> Node | None:
+def _best_node(
+    ask: _Ask, nodes: Sequence[Node], free: Mapping[str, Mapping[str, float]], *, tightly: bool
+) -> Node | None:
     fitting = [node for node in nodes if _fits(ask.bundle, free[node.node_id])]
     scarce = "GPU" if ask.gpus else "CPU"
-    return max(fitting, key=lambda node: free[node.node_id].get(scarce, 0), default=None)
+    choose = min if tightly else max
+    return choose(fitting, key=lambda node: free[node.node_id].get(scarce, 0), default=None)
 
 
 def _fits(bundle: Mapping[str, float], free: Mapping[str, float]) -> bool:
@@ -148,5 +177,5 @@ def _does_not_fit(
 def _describe(node: Node) -> str:
     parts = [f"{node.free.get(name, 0):g} of {node.total.get(name, 0):g} {name} free" for name in ("CPU", "GPU")]
     known = ("CPU", "GPU", "memory", "object_store_memory")
-    marks = [n for n in sorted(node.total) if n not in known and not n.startswith(("node:", "accelerator_type:"))]
+    marks = [n for n in sorted(node.total) if n not in known and not n.startswith(("node:", GPU_KIND))]
     return ", ".join(parts) + (f", resources {', '.join(marks)}" if marks else "")

@@ -191,10 +191,15 @@ class _Member:
         session = self.session
         if session is None or not session.alive or session.state.draining:
             return None
+        work = session.inflight
         return WorkerView(
             record=self.record,
             hello=session.hello,
             state=session.state,
             inflight_requests=session.inflight_requests,
-            inflight_prompt_tokens=session.inflight_prompt_tokens,
+            inflight_prompt_tokens=work.prompt_tokens,
+            inflight_prompts=work.prompts,
+            inflight_prompt_pairs=work.prompt_pairs,
+            inflight_context_tokens=work.context_tokens,
+            prompting_since_s=work.prompting_since_s,
         )

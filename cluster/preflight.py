@@ -11,10 +11,11 @@ import os
 import socket
 from pathlib import Path
 
-from cluster.placement import Node
+from cluster.placement import GPU_KIND, Node
 from cluster.ray_runtime import LOOPBACK
 from cluster.topology import node_gpus
-from core.config.model_files import looks_like_folder, model_location
+from core.config.checks import PREDICTING_POLICY
+from core.config.model_files import file_location, looks_like_folder, model_location
 from core.config.models import BatonConfig
 from core.errors import ConfigError
 
@@ -36,6 +37,16 @@ def check_model(config: BatonConfig, base: Path) -> str:
     return location
 
 
+def check_plan_files(config: BatonConfig, base: Path) -> None:
+    """Raise ConfigError when a file that `plan` names, and that will be read, is not there."""
+    if config.pools != "auto" and config.router.policy != PREDICTING_POLICY:
+        return
+    remedies = {"profile": "`baton profile` measures the engines and writes one", "trace": "correct the path"}
+    for key, path in (("profile", config.plan.profile), ("trace", config.plan.trace)):
+        if path is not None and not os.path.isfile(file_location(path, base)):
+            raise ConfigError(f"plan.{key}: there is no file {path}{_below(base, path)}; {remedies[key]}")
+
+
 def check_port(host: str, port: int) -> None:
     """Raise ConfigError when the router could not listen on `host` and `port`; 0 is any free port."""
     try:
@@ -53,7 +64,9 @@ def check_port(host: str, port: int) -> None:
 
 def this_machine() -> Node:
     """Describe this machine as the only node of a Ray of our own."""
-    has = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(len(node_gpus()))}
+    gpus = node_gpus()
+    has = {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(len(gpus))}
+    has |= {GPU_KIND + gpus[0].name: 1.0} if gpus else {}  # as Ray says of its nodes
     return Node(node_id="", address=LOOPBACK, total=has, free=has)
 
 

@@ -28,6 +28,7 @@ class Reply:
         "_unread_bytes",
         "_waiter",
         "call_id",
+        "context_tokens",
         "prompt_tokens",
     )
 
@@ -41,6 +42,7 @@ class Reply:
     ) -> None:
         self.call_id = call_id
         self.prompt_tokens = prompt_tokens  # that the worker still owes the prefill of
+        self.context_tokens = 0  # of the prompt, held by the worker while it makes the output; kept by the session
         self._max_unread_bytes = max_unread_bytes
         self._on_abort = on_abort
         self._status = 0

@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 
 from cluster import channel, codec
+from cluster.inflight import InflightWork
 from cluster.pb import worker_pb2 as pb
 from cluster.reply import Reply
 from core.cluster_token import token_metadata
@@ -61,7 +62,7 @@ class WorkerSession:
         self._stream: grpc.aio.StreamStreamCall | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._replies: dict[int, Reply] = {}  # all and only the calls submitted and not ended
-        self._prompt_tokens = 0  # sum of Reply.prompt_tokens over _replies
+        self._inflight = InflightWork()  # sums over _replies
         self._next_call_id = 1
         self._commands: deque[pb.Command] = deque()
         self._queued_bytes = 0
@@ -101,9 +102,9 @@ class WorkerSession:
         return len(self._replies)
 
     @property
-    def inflight_prompt_tokens(self) -> int:
-        """Prompt tokens of the calls whose prefill the worker still owes, as estimated by the submitter."""
-        return self._prompt_tokens
+    def inflight(self) -> InflightWork:
+        """Sums over those calls, by the submitter's estimates; changes as they go on."""
+        return self._inflight
 
     async def connect(self, timeout_s: float) -> WorkerHello:
         """Open the stream and wait for the worker's hello; call once.
@@ -141,7 +142,8 @@ class WorkerSession:
     def submit(self, leg: Leg, call: HttpCall, handover: Handover | None, *, prompt_tokens: int = 0) -> Reply:
         """Send one leg of a request to the worker; return at once.
 
-        `prompt_tokens` is what the worker has to prefill, counted until its first output byte; a decode leg owes none.
+        `prompt_tokens` is what the worker has to prefill, counted until its first output byte; a decode leg owes none,
+        and its tokens are context only.
         Raises WorkerLost, PayloadTooLarge for a body beyond the limit, Overloaded when the worker takes no commands.
         """
         if not self._alive:
@@ -155,8 +157,9 @@ class WorkerSession:
         self._next_call_id += 1
         owed = 0 if leg is Leg.DECODE else prompt_tokens
         reply = Reply(call_id, prompt_tokens=owed, max_unread_bytes=self._max_unread_bytes, on_abort=self._abort)
+        reply.context_tokens = 0 if leg is Leg.PREFILL else prompt_tokens
         self._replies[call_id] = reply
-        self._prompt_tokens += owed
+        self._inflight.add(leg, prompt_tokens, _now_s())
         self.idle.clear()
         self._queued_bytes += size_bytes
         self._send(codec.submit_command(codec.Submission(call_id, leg, call, handover)))
@@ -214,11 +217,16 @@ class WorkerSession:
 
     def _forget(self, reply: Reply) -> None:
         if self._replies.pop(reply.call_id, None) is not None:
-            self._prompt_tokens -= reply.prompt_tokens
-            reply.prompt_tokens = 0
+            self._inflight.context_tokens -= reply.context_tokens
+            self._prompt_done(reply)
             if not self._replies:
                 self.idle.set()
             self._on_change()
+
+    def _prompt_done(self, reply: Reply) -> None:
+        if reply.prompt_tokens:
+            self._inflight.prompt_done(reply.prompt_tokens, _now_s())
+            reply.prompt_tokens = 0
 
     async def _read_frames(self) -> None:
         assert self._stream is not None
@@ -253,8 +261,7 @@ class WorkerSession:
         data = chunk.data
         if data:
             if reply.prompt_tokens:
-                self._prompt_tokens -= reply.prompt_tokens
-                reply.prompt_tokens = 0
+                self._prompt_done(reply)
                 self._on_change()
             reply.add_body(data)
         if chunk.last:
@@ -294,8 +301,12 @@ class WorkerSession:
         if self._stream is not None:
             self._stream.cancel()
         self._commands.clear()
-        replies, self._replies, self._prompt_tokens = self._replies, {}, 0
+        replies, self._replies, self._inflight = self._replies, {}, InflightWork()
         for reply in replies.values():
             reply.end(WorkerLost(f"{self._record.worker_id}: {reason}"))
         self.idle.set()
         self._on_change()
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,7 +1,8 @@
 """Brings a cluster up, stage by stage, and says so.
 
-Owns the order: checks, Ray, plan, controller, first completion. Whoever calls takes down what a failed start left, by
-the record that is written before each thing that must be ended. Must not know how the workers themselves start.
+Owns the order: checks, Ray, plan, controller, first completion; on a Ray of our own, whose devices are known, the plan
+comes before Ray. Whoever calls takes down what a failed start left, by the record that is written before each thing
+that must be ended. Must not know how pools are planned or workers start.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +19,15 @@ from cluster import preflight, ray_runtime
 from cluster.cluster_status import ClusterStatus, StartOrder
 from cluster.console import Console
 from cluster.interrupts import Interrupts
-from cluster.placement import place_workers
+from cluster.placement import Node, WorkerPlacement, place_workers
+from cluster.planning import PlannedConfig, describe_inventory, plan_pools, take_inventory
 from cluster.ray_head import HeadOptions, OwnRay, start_own_ray
 from cluster.router_probe import complete_once, router_url, wait_until_healthy
 from cluster.state import ClusterRecord, ProcessIdentity, StateDir
 from core.config.models import BatonConfig
-from core.config.specs import served_model_name
+from core.config.specs import served_model_name, with_absolute_profile
 from core.errors import ConfigError, StartFailed
+from core.planning import Planner
 
 if TYPE_CHECKING:
     from cluster.ray_actors import Handle
@@ -32,6 +36,7 @@ RAY_START_S = 60.0
 FIRST_COMPLETION_S = 60.0
 HEALTHY_S = 15.0
 ASK_S = 10.0  # a controller answers at once
+PLAN_FILE = "plan.json"  # in the folder of the run
 _POLL_S = 1.0
 
 
@@ -43,6 +48,7 @@ class UpRequest:
     config_path: str | None
     engine_kind: str = "vllm"  # "simulated" for tests
     engine_args: tuple[str, ...] = ()  # for a simulated engine
+    planner: Planner | None = None  # for `pools: auto`
 
 
 class Startup:
@@ -50,7 +56,8 @@ class Startup:
 
     def __init__(self, request: UpRequest, *, state: StateDir, console: Console, interrupts: Interrupts) -> None:
         self._request = request
-        self._config = request.config
+        self._config = request.config  # from the plan on, with the planned pools
+        self._plan: PlannedConfig | None = None
         self._state = state
         self._console = console
         self._interrupts = interrupts
@@ -63,10 +70,12 @@ class Startup:
         self._interrupts.install()
         base = Path.cwd()
         address = ray_runtime.ray_to_join(self._config.ray.address, os.environ, ray_runtime.running_rays())
-        self._check(base, own_ray=address is None)
+        nodes = [preflight.this_machine()] if address is None else None
+        self._check(base, nodes)
         record = self._claim(address)
-        record = self._join(record) if address is not None else self._start_ray(record)
-        order = self._plan(record, base)
+        record = self._join(record, base) if address is not None else self._start_ray(record)
+        record = record if self._plan is None else self._keep_plan(record, self._plan)
+        order = self._order(record, base)
         controller = self._create_controller(order)
         url = router_url(self._follow(controller))
         status = self._prove(controller, url)
@@ -74,14 +83,30 @@ class Startup:
         self._state.write(record)
         return record, status
 
-    def _check(self, base: Path, *, own_ray: bool) -> None:
+    def _check(self, base: Path, nodes: Sequence[Node] | None) -> None:
+        """Look for everything that can be wrong before anything starts; `nodes` are None when Ray must tell them."""
         model = preflight.check_model(self._config, base)
+        preflight.check_plan_files(self._config, base)
         router = self._config.router
         preflight.check_port(router.host, router.port)
-        if own_ray:
-            place_workers(self._config, [preflight.this_machine()])
         port = f"port {router.port} is free" if router.port else "any free port"
-        self._console.stage("preflight", f"model {model}; {port}" + ("; pools fit this machine" if own_ray else ""))
+        self._console.stage("preflight", f"model {model}; {port}")
+        if nodes is not None:
+            self._settle_pools(nodes, base)
+
+    def _settle_pools(self, nodes: Sequence[Node], base: Path) -> None:
+        """Plan the pools if the configuration leaves that open, and see that they fit. Raises ConfigError."""
+        if self._config.pools == "auto":
+            found = describe_inventory(take_inventory(nodes), cpus_per_worker=self._config.plan.cpus)
+            self._console.stage("plan", f"pools for {found}")
+            plan = plan_pools(self._config, nodes, self._request.planner, base=base, check=self._interrupts.check)
+            self._config, self._plan = plan.config, plan
+            self._console.stage("plan", "\n".join(plan.lines))
+        self._place(nodes)
+
+    def _place(self, nodes: Sequence[Node]) -> tuple[WorkerPlacement, ...]:
+        """Find a node for every worker; a plan may use any node, whatever pool that is marked for."""
+        return place_workers(self._config, nodes, by_convention=self._plan is None)
 
     def _claim(self, address: str | None) -> ClusterRecord:
         run_dir = self._state.new_run(time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
@@ -99,7 +124,7 @@ class Startup:
             raise ConfigError(f"another command is working on {self._state.path}; see `status`")
         return record
 
-    def _join(self, record: ClusterRecord) -> ClusterRecord:
+    def _join(self, record: ClusterRecord, base: Path) -> ClusterRecord:
         ray_runtime.connect(record.ray_address)
         self._interrupts.install()
         from cluster import ray_actors
@@ -109,6 +134,7 @@ class Startup:
             self._state.remove()
             raise ConfigError(f"ray.address: another Baton runs on the Ray at {record.ray_address}")
         self._console.stage("ray", f"joined {record.ray_address}")
+        self._settle_pools(ray_runtime.alive_nodes(), base)
         return record
 
     def _start_ray(self, record: ClusterRecord) -> ClusterRecord:
@@ -130,14 +156,20 @@ class Startup:
         self._console.stage("ray", f"started at {own.address}, for this Baton only")
         return record
 
-    def _plan(self, record: ClusterRecord, base: Path) -> StartOrder:
+    def _keep_plan(self, record: ClusterRecord, plan: PlannedConfig) -> ClusterRecord:
+        (Path(record.run_dir) / PLAN_FILE).write_text(plan.plan_json + "\n", encoding="utf-8")
+        record = replace(record, plan=plan.lines)
+        self._state.write(record)
+        return record
+
+    def _order(self, record: ClusterRecord, base: Path) -> StartOrder:
         self._interrupts.check()
         nodes = ray_runtime.alive_nodes()
-        placements = place_workers(self._config, nodes)
+        placements = self._place(nodes)
         node_id = ray_runtime.this_node_id()
         env_vars = {} if record.started_ray else {"PYTHONPATH": ray_runtime.python_path(os.environ)}
         return StartOrder(
-            config=self._config,
+            config=with_absolute_profile(self._config, base),
             placements=placements,
             engine_kind=self._request.engine_kind,
             engine_args=self._request.engine_args,
@@ -187,7 +219,7 @@ class Startup:
         wait_until_healthy(url, HEALTHY_S, self._interrupts.check)
         took_s = complete_once(url, served_model_name(self._config), FIRST_COMPLETION_S)
         self._interrupts.check()
-        self._console.stage("pair check", f"one completion in {took_s * 1000:.0f} ms, /health is 200")
+        self._console.stage("check", f"one completion in {took_s * 1000:.0f} ms, /health is 200")
         status = ray_actors.fetch(controller.status.remote(), ASK_S)
         assert isinstance(status, ClusterStatus)
         return status

@@ -54,6 +54,7 @@ class ClusterRecord:
     dashboard_url: str = ""  # of a Ray started here, if it has one
     url: str = ""  # of the router; empty until it is ready
     model: str = ""
+    plan: tuple[str, ...] = ()  # what the planner said of the pools, in lines; empty: the configuration named them
 
 
 class StateDir:
@@ -81,6 +82,7 @@ class StateDir:
             raw = json.loads(self._file.read_text())
             for key in ("starter", "ray"):
                 raw[key] = None if raw[key] is None else ProcessIdentity(**raw[key])
+            raw["plan"] = tuple(raw.get("plan", ()))
             return ClusterRecord(**raw)
         except (OSError, ValueError, TypeError, KeyError):
             return None

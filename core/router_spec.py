@@ -6,10 +6,14 @@ Written by the controller (or a test), read by `python -m router`. Must not hold
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
-from core.config.models import BatonConfig
-from core.config.specs import default_slo_class
+from core.config.models import BatonConfig, PoolConfig
+from core.config.specs import default_slo_class, named_pools
+from core.latency.profile import EngineProfile, read_profile
+from core.policy.context import ClassTarget, LinkFacts, PolicyContext, PoolFacts
+from core.types import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,9 @@ class RouterSpec:
     slo_default: str = "interactive"
     port: int = 0  # 0: any free port
     policy: str = "least-predicted-work"
+    policy_context: PolicyContext = field(default_factory=PolicyContext)
+    one_pool: bool = False  # there are no prefill workers, and none is missed
+    event_log: str = ""  # file, from run_dir; empty: none
     lease_s: float = 30.0
     max_body_bytes: int = 16 << 20
     max_concurrent_requests: int = 4096
@@ -51,7 +58,10 @@ class RouterSpec:
         token: str = "",
         events_fd: int | None = None,
     ) -> RouterSpec:
-        """Take what the router needs out of the configuration."""
+        """Take what the router needs out of the configuration, and out of the profile if the policy needs that.
+
+        Raises ConfigError for a profile that cannot be read, or that lacks the size of a pool.
+        """
         classes = tuple(
             SLOTarget(name, c.ttft_ms / 1000, c.tpot_ms / 1000, c.attainment) for name, c in config.slo.classes.items()
         )
@@ -63,6 +73,9 @@ class RouterSpec:
             slo_classes=classes,
             slo_default=default_slo_class(config),
             policy=config.router.policy,
+            policy_context=_policy_context(config, classes),
+            one_pool=named_pools(config).prefill.replicas == 0,
+            event_log=config.router.event_log or "",
             lease_s=config.kv.lease_s,
             max_body_bytes=int(config.router.max_body_mb * (1 << 20)),
             max_concurrent_requests=config.router.max_concurrent_requests,
@@ -79,5 +92,34 @@ class RouterSpec:
     def from_json(cls, text: str) -> RouterSpec:
         """Parse what `to_json` wrote."""
         raw = json.loads(text)
+        raw["policy_context"] = PolicyContext.from_json(json.dumps(raw["policy_context"]))
         raw["slo_classes"] = tuple(SLOTarget(**c) for c in raw["slo_classes"])
         return cls(**raw)
+
+
+def _policy_context(config: BatonConfig, classes: tuple[SLOTarget, ...]) -> PolicyContext:
+    context = PolicyContext(
+        targets={c.name: ClassTarget(c.ttft_s, c.tpot_s) for c in classes},
+        whole_below_tokens=config.router.whole_below_tokens,
+        admit_by_ttft=True,
+        admit_by_tpot=True,
+    )
+    if config.router.policy != "slo-aware" or config.plan.profile is None:
+        return context
+    profile, pools = read_profile(Path(config.plan.profile)), named_pools(config)
+    gbit_s = config.plan.network_gbit_s
+    return replace(
+        context,
+        pools={
+            Role.PREFILL: _pool_facts(profile, pools.prefill if pools.prefill.replicas else pools.decode),
+            Role.DECODE: _pool_facts(profile, pools.decode if pools.decode.replicas else pools.prefill),
+        },
+        link=LinkFacts(s_per_token=8 * profile.kv_bytes_per_token / (gbit_s * 1e9) if gbit_s else 0.0),
+        request_overhead_s=profile.request_overhead_s,
+        handover_overhead_s=profile.handover_overhead_s,
+    )
+
+
+def _pool_facts(profile: EngineProfile, pool: PoolConfig) -> PoolFacts:
+    cost = profile.shape(pool.tensor_parallel, pool.pipeline_parallel).cost
+    return PoolFacts(cost, pool.max_num_seqs, pool.max_num_batched_tokens, stages=pool.pipeline_parallel)

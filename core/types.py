@@ -6,6 +6,7 @@ Owns values only. Must not know how any of them is carried (gRPC, HTTP) or made 
 from __future__ import annotations
 
 import enum
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 
@@ -98,6 +99,10 @@ class WorkerView:
     state: WorkerState = field(default_factory=WorkerState)
     inflight_requests: int = 0  # submitted by this router and not ended
     inflight_prompt_tokens: int = 0  # estimated, of legs whose prefill this worker still owes
+    inflight_prompts: int = 0  # how many legs those are
+    inflight_prompt_pairs: float = 0.0  # their attention pairs, see core.latency.step
+    inflight_context_tokens: int = 0  # prompt tokens, estimated, of the requests that decode or will decode here
+    prompting_since_s: float | None = None  # when the oldest of those prompts came to its turn; None: none is owed
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,12 @@ class ClusterView:
         """List the workers of one role, ordered by worker id."""
         return tuple(w for w in self.workers if w.record.role is role)
 
+    def without(self, worker_ids: Collection[str]) -> ClusterView:
+        """Leave some workers out; the same object when there are none to leave out."""
+        if not worker_ids:
+            return self
+        return ClusterView(tuple(w for w in self.workers if w.record.worker_id not in worker_ids))
+
 
 @dataclass(frozen=True, slots=True)
 class RequestShape:
@@ -120,6 +131,7 @@ class RequestShape:
     max_tokens: int | None
     slo_class: str
     whole_only: str | None = None  # why this request cannot use handed-over KV, e.g. "n>1"
+    sequence: int = 0  # how many decisions its router took before this one
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,9 @@ from core.engine import HttpCall
 from core.errors import BatonError, DeadlineExceeded, InvalidRequest, Overloaded, PayloadTooLarge, WorkerError
 from core.policy.protocol import Policy
 from core.router_spec import RouterSpec
-from core.types import ClusterView, Rejection, RequestShape, Route
+from core.types import Rejection, RequestShape, Route
 from router.errors import answer, rejection_error, stream_event
+from router.event_log import EventLog
 from router.exchange import FORWARDED, ClientGone, Exchange
 from router.legs import Legs
 from router.life import Life
@@ -37,9 +38,19 @@ log = logging.getLogger(__name__)
 class Dispatcher:
     """Serves requests, each in the task that the HTTP server made for it."""
 
-    def __init__(self, *, pool: WorkerPool, policy: Policy, spec: RouterSpec, metrics: RouterMetrics) -> None:
+    def __init__(
+        self,
+        *,
+        pool: WorkerPool,
+        policy: Policy,
+        spec: RouterSpec,
+        metrics: RouterMetrics,
+        event_log: EventLog | None = None,
+    ) -> None:
         self._pool = pool
         self._policy = policy
+        self._event_log = event_log
+        self._num_decisions = 0
         self._spec = spec
         self._metrics = metrics
         self._helpers = Helpers()
@@ -177,11 +188,14 @@ class Dispatcher:
             max_tokens=life.facts.max_tokens,
             slo_class=life.slo.name,
             whole_only=life.facts.whole_only,
+            sequence=self._num_decisions,
         )
-        view = self._pool.view()
-        if life.excluded:
-            view = ClusterView(tuple(w for w in view.workers if w.record.worker_id not in life.excluded))
-        return self._policy.decide(shape, view, _now_s())
+        self._num_decisions += 1
+        view, now_s = self._pool.view(), _now_s()
+        decision = self._policy.decide(shape, view.without(life.excluded), now_s)
+        if self._event_log is not None:
+            self._event_log.decided(shape, life.excluded, view, now_s, decision)
+        return decision
 
     async def _tell(self, life: Life, failure: BatonError) -> None:
         """Answer with the error: as a response of its own, or as the last event of a stream that has begun."""

@@ -1,7 +1,7 @@
 """Whether this router can serve, and how well.
 
-Owns the readiness rule: not ready until some compatible pair was seen, then ready while any worker takes requests.
-Must not know HTTP.
+Owns the readiness rule: not ready until some compatible pair was seen, then ready while any worker takes requests. With
+one pool there are no pairs: any of its workers makes it ready. Must not know HTTP.
 """
 
 from __future__ import annotations
@@ -29,10 +29,14 @@ class Health:
 
 
 class Readiness:
-    """Remembers whether a compatible pair was ever there; that alone makes a start complete."""
+    """Remembers whether a compatible pair was ever there; that alone makes a start complete.
 
-    def __init__(self, view: Callable[[], ClusterView]) -> None:
+    With `one_pool` there are no prefill workers, and none is missed.
+    """
+
+    def __init__(self, view: Callable[[], ClusterView], *, one_pool: bool = False) -> None:
         self._view = view
+        self._one_pool = one_pool
         self._was_ready = False
         self.stopping = False
 
@@ -48,6 +52,9 @@ class Readiness:
         if workers.has_pair:
             self._was_ready = True
             return "ok", "a prefill and a decode worker of equal fingerprint are connected"
+        if self._one_pool and workers.decode:
+            self._was_ready = True
+            return "ok", "a worker of the one pool is connected"
         missing = _missing(workers)
         if not workers.prefill and not workers.decode:
             return ("unavailable" if self._was_ready else "starting"), missing

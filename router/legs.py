@@ -75,7 +75,7 @@ class Legs:
 
     async def _run_pair(self, life: Life, call: HttpCall, prefill: WorkerSession, decode: WorkerSession) -> None:
         handover = Handover(secrets.token_hex(16), decode.hello.kv_address, self._lease_s)
-        reply = decode.submit(Leg.DECODE, call, handover)
+        reply = decode.submit(Leg.DECODE, call, handover, prompt_tokens=life.facts.prompt_tokens)
         helper = self._helpers.spawn(
             self._run_prefill(prefill, decode, call, handover, prompt_tokens=life.facts.prompt_tokens)
         )

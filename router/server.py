@@ -12,6 +12,7 @@ import gc
 import logging
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import uvicorn
@@ -24,6 +25,7 @@ from core.types import WorkerRecord
 from router.app import RouterApp
 from router.control import control_app
 from router.dispatcher import LAST_WORDS_S, Dispatcher
+from router.event_log import EventLog
 from router.health import Readiness
 from router.http_protocol import HttpProtocol
 from router.metrics import RouterMetrics
@@ -42,18 +44,23 @@ class RouterServer:
     def __init__(self, spec: RouterSpec, pool: WorkerPool) -> None:
         """Build everything that needs no network.
 
-        Raises ConfigError for a policy that does not exist.
+        Raises ConfigError for a policy that does not exist, or an event log that cannot be written.
         """
         self._spec = spec
         self._pool = pool
-        self._readiness = Readiness(pool.view)
+        self._readiness = Readiness(pool.view, one_pool=spec.one_pool)
         self._metrics = RouterMetrics(
             targets=spec.slo_classes,
             view=pool.view,
             announced=self._announced,
             num_inflight=lambda: self.dispatcher.num_inflight,
         )
-        self.dispatcher = Dispatcher(pool=pool, policy=policy_named(spec.policy), spec=spec, metrics=self._metrics)
+        policy = policy_named(spec.policy, spec.policy_context)
+        self._event_log = _event_log(spec)
+        self._log_writer: asyncio.Task[None] | None = None
+        self.dispatcher = Dispatcher(
+            pool=pool, policy=policy, spec=spec, metrics=self._metrics, event_log=self._event_log
+        )
         control = control_app(readiness=self._readiness, metrics=self._metrics, view=pool.view)
         self._http = _HttpServer(
             uvicorn.Config(
@@ -84,6 +91,8 @@ class RouterServer:
         except BaseException:
             listener.close()
             raise
+        if self._event_log is not None:
+            self._log_writer = asyncio.create_task(self._event_log.keep_writing(), name="event-log")
         self._serving = asyncio.create_task(self._http.serve(sockets=[listener]), name="http")
         async with asyncio.timeout(START_S):
             await self._http.accepting.wait()
@@ -103,6 +112,14 @@ class RouterServer:
             await self._serving
         await self.dispatcher.close()
         await self._pool.close()
+        await self._close_event_log()
+
+    async def _close_event_log(self) -> None:
+        if self._event_log is None or self._log_writer is None:
+            return
+        self._log_writer.cancel()
+        await asyncio.gather(self._log_writer, return_exceptions=True)
+        await self._event_log.close()
 
     async def failed(self) -> None:
         """Wait until the HTTP server ends without being asked to."""
@@ -128,6 +145,12 @@ class _HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.accepting.set()
+
+
+def _event_log(spec: RouterSpec) -> EventLog | None:
+    if not spec.event_log:
+        return None
+    return EventLog(Path(spec.run_dir) / spec.event_log, policy=spec.policy, context=spec.policy_context)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -20,6 +20,7 @@ from core.policy.registry import POLICIES
 
 _MIB = 1 << 20
 _POOLS = ("prefill", "decode")
+PREDICTING_POLICY = "slo-aware"
 # Flags of `vllm serve` that Baton sets itself, and the key that does it.
 _OWN_FLAGS = {
     "model": "model.path",
@@ -72,6 +73,10 @@ class Settings:
         value = self.value(path)
         return value if isinstance(value, dict) else {}
 
+    def pools(self) -> tuple[str, ...]:
+        """Name the pools that have workers; what a pool without any says else is never used."""
+        return tuple(pool for pool in _POOLS if self.value(("pools", pool, "replicas")) != 0)
+
     def problem(self, path: Path, message: str, suggestion: str | None = None) -> ConfigProblem:
         """Report the value at `path`, which must exist as a plain value."""
         return ConfigProblem(
@@ -84,15 +89,25 @@ def check_across(tree: ConfigTree, *, base: FilePath | None = None) -> list[Conf
     settings = Settings(tree, BatonConfig().model_dump(mode="json"))
     rules: tuple[Callable[[Settings], Iterator[ConfigProblem]], ...] = (
         _default_class_exists,
+        _someone_makes_output,
         _lora_names_are_unique,
         _engine_args_leave_own_flags,
         _steps_hold_their_requests,
         _pools_can_pair,
         _gpus_cover_parallelism,
         _policy_exists,
+        _policy_can_predict,
+        _traffic_is_given_once,
     )
     problems = [problem for rule in rules for problem in rule(settings)]
     return problems + list(_model_fits(settings, base))
+
+
+def check_typed(config: BatonConfig, *, source: str, base: FilePath | None = None) -> list[ConfigProblem]:
+    """Apply every rule to a configuration that was not loaded but made, by `source`."""
+    tree = ConfigTree(default_source=source)
+    tree.root = config.model_dump(mode="json")
+    return check_across(tree, base=base)
 
 
 def _default_class_exists(settings: Settings) -> Iterator[ConfigProblem]:
@@ -130,8 +145,15 @@ def _engine_args_leave_own_flags(settings: Settings) -> Iterator[ConfigProblem]:
             yield settings.problem(path, "is written without the leading dashes", f"write {key.lstrip('-')}")
 
 
+def _someone_makes_output(settings: Settings) -> Iterator[ConfigProblem]:
+    path: Path = ("pools", "decode", "replicas")
+    if settings.value(path) == 0:
+        message = "must be at least 1: decode workers make the output; for one pool, set pools.prefill.replicas to 0"
+        yield settings.problem(path, message)
+
+
 def _steps_hold_their_requests(settings: Settings) -> Iterator[ConfigProblem]:
-    for pool in _POOLS:
+    for pool in settings.pools():
         path: Path = ("pools", pool, "max_num_batched_tokens")
         tokens, seqs = settings.integer(path), settings.integer(("pools", pool, "max_num_seqs"))
         if tokens is not None and seqs is not None and tokens < seqs:
@@ -140,6 +162,8 @@ def _steps_hold_their_requests(settings: Settings) -> Iterator[ConfigProblem]:
 
 def _pools_can_pair(settings: Settings) -> Iterator[ConfigProblem]:
     """KV blocks of workers that are split differently mean different things, so such workers are never paired."""
+    if len(settings.pools()) < len(_POOLS):
+        return
     for key in ("tensor_parallel", "pipeline_parallel"):
         prefill = settings.integer(("pools", "prefill", key))
         decode = settings.integer(("pools", "decode", key))
@@ -149,7 +173,7 @@ def _pools_can_pair(settings: Settings) -> Iterator[ConfigProblem]:
 
 
 def _gpus_cover_parallelism(settings: Settings) -> Iterator[ConfigProblem]:
-    for pool in _POOLS:
+    for pool in settings.pools():
         path: Path = ("pools", pool, "gpus")
         gpus = settings.integer(path)
         tensor = settings.integer(("pools", pool, "tensor_parallel"))
@@ -170,6 +194,19 @@ def _policy_exists(settings: Settings) -> Iterator[ConfigProblem]:
         yield settings.problem(path, "is no policy", suggestion)
 
 
+def _policy_can_predict(settings: Settings) -> Iterator[ConfigProblem]:
+    path: Path = ("router", "policy")
+    if settings.text(path) == PREDICTING_POLICY and settings.text(("plan", "profile")) is None:
+        message = "predicts times, for which it needs plan.profile"
+        yield settings.problem(path, message, "measure the engines with `baton profile`, and name its file there")
+
+
+def _traffic_is_given_once(settings: Settings) -> Iterator[ConfigProblem]:
+    path: Path = ("plan", "workload")
+    if settings.text(path) is not None and settings.text(("plan", "trace")) is not None:
+        yield settings.problem(path, "stands beside plan.trace, which says what traffic to expect: keep one of them")
+
+
 def _model_fits(settings: Settings, base: FilePath | None) -> Iterator[ConfigProblem]:
     """Compare lengths and memory with what the model's files say, as far as they are at hand and usual."""
     model = settings.text(("model", "path"))
@@ -187,7 +224,7 @@ def _model_fits(settings: Settings, base: FilePath | None) -> Iterator[ConfigPro
     bytes_per_value = 4 if settings.text(("model", "dtype")) == "float32" else 2
     block = settings.integer(("model", "block_size")) or 1
     needed = math.ceil(tokens / block) * block * facts.kv_values_per_token * bytes_per_value
-    for pool in _POOLS:
+    for pool in settings.pools():
         cache: Path = ("pools", pool, "kv_cache_mb")
         given = settings.integer(cache)
         if given is not None and given * _MIB < needed:

@@ -62,12 +62,11 @@ def diagnose(
 
 
 def _path_of(location: Path, tree: ConfigTree, *, absent: bool) -> Path:
-    """Cut off what pydantic adds to a location: branches of a union, `[key]`. An `absent` key keeps its name."""
+    """Leave out what pydantic adds to a location: branches of a union, `[key]`. An `absent` key keeps its name."""
     path: Path = ()
     for part in location:
-        if not tree.get((*path, part))[0]:
-            break
-        path = (*path, part)
+        if tree.get((*path, part))[0]:
+            path = (*path, part)
     return (*path, location[-1]) if absent else path
 
 

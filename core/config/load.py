@@ -49,7 +49,6 @@ def load_with_sources(path: Path | None, *, overrides: Sequence[str] = (), envir
     schema = config_schema()
     problems += apply_environment(tree, environ, schema)
     problems += apply_overrides(tree, overrides)
-    problems += _plan_pools(tree)
     config: BatonConfig | None = None
     try:
         config = BatonConfig.model_validate_json(json.dumps(tree.root), strict=True)
@@ -60,27 +59,6 @@ def load_with_sources(path: Path | None, *, overrides: Sequence[str] = (), envir
     if problems or config is None:
         raise ConfigErrors(sorted(problems, key=_by_place))
     return LoadedConfig(config, tree)
-
-
-def _plan_pools(tree: ConfigTree) -> list[ConfigProblem]:
-    """Replace `pools: auto` by what the planner finds.
-
-    The planner is not part of this version: the key is taken out of the tree and reported. A planner fills in
-    `tree.root["pools"]` here, with the source "planner".
-    """
-    if tree.root.get("pools") != "auto":
-        return []
-    source = tree.source_of(("pools",))
-    del tree.root["pools"]
-    return [
-        ConfigProblem(
-            "pools",
-            "needs the planner, which this version does not have",
-            source,
-            value="auto",
-            suggestion="name both pools, e.g. pools: {prefill: {replicas: 1}, decode: {replicas: 1}}",
-        )
-    ]
 
 
 def _read_file(path: Path) -> tuple[ConfigTree, list[ConfigProblem]]:

@@ -37,6 +37,16 @@ def model_location(path: str, base: Path | None = None) -> str:
     return path
 
 
+def file_location(path: str, base: Path | None = None) -> str:
+    """Say where a file is, absolute: below `base` (default: the working directory), else below the checkout.
+
+    A file that is in neither place is where `base` would have it.
+    """
+    starts = (base or Path.cwd(), _CHECKOUT)
+    places = [os.path.abspath(os.path.join(start, os.path.expanduser(path))) for start in starts]
+    return next((place for place in places if os.path.isfile(place)), places[0])
+
+
 def looks_like_folder(path: str) -> bool:
     """Whether `path` can only mean a folder; a hub id has one slash at most and does not begin with a dot."""
     return path.startswith(("/", ".", "~")) or path.count("/") > 1 or path.endswith("/")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
@@ -81,7 +81,9 @@ class SLOConfig(Section):
 class PoolConfig(Section):
     """One pool of equal workers."""
 
-    replicas: int = Field(default=1, ge=1, le=4096, description="number of workers")
+    replicas: int = Field(
+        default=1, ge=0, le=4096, description="number of workers; 0 prefill workers: decode workers run prompts too"
+    )
     tensor_parallel: int = Field(
         default=1, ge=1, le=64, description="GPUs that share each layer of one worker; equal in both pools"
     )
@@ -115,6 +117,55 @@ class PoolsConfig(Section):
     decode: PoolConfig = Field(default=PoolConfig(), description="workers that make output tokens")
 
 
+def _pools_form(value: object) -> str:
+    """Say which form of `pools` a value is meant as, so that only that one's errors are reported."""
+    return "auto" if isinstance(value, str) else "named"
+
+
+Pools = Annotated[
+    Annotated[PoolsConfig, Tag("named")] | Annotated[Literal["auto"], Tag("auto")], Discriminator(_pools_form)
+]
+
+
+class PlanConfig(Section):
+    """What `baton plan`, and `baton up` with `pools: auto`, plan with and for."""
+
+    profile: str | None = Field(
+        default=None, min_length=1, description="file that `baton profile` wrote; null: the device named in `plan.gpu`"
+    )
+    gpu: str | None = Field(
+        default=None,
+        min_length=1,
+        description="kind of GPU to plan for without a profile; null: the kind that the cluster has",
+    )
+    gpus: int | None = Field(
+        default=None, ge=1, le=65536, description="GPUs to plan with; null: `up` takes all that the cluster has"
+    )
+    gpus_per_node: int | None = Field(
+        default=None, ge=1, le=1024, description="GPUs of one machine; null: as the cluster has, else 8"
+    )
+    price_per_hour: float | None = Field(
+        default=None, gt=0, le=1_000_000, description="price of one GPU for an hour; null: plans are compared by GPUs"
+    )
+    workload: Literal["chat", "code", "summarize", "agent", "mixed"] | None = Field(
+        default=None, description="kind of traffic to expect; null: that of `plan.trace`, else chat"
+    )
+    trace: str | None = Field(default=None, min_length=1, description="file of recorded traffic to expect")
+    rate: float | None = Field(
+        default=None, gt=0, le=10_000_000, description="requests per second to carry; null: as many as possible"
+    )
+    network_gbit_s: float | None = Field(
+        default=None, gt=0, le=1_000_000, description="network between machines; null: what the device's data say"
+    )
+    cpus: float = Field(default=1, ge=0, le=1024, description="CPU cores of one worker that is planned")
+    kv_cache_mb: int | None = Field(
+        default=None,
+        ge=8,
+        le=1 << 24,
+        description="KV cache of one worker that is planned; null: 512 on a CPU, the engine's own choice on a GPU",
+    )
+
+
 class KVConfig(Section):
     """How KV blocks are handed over from prefill to decode."""
 
@@ -137,6 +188,18 @@ class RouterConfig(Section):
     )
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 for any free one")
     policy: Name = Field(default="least-predicted-work", description="how a pair of workers is chosen for a request")
+    whole_below_tokens: int = Field(
+        default=0,
+        ge=0,
+        le=1 << 24,
+        description="prompts up to this length, as the router estimates it, are served whole by a decode worker",
+    )
+    event_log: str | None = Field(
+        default=None,
+        min_length=1,
+        description="file for every routing decision and what it was based on, as JSON lines; relative: in the folder "
+        "of the run",
+    )
     max_body_mb: float = Field(default=16, gt=0, le=120, description="largest request body")
     max_concurrent_requests: int = Field(
         default=4096, ge=1, le=1 << 20, description="requests in flight before new ones are refused"
@@ -161,10 +224,11 @@ class BatonConfig(Section):
 
     model: ModelConfig = Field(default=ModelConfig(), description="what is served")
     slo: SLOConfig = Field(default=SLOConfig(), description="the promise, by class of request")
-    pools: PoolsConfig = Field(
+    pools: Pools = Field(
         default=PoolsConfig(),
-        description="the prefill and the decode pool; `auto` is reserved for the planner",
+        description="the prefill and the decode pool; auto: `up` plans them for the devices that the cluster has",
     )
+    plan: PlanConfig = Field(default=PlanConfig(), description="what pools are planned with and for")
     kv: KVConfig = Field(default=KVConfig(), description="how KV blocks are handed over")
     router: RouterConfig = Field(default=RouterConfig(), description="the HTTP front")
     ray: RayConfig = Field(default=RayConfig(), description="the Ray cluster underneath")

@@ -52,11 +52,21 @@ These variables are not configuration: RESERVED.
   tags such as `!!python` do not.
 * Keys must agree: `slo.default` is one of the classes, adapters have names of their own, both pools split the model in
   the same way (else their KV blocks could not be exchanged), one step holds at least as many tokens as requests, a
-  worker has the GPUs that its parallelism needs, flags that Baton sets itself are not in `model.engine_args`. If the
-  model's files are at hand, `model.max_model_len` and `kv_cache_mb` are held against them.
-* `pools: auto` is reserved for the planner, which this version does not have.
+  worker has the GPUs that its parallelism needs, a policy that predicts has a profile, flags that Baton sets itself are
+  not in `model.engine_args`. If the model's files are at hand, `model.max_model_len` and `kv_cache_mb` are held against
+  them.
 
 Relative paths start at the working directory, else at the checkout. Secrets have no key here.
+
+## Pools that are planned
+
+With `pools: auto`, `baton up` plans the pools for the devices that the Ray cluster has, prints the plan and starts what
+it says; `baton status` shows it. The plan needs a profile of the model on such a device: `baton profile` measures one,
+and `plan.profile` names its file. Without GPUs, a device is a worker of `plan.cpus` cores. `up` starts nothing when no
+pools on these devices keep the promise, and says which promise they would keep. `baton plan` answers the same question
+without a cluster. Planned pools take any node: the marks `prefill_capable` and `decode_capable` bind named pools only.
+
+With `pools.prefill.replicas: 0` there is one pool: the decode workers run prompts too.
 """
 
 

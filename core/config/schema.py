@@ -6,7 +6,7 @@ Owns the reading of core.config.models for error messages and for the reference 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, cast
 
 from core.config.models import BatonConfig
@@ -83,6 +83,8 @@ class _Describer:
         body = self._resolve(schema)
         if "properties" in body:
             return self._section(name, body, description, required, default)
+        if "oneOf" in body:
+            return self._section_or_word(name, body, description, required, default)
         text = None if required else write_value(default)
         item = self._item(body)
         if item is not None and body.get("type") == "array":
@@ -113,6 +115,16 @@ class _Describer:
         )
         keys = ", ".join(properties)
         return KeySpec(name, "section", f"section with the keys {keys}", description, required, fields=fields)
+
+    def _section_or_word(
+        self, name: str, body: _JsonSchema, description: str, required: bool, defaults: Value
+    ) -> KeySpec:
+        """Describe a section in whose place one of a few words may stand."""
+        branches = [self._resolve(branch) for branch in cast("list[_JsonSchema]", body["oneOf"])]
+        inner = next(branch for branch in branches if "properties" in branch)
+        words = tuple(str(branch["const"]) for branch in branches if "const" in branch)
+        section = self._section(name, inner, description, required, defaults)
+        return replace(section, allowed=", or ".join((section.allowed, *words)), choices=words)
 
     def _item(self, body: _JsonSchema) -> KeySpec | None:
         """Describe the values of a map or a list; None for anything else."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from core.config.model_files import model_location
-from core.config.models import BatonConfig, PoolConfig
+from core.config.model_files import file_location, model_location
+from core.config.models import BatonConfig, PoolConfig, PoolsConfig
+from core.errors import ConfigError
 from core.types import Role
 from core.worker_spec import EngineSpec, KVSpec
 
@@ -28,9 +29,35 @@ def default_slo_class(config: BatonConfig) -> str:
     return config.slo.default or next(iter(config.slo.classes))
 
 
+def named_pools(config: BatonConfig) -> PoolsConfig:
+    """Return both pools. Raises ConfigError while they are still to be planned."""
+    if config.pools == "auto":
+        raise ConfigError(
+            "pools: auto names no pools before they are planned; `baton plan` shows what `up` would start"
+        )
+    return config.pools
+
+
 def pool_config(config: BatonConfig, pool_name: str) -> PoolConfig:
-    """Look a pool up by the name of its role. Raises ValueError for any other name."""
-    return {Role.PREFILL: config.pools.prefill, Role.DECODE: config.pools.decode}[Role(pool_name)]
+    """Look a pool up by the name of its role.
+
+    Raises ValueError for any other name, ConfigError while the pools are still to be planned.
+    """
+    pools = named_pools(config)
+    return {Role.PREFILL: pools.prefill, Role.DECODE: pools.decode}[Role(pool_name)]
+
+
+def planned_worker(config: BatonConfig) -> PoolConfig:
+    """Return the pool that a planner begins with: one worker with the cores and the KV cache that `plan` gives it."""
+    return PoolConfig(cpus=config.plan.cpus, kv_cache_mb=config.plan.kv_cache_mb)
+
+
+def with_absolute_profile(config: BatonConfig, base: Path) -> BatonConfig:
+    """Make `plan.profile` a path that every process understands; a relative one begins in `base`."""
+    if config.plan.profile is None:
+        return config
+    plan = config.plan.model_copy(update={"profile": file_location(config.plan.profile, base)})
+    return config.model_copy(update={"plan": plan})
 
 
 def gpus_per_worker(pool: PoolConfig, *, has_gpu: bool) -> int:

@@ -13,12 +13,12 @@ from fractions import Fraction
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One unit of time or of memory."""
+    """One unit of time, of memory, or of a network."""
 
     suffix: str  # as a key ends, without the underscore
     words: str
     dimension: str
-    scale: Fraction  # one of this unit, in seconds or in bytes
+    scale: Fraction  # one of this unit, in seconds, in bytes, or in bytes per second
 
 
 _UNITS = {  # the likeliest first within a dimension
@@ -33,6 +33,8 @@ _UNITS = {  # the likeliest first within a dimension
         Unit("gb", "GiB", "size", Fraction(1 << 30)),
         Unit("mb", "MiB", "size", Fraction(1 << 20)),
         Unit("kb", "KiB", "size", Fraction(1 << 10)),
+        Unit("gbit_s", "gigabits per second", "rate", Fraction(10**9, 8)),
+        Unit("mbit_s", "megabits per second", "rate", Fraction(10**6, 8)),
     )
 }
 _SPELLINGS = {
@@ -59,13 +61,12 @@ _QUANTITY = re.compile(r"\s*(?P<number>[0-9]{1,15}(?:\.[0-9]{1,15})?)\s*(?P<unit
 
 def unit_of(key: str) -> Unit | None:
     """Say in what unit the values of `key` are, e.g. milliseconds for `ttft_ms`; None if the key names none."""
-    stem, _, suffix = key.rpartition("_")
-    return _named(suffix) if stem else None
+    return _split(key)[1]
 
 
 def stem_of(key: str) -> str:
     """Cut the unit off a key: `ttft` for `ttft_ms`, `ttft_s` and `ttft`."""
-    return key if unit_of(key) is None else key.rpartition("_")[0]
+    return _split(key)[0]
 
 
 def convert(value: float, given: Unit, wanted: Unit) -> str | None:
@@ -87,6 +88,16 @@ def convert_text(text: str, wanted: Unit) -> str | None:
 def units_like(unit: Unit) -> tuple[Unit, ...]:
     """List the other units of the same dimension, the likeliest first."""
     return tuple(other for other in _UNITS.values() if other.dimension == unit.dimension and other != unit)
+
+
+def _split(key: str) -> tuple[str, Unit | None]:
+    """Split a key before the longest unit that it ends with."""
+    words = key.split("_")
+    for begin in range(max(1, len(words) - 2), len(words)):
+        unit = _named("_".join(words[begin:]))
+        if unit is not None:
+            return "_".join(words[:begin]), unit
+    return key, None
 
 
 def _named(word: str) -> Unit | None:

@@ -10,22 +10,42 @@ from types import MappingProxyType
 from typing import Final
 
 from core.errors import ConfigError
+from core.policy.context import PolicyContext
+from core.policy.least_loaded import LeastLoaded
 from core.policy.least_work import LeastPredictedWork
 from core.policy.protocol import Policy
-from core.policy.spread import Spread
+from core.policy.slo_aware import SLOAware
+from core.policy.spread import RoundRobin, Spread
+from core.types import Role
 
-POLICIES: Final[Mapping[str, Callable[[], Policy]]] = MappingProxyType(
-    {"least-predicted-work": LeastPredictedWork, "random": Spread}
+
+def _slo_aware(context: PolicyContext) -> Policy:
+    if any(role not in context.pools for role in Role):
+        raise ConfigError(
+            "router.policy: slo-aware predicts from a profile of the engines; measure one with `baton profile` and name"
+            " it in plan.profile, or choose least-predicted-work"
+        )
+    return SLOAware(context)
+
+
+POLICIES: Final[Mapping[str, Callable[[PolicyContext], Policy]]] = MappingProxyType(
+    {
+        "least-loaded": lambda _: LeastLoaded(),
+        "least-predicted-work": lambda context: LeastPredictedWork(context.whole_below_tokens),
+        "random": lambda _: Spread(),
+        "round-robin": lambda _: RoundRobin(),
+        "slo-aware": _slo_aware,
+    }
 )
 
 
-def policy_named(name: str) -> Policy:
+def policy_named(name: str, context: PolicyContext | None = None) -> Policy:
     """Make the policy called `name`.
 
-    Raises ConfigError that lists the valid names.
+    Raises ConfigError that lists the valid names, or says what the policy lacks in `context`.
     """
     factory = POLICIES.get(name)
     if factory is None:
         names = ", ".join(sorted(POLICIES))
         raise ConfigError(f"router.policy: no policy is called {name!r}; choose one of {names}")
-    return factory()
+    return factory(context or PolicyContext())

@@ -49,6 +49,12 @@ def test_status_is_a_table_with_what_happened() -> None:
     ]
 
 
+def test_status_says_why_planned_pools_are_what_they_are() -> None:
+    lines = status_lines(STATUS, REPORT, url="", ray_tools="none", plan=("P/D pays", "2 requests/s per worker"))
+    at = lines.index("planned: P/D pays")
+    assert lines[at - 1 : at + 3] == ["", "planned: P/D pays", "  2 requests/s per worker", ""]
+
+
 def test_the_ready_block_holds_all_that_is_needed() -> None:
     lines = ready_lines(BatonConfig(), STATUS, url="http://h:1", run_dir="/r", ray_tools="none", stop="Stop: down")
     assert lines[:2] == ["Ready: http://h:1", "  model      demo"]

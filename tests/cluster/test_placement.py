@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.placement import Node, WorkerPlacement, assign_cores, place_workers
+from cluster.placement import Node, WorkerPlacement, assign_cores, gpu_kind, place_workers
 from core.config.models import BatonConfig, PoolConfig, PoolsConfig
 from core.errors import ConfigError
 from core.types import Role
@@ -63,6 +63,12 @@ def test_a_pool_without_mark_goes_anywhere_when_only_the_other_is_marked() -> No
     assert where(place_workers(config(), nodes)) == {"prefill-0": "n1", "decode-0": "n2"}
 
 
+def test_without_the_convention_marked_nodes_are_for_everybody() -> None:
+    nodes = [node("n1", {"CPU": 1.0, "decode_capable": 1.0}), node("n2", {"CPU": 2.0, "decode_capable": 1.0})]
+    asked = config(PoolConfig(cpus=2), PoolConfig(node_resource="decode_capable"))
+    assert where(place_workers(asked, nodes, by_convention=False)) == {"prefill-0": "n2", "decode-0": "n1"}
+
+
 def test_gpus_follow_the_parallelism_where_any_exist() -> None:
     nodes = [node("n1", {"CPU": 32.0, "GPU": 8.0})]
     pool = PoolConfig(tensor_parallel=4)
@@ -82,6 +88,23 @@ def test_the_large_worker_finds_its_node_before_the_small_ones_fill_it() -> None
     nodes = [node("n1", {"CPU": 4.0}), node("n2", {"CPU": 2.0})]
     placed = place_workers(config(PoolConfig(replicas=2), PoolConfig(cpus=4)), nodes)
     assert where(placed) == {"prefill-0": "n2", "prefill-1": "n2", "decode-0": "n1"}
+
+
+def test_workers_of_unlike_sizes_are_packed_where_spreading_them_leaves_no_room() -> None:
+    nodes = [node("n1", {"CPU": 4.0}), node("n2", {"CPU": 3.0})]
+    placed = place_workers(config(PoolConfig(cpus=3), PoolConfig(replicas=2, cpus=2)), nodes)
+    assert where(placed) == {"prefill-0": "n2", "decode-0": "n1", "decode-1": "n1"}
+
+
+def test_one_pool_has_decode_workers_only() -> None:
+    placed = place_workers(config(PoolConfig(replicas=0, gpus=9), PoolConfig(replicas=2)), [node("n1", {"CPU": 2.0})])
+    assert [p.worker_id for p in placed] == ["decode-0", "decode-1"]
+
+
+def test_the_kind_of_gpu_is_what_ray_says_of_a_node_that_has_one() -> None:
+    assert gpu_kind(node("n1", {"CPU": 8.0, "GPU": 8.0, "accelerator_type:H100": 1.0})) == "H100"
+    assert gpu_kind(node("n1", {"CPU": 8.0, "accelerator_type:TPU-V4": 1.0})) == ""
+    assert gpu_kind(node("n1", {"CPU": 8.0, "GPU": 1.0})) == ""
 
 
 def test_what_others_use_is_not_given_twice() -> None:
@@ -106,7 +129,7 @@ def test_a_worker_that_asks_for_nothing_still_has_a_bundle() -> None:
 
 
 @given(
-    replicas=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    replicas=st.tuples(st.integers(0, 5), st.integers(1, 5)),
     cpus=st.tuples(st.sampled_from([0.25, 0.5, 1.0, 2.0]), st.sampled_from([0.5, 1.0, 3.0])),
     nodes=st.lists(st.integers(1, 8), min_size=1, max_size=4),
 )
@@ -120,6 +143,21 @@ def test_no_node_gives_more_than_it_has(replicas: tuple[int, int], cpus: tuple[f
     assert len({p.worker_id for p in placed}) == sum(replicas)
     for one in given_nodes:
         assert sum(p.bundle["CPU"] for p in placed if p.node_id == one.node_id) <= one.total["CPU"] + 1e-6
+
+
+@given(
+    workers=st.lists(st.tuples(st.booleans(), st.integers(0, 3)), min_size=1, max_size=9),
+    sizes=st.tuples(st.sampled_from([1.0, 2.0]), st.sampled_from([1.0, 2.0])),
+)
+def test_powers_of_two_that_fit_at_all_find_their_place(
+    workers: list[tuple[bool, int]], sizes: tuple[float, float]
+) -> None:
+    """Nodes are made to hold the workers exactly; sizes that divide each other can always be packed, largest first."""
+    of_decode = [int(is_decode) for is_decode, _ in workers]
+    room = [sum(sizes[d] for d, (_, at) in zip(of_decode, workers, strict=True) if at == n) for n in range(4)]
+    pools = [PoolConfig(replicas=of_decode.count(d), cpus=sizes[d]) for d in (0, 1)]
+    nodes = [node(f"n{i}", {"CPU": cpus}) for i, cpus in enumerate(room)]
+    assert len(place_workers(config(*pools), nodes)) == len(workers)
 
 
 def worker(name: str, node_id: str = "n1", cpus: float = 1.0, gpus: int = 0) -> WorkerPlacement:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.preflight import check_model, check_port, this_machine
-from core.config.models import BatonConfig, LoraConfig, ModelConfig
+from cluster.preflight import check_model, check_plan_files, check_port, this_machine
+from core.config.models import BatonConfig, LoraConfig, ModelConfig, PlanConfig, RouterConfig
 from core.errors import ConfigError
 
 
@@ -54,6 +54,20 @@ def test_a_missing_adapter_is_named(model: Path, tmp_path: Path) -> None:
 def test_a_missing_adapter_of_a_hub_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no folder \./lora in .*, of adapter a0"):
         check_model(config("Qwen/Qwen3-0.6B", "./lora"), tmp_path)
+
+
+def test_files_to_plan_with_are_missed_when_they_will_be_read(tmp_path: Path) -> None:
+    plan = PlanConfig(profile="p.json")
+    planned = BatonConfig(pools="auto", plan=plan)
+    with pytest.raises(ConfigError, match=r"plan\.profile: there is no file p\.json in .*; `baton profile` measures"):
+        check_plan_files(planned, tmp_path)
+    with pytest.raises(ConfigError, match=r"plan\.profile"):
+        check_plan_files(BatonConfig(plan=plan, router=RouterConfig(policy="slo-aware")), tmp_path)
+    check_plan_files(BatonConfig(plan=plan), tmp_path)
+    (tmp_path / "p.json").touch()
+    check_plan_files(planned, tmp_path)
+    with pytest.raises(ConfigError, match=r"plan\.trace: there is no file /no/t\.csv; correct the path"):
+        check_plan_files(BatonConfig(pools="auto", plan=PlanConfig(trace="/no/t.csv")), tmp_path)
 
 
 def test_a_taken_port_is_refused() -> None:

@@ -10,6 +10,7 @@ import socket
 
 import pytest
 
+from cluster.inflight import InflightWork
 from cluster.session_client import WorkerSession
 from core.engine import HttpCall, ReplySink
 from core.errors import (
@@ -104,12 +105,12 @@ async def test_thousand_concurrent_calls_end_complete() -> None:
             for i in range(1000)
         ]
         assert s.session.inflight_requests == 1000
-        assert s.session.inflight_prompt_tokens == 5000
+        assert s.session.inflight.prompt_tokens == 5000
         async with asyncio.timeout(WAIT_S):
             bodies = await asyncio.gather(*map(read_all, replies))
         assert all(body.count(b"data: ") == 9 and body.endswith(b"data: [DONE]\n\n") for body in bodies[::2])
         assert all(len(json.loads(body)["choices"][0]["text"].split()) == 8 for body in bodies[1::2])
-        assert s.session.inflight_requests == s.session.inflight_prompt_tokens == 0
+        assert s.session.inflight_requests == s.session.inflight.prompt_tokens == 0
         assert engine.state().kv_blocks_used == 0
     await engine.close()
 
@@ -140,7 +141,7 @@ async def test_aborts_at_random_points_leave_no_task_and_no_block() -> None:
                 group.create_task(use(s.session, index))
         await s.until(lambda: s.server.num_calls == 0)
         assert engine.state() == WorkerState(kv_blocks_total=64, step_s=engine.state().step_s)
-        assert s.session.inflight_requests == s.session.inflight_prompt_tokens == 0
+        assert s.session.inflight_requests == s.session.inflight.prompt_tokens == 0
         reply = s.session.submit(Leg.WHOLE, call(completion(3, 2)), None)
         assert (await read_all(reply)).endswith(b"[DONE]\n\n")
     await engine.close()
@@ -297,12 +298,15 @@ async def test_prompt_tokens_are_owed_until_the_first_byte() -> None:
     async with stream(worker) as s:
         whole = s.session.submit(Leg.WHOLE, call(), None, prompt_tokens=100)
         decode = s.session.submit(Leg.DECODE, call(), Handover("t", "", 1.0), prompt_tokens=1000)
-        assert (s.session.inflight_requests, s.session.inflight_prompt_tokens) == (2, 100)
+        work = s.session.inflight
+        assert (s.session.inflight_requests, work.prompts, work.prompt_tokens) == (2, 1, 100)
         await whole.read()
-        assert (s.session.inflight_requests, s.session.inflight_prompt_tokens) == (2, 0)
+        assert (s.session.inflight_requests, work.prompts, work.prompt_tokens) == (2, 0, 0)
+        assert work.context_tokens == 1100
         whole.abort()
         decode.abort()
         assert s.session.inflight_requests == 0
+        assert work == InflightWork()
 
 
 async def test_closing_fails_calls_and_frees_the_worker() -> None:

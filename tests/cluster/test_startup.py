@@ -53,6 +53,22 @@ def test_each_pool_goes_to_the_nodes_that_carry_its_resource(ray: TwoNodes, bato
     assert ray.alive
 
 
+def test_pools_are_planned_for_the_nodes_of_a_joined_ray(ray: TwoNodes, baton: Baton) -> None:
+    """All four workers find a place only because the nodes' marks for one pool do not bind a plan."""
+    up = baton.result("up", f"ray.address={ray.address}", "pools=auto", "--planner=rest-decode")
+    assert up["plan"] == ["one prefill worker, 3 decode", "seen: 2 nodes"]
+    assert sorted(workers_of(ray).values()) == sorted([ray.head.pid, ray.second.pid] * 2)
+
+
+def test_a_promise_that_cannot_be_kept_starts_nothing_on_a_joined_ray(ray: TwoNodes, baton: Baton) -> None:
+    before = set(processes(ray))
+    refused = baton.run("up", f"ray.address={ray.address}", "pools=auto", "--planner=nothing-fits")
+    assert refused.returncode == 2
+    assert "no pools on 2 nodes with 2 CPU workers of 1 core keep the promise" in refused.stderr
+    assert set(processes(ray)) <= before
+    assert baton.record() is None
+
+
 def test_a_pool_that_fits_nowhere_is_refused_before_anything_starts(ray: TwoNodes, baton: Baton) -> None:
     before = set(processes(ray))
     refused = baton.run("up", f"ray.address={ray.address}", "pools.decode.replicas=3")

@@ -28,6 +28,7 @@ def record() -> ClusterRecord:
         dashboard_url="http://127.0.0.1:8265",
         url="http://127.0.0.1:8000",
         model="demo",
+        plan=("P/D pays", "2 requests/s"),
     )
 
 

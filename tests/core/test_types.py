@@ -58,6 +58,12 @@ def test_a_view_lists_the_workers_of_a_role_in_order() -> None:
     assert ClusterView().of_role(Role.DECODE) == ()
 
 
+def test_workers_can_be_left_out_of_a_view() -> None:
+    cluster = ClusterView((view("decode-0", Role.DECODE), view("decode-1", Role.DECODE)))
+    assert cluster.without(["decode-0", "gone"]).workers == cluster.workers[1:]
+    assert cluster.without([]) is cluster
+
+
 def test_a_new_worker_has_no_load() -> None:
     fresh = view("decode-0", Role.DECODE)
     assert (fresh.state.num_running, fresh.state.draining, fresh.inflight_requests) == (0, False, 0)

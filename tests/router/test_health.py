@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import httpx
 
+from core.types import ClusterView, Role
+from router.health import Readiness
 from tests.support.router_site import Site
+from tests.support.views import worker
 
 PROMPT = {"prompt": "the sea was calm"}
 
@@ -44,6 +47,18 @@ async def test_health_follows_the_cluster(site: Site, client: httpx.AsyncClient)
     await site.until(lambda: not site.connected())
     assert (await health(503))["status"] == "unavailable"
     assert (await client.get("/live")).json() == {"status": "ok"}
+
+
+def test_one_pool_is_ready_with_any_of_its_workers() -> None:
+    view = ClusterView()
+    readiness = Readiness(lambda: view, one_pool=True)
+    assert readiness.check().status == "starting"
+    view = ClusterView((worker("decode-0", Role.DECODE),))
+    assert readiness.check().status == "ok"
+    assert readiness.check().reason == "a worker of the one pool is connected"
+    view = ClusterView((worker("decode-0", Role.DECODE, draining=True),))
+    assert readiness.check().status == "unavailable"
+    assert Readiness(lambda: ClusterView((worker("decode-0", Role.DECODE),))).check().status == "starting"
 
 
 async def test_head_requests_are_answered(pair: Site, client: httpx.AsyncClient) -> None:

@@ -1,15 +1,58 @@
 """Baton's command line with simulated engines, for tests of Ray: `python -m tests.support.simulated_baton VERB ...`.
 
-`up [--foreground] [--json] [--engine-arg=FLAG]... KEY=VALUE...`, `status [--json]`, `down [--json]`.
+`up [--foreground] [--json] [--engine-arg=FLAG]... [--planner=NAME] [--config=FILE] KEY=VALUE...`, `status [--json]`,
+`down [--json]`.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from cluster import commands
 from core.config.load import load_config
+from core.config.models import BatonConfig, PoolsConfig
+from core.config.specs import planned_worker
 from core.errors import BatonError, ConfigError
+from core.planning import Inventory, PlannedPools, Planner
+
+
+def rest_decode(config: BatonConfig, inventory: Inventory, *, check: Callable[[], None]) -> PlannedPools:
+    """Plan one prefill worker and a decode worker on each device that is left, but three at most."""
+    check()
+    worker = planned_worker(config)
+    left = min(max(sum(inventory.devices(cpus_per_worker=worker.cpus)) - 1, 1), 3)
+    pools = PoolsConfig(prefill=worker, decode=worker.model_copy(update={"replicas": left}))
+    lines = (f"one prefill worker, {left} decode", f"seen: {len(inventory.nodes)} nodes")
+    return PlannedPools(pools, lines, json.dumps({"decode": left}), whole_below_tokens=32)
+
+
+def nothing_fits(config: BatonConfig, inventory: Inventory, *, check: Callable[[], None]) -> PlannedPools:
+    """Plan as ever, but say that the promise is not kept."""
+    pools = rest_decode(config, inventory, check=check).pools
+    return PlannedPools(pools, ("cannot be met",), "{}", shortfall="interactive.ttft_ms binds; 2500 can be kept")
+
+
+def real(config: BatonConfig, inventory: Inventory, *, check: Callable[[], None]) -> PlannedPools:
+    """Plan as the command line does; imported late, for the planner's libraries take long to load."""
+    from sim.plan_command import plan_pools
+
+    return plan_pools(config, inventory, check=check)
+
+
+PLANNERS: dict[str, Planner | None] = {
+    "": None,
+    "rest-decode": rest_decode,
+    "nothing-fits": nothing_fits,
+    "real": real,
+}
+
+
+def values(words: list[str], flag: str) -> Iterator[str]:
+    """Give what follows each occurrence of a flag that ends in `=`."""
+    return (word.removeprefix(flag) for word in words if word.startswith(flag))
 
 
 def main(words: list[str]) -> int:
@@ -18,13 +61,19 @@ def main(words: list[str]) -> int:
     as_json = "--json" in rest
     try:
         if verb == "up":
+            file = next(values(rest, "--config="), None)
             return commands.up(
-                load_config(None, overrides=[word for word in rest if not word.startswith("--")], environ={}),
+                load_config(
+                    Path(file) if file else None,
+                    overrides=[word for word in rest if not word.startswith("--")],
+                    environ={},
+                ),
                 config_path=None,
                 foreground="--foreground" in rest,
                 as_json=as_json,
                 engine_kind="simulated",
-                engine_args=tuple(w.partition("=")[2] for w in rest if w.startswith("--engine-arg=")),
+                engine_args=tuple(values(rest, "--engine-arg=")),
+                planner=PLANNERS[next(values(rest, "--planner="), "")],
             )
         return (commands.status if verb == "status" else commands.down)(as_json=as_json)
     except BatonError as exc:

@@ -31,6 +31,7 @@ CHUNK_TOKENS = 512
 DECODE_KV_TOKENS = 4224  # one request of full length and a little more: eight at once do not fit
 LEASE_S = 5.0
 TOKEN = "token-of-the-tests"
+EVENT_LOG = "events.jsonl"  # in the run folder
 MODEL = ROOT / "deploy" / "models" / "baton-demo"
 START_TIMEOUT_S = 180.0
 T = TypeVar("T")
@@ -277,6 +278,7 @@ class Stack:
             membership_address=f"127.0.0.1:{self._membership_port}",
             run_dir=str(self.run_dir),
             lease_s=LEASE_S,
+            event_log=EVENT_LOG,
             token=TOKEN,
             events_fd=events_fd,
         )

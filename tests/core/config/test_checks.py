@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from core.config.checks import check_across
+from core.config.checks import check_across, check_typed
+from core.config.models import BatonConfig, PoolConfig, PoolsConfig
 from core.config.yaml_text import read_yaml
 
 FACTS = {
@@ -70,6 +71,11 @@ def broken_rules(yaml: str, base: Path) -> list[tuple[str, str]]:
             "must be at least tensor_parallel x pipeline_parallel, which is 4, or 0",
         ),
         ("router: {policy: least-predicted-wrok}", "router.policy", "is no policy"),
+        (
+            "plan: {workload: chat, trace: a.csv}",
+            "plan.workload",
+            "stands beside plan.trace, which says what traffic to expect: keep one of them",
+        ),
     ],
 )
 def test_keys_that_disagree_are_reported(tmp_path: Path, yaml: str, path: str, message: str) -> None:
@@ -88,12 +94,29 @@ def test_keys_that_disagree_are_reported(tmp_path: Path, yaml: str, path: str, m
         "pools: {prefill: {tensor_parallel: wrong}}",
         "pools: {prefill: {tensor_parallel: 2, gpus: 0}, decode: {tensor_parallel: 2, gpus: 0}}",
         "pools: 3",
+        "pools: auto",
+        "pools: {prefill: {replicas: 0, tensor_parallel: 8, gpus: 1, max_num_seqs: 4096}}",
+        "plan: {workload: 3, trace: a.csv}",
         "model: {engine_args: {tool-call-parser: hermes}}",
         "router: {policy: 3}",
     ],
 )
 def test_rules_keep_silent_about_what_agrees_or_is_wrong_already(tmp_path: Path, yaml: str) -> None:
     assert broken_rules(yaml, tmp_path) == []
+
+
+def test_a_made_configuration_is_held_against_the_same_rules(tmp_path: Path) -> None:
+    unlike = PoolsConfig(prefill=PoolConfig(tensor_parallel=2), decode=PoolConfig(replicas=0))
+    problems = check_typed(BatonConfig(pools=unlike), source="the plan", base=tmp_path)
+    assert [(problem.path, problem.source) for problem in problems] == [("pools.decode.replicas", "the plan")]
+    assert check_typed(BatonConfig(pools="auto"), source="the plan", base=tmp_path) == []
+
+
+def test_the_policy_that_predicts_needs_a_profile(tmp_path: Path) -> None:
+    breaches = broken_rules("router: {policy: slo-aware}", tmp_path)
+    assert ("router.policy", "predicts times, for which it needs plan.profile") in breaches
+    known = broken_rules("router: {policy: slo-aware}\nplan: {profile: a.json}", tmp_path)
+    assert [message for _, message in known if "plan.profile" in message] == []
 
 
 def a_model(tmp_path: Path, **changes: object) -> None:

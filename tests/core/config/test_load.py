@@ -9,6 +9,7 @@ import pytest
 from core.config.load import load_config, load_with_sources
 from core.config.models import BatonConfig, SLOClass
 from core.config.problems import ConfigErrors, ConfigProblem
+from core.config.specs import named_pools
 
 ROOT = Path(__file__).parents[3]
 
@@ -102,16 +103,47 @@ def test_a_key_whose_value_was_refused_is_not_missing_too(tmp_path: Path) -> Non
     assert [problem.path for problem in refused(file)] == ["slo.classes.chat.ttft_ms"]
 
 
-def test_pools_auto_asks_to_name_the_pools(tmp_path: Path) -> None:
-    [problem] = refused(written(tmp_path, "router: {port: 1}\npools: auto\n"))
-    assert (problem.path, problem.value, problem.source.endswith(":2")) == ("pools", "auto", True)
-    assert "needs the planner" in problem.message
-    assert problem.suggestion == "name both pools, e.g. pools: {prefill: {replicas: 1}, decode: {replicas: 1}}"
+def test_pools_auto_is_kept_to_be_planned(tmp_path: Path) -> None:
+    file = written(tmp_path, "router: {port: 1}\npools: auto\n")
+    assert load_config(file, environ={}).pools == "auto"
+    assert load_config(None, environ={"BATON_POOLS": "auto"}).pools == "auto"
+
+
+def test_any_other_word_for_the_pools_is_refused_with_the_one_there_is(tmp_path: Path) -> None:
+    [problem] = refused(written(tmp_path, "pools: atuo\n"))
+    assert str(problem) == (
+        f"{tmp_path}/slo.yaml:1: pools = atuo: is not one of the choices; allowed: section with the keys prefill, "
+        "decode, or auto; did you mean auto?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("pools", "path", "words"),
+    [
+        ("3", "pools", "is a number"),
+        ("", "pools", "is empty"),
+        ("{prefil: {}}", "pools.prefil", "unknown key"),
+        ("{decode: {replicas: '1'}}", "pools.decode.replicas", "is text"),
+        ("{decode: {replicas: 0}}", "pools.decode.replicas", "must be at least 1: decode workers make the output"),
+        ("{prefill: {replicas: 0}, decode: {replicas: 0}}", "pools.decode.replicas", "must be at least 1"),
+    ],
+)
+def test_a_fault_within_the_pools_is_named_by_its_own_key(tmp_path: Path, pools: str, path: str, words: str) -> None:
+    [problem] = refused(written(tmp_path, f"pools: {pools}\n"))
+    assert problem.path == path
+    assert words in problem.message
+
+
+def test_no_prefill_worker_makes_one_pool(tmp_path: Path) -> None:
+    text = "pools: {prefill: {replicas: 0}, decode: {tensor_parallel: 2}}"
+    pools = named_pools(load_config(written(tmp_path, text), environ={}))
+    assert (pools.prefill.replicas, pools.decode.replicas) == (0, 1)
 
 
 def test_naming_a_pool_replaces_auto(tmp_path: Path) -> None:
     config = load_config(written(tmp_path, "pools: auto"), overrides=["pools.decode.replicas=3"], environ={})
-    assert (config.pools.prefill.replicas, config.pools.decode.replicas) == (1, 3)
+    pools = named_pools(config)
+    assert (pools.prefill.replicas, pools.decode.replicas) == (1, 3)
 
 
 @pytest.mark.parametrize(
@@ -167,4 +199,5 @@ def test_the_default_file_is_for_a_laptop_and_the_demonstration_model() -> None:
     config = load_config(ROOT / "deploy" / "slo.yaml", environ={})
     assert (config.model.path, config.model.name) == ("deploy/models/baton-demo", None)
     assert list(config.slo.classes) == ["interactive", "batch"]
-    assert (config.pools.prefill.replicas, config.pools.decode.replicas) == (1, 1)
+    pools = named_pools(config)
+    assert (pools.prefill.replicas, pools.decode.replicas) == (1, 1)

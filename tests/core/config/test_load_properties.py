@@ -21,6 +21,7 @@ from core.config.models import (
     KVConfig,
     LoraConfig,
     ModelConfig,
+    PlanConfig,
     PoolConfig,
     PoolsConfig,
     RayConfig,
@@ -47,11 +48,11 @@ def numbers(low: float, high: float) -> st.SearchStrategy[float]:
 
 
 @st.composite
-def pools(draw: st.DrawFn, tensor: int, pipeline: int) -> PoolConfig:
+def pools(draw: st.DrawFn, tensor: int, pipeline: int, at_least: int = 0) -> PoolConfig:
     """One pool, its parallelism given, for both pools must have the same."""
     seqs = draw(st.integers(1, 65536))
     return PoolConfig(
-        replicas=draw(st.integers(1, 4096)),
+        replicas=draw(st.integers(at_least, 4096)),
         tensor_parallel=tensor,
         pipeline_parallel=pipeline,
         max_num_seqs=seqs,
@@ -60,6 +61,25 @@ def pools(draw: st.DrawFn, tensor: int, pipeline: int) -> PoolConfig:
         cpus=draw(numbers(0, 1024)),
         gpus=draw(st.none() | st.just(0) | st.integers(tensor * pipeline, 4096)),
         node_resource=draw(st.none() | TEXT),
+    )
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> PlanConfig:
+    """Any section `plan`; a trace and a workload exclude each other."""
+    workload = draw(st.none() | st.sampled_from(["chat", "code", "summarize", "agent", "mixed"]))
+    return PlanConfig(
+        profile=draw(st.none() | TEXT),
+        gpu=draw(st.none() | TEXT),
+        gpus=draw(st.none() | st.integers(1, 65536)),
+        gpus_per_node=draw(st.none() | st.integers(1, 1024)),
+        price_per_hour=draw(st.none() | st.floats(0.01, 1e6)),
+        workload=workload,
+        trace=draw(TEXT) if workload is None else None,
+        rate=draw(st.none() | st.floats(0.01, 1e7)),
+        network_gbit_s=draw(st.none() | st.floats(0.01, 1e6)),
+        cpus=draw(numbers(0, 1024)),
+        kv_cache_mb=draw(st.none() | st.integers(8, 1 << 24)),
     )
 
 
@@ -84,13 +104,23 @@ def configs(draw: st.DrawFn) -> BatonConfig:
         slo=SLOConfig(
             classes={name: draw(promise) for name in names}, default=draw(st.none() | st.sampled_from(names))
         ),
-        pools=PoolsConfig(prefill=draw(pools(tensor, pipeline)), decode=draw(pools(tensor, pipeline))),
+        pools=draw(
+            st.just("auto")
+            | st.builds(PoolsConfig, prefill=pools(tensor, pipeline), decode=pools(tensor, pipeline, at_least=1))
+        ),
+        plan=draw(plans()),
         kv=KVConfig(
             transport=draw(st.sampled_from(["auto", "grpc"])),
             lease_s=draw(st.floats(0.2, 3600)),
             staging_mb=draw(st.integers(16, 1 << 20)),
         ),
-        router=RouterConfig(host=draw(TEXT), port=draw(st.integers(0, 65535)), max_body_mb=draw(st.floats(0.01, 120))),
+        router=RouterConfig(
+            host=draw(TEXT),
+            port=draw(st.integers(0, 65535)),
+            max_body_mb=draw(st.floats(0.01, 120)),
+            whole_below_tokens=draw(st.integers(0, 1 << 24)),
+            event_log=draw(st.none() | TEXT),
+        ),
         ray=RayConfig(address=draw(TEXT), dashboard=draw(st.booleans()), start_timeout_s=draw(st.floats(1, 86400))),
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core.config.model_files import ModelFacts, looks_like_folder, model_location, read_model_facts
+from core.config.model_files import ModelFacts, file_location, looks_like_folder, model_location, read_model_facts
 
 
 def write_config(folder: Path, text: str) -> None:
@@ -26,6 +26,15 @@ def test_a_folder_gets_its_absolute_path_and_anything_else_stays(tmp_path: Path)
 def test_what_ships_with_baton_is_found_from_anywhere(tmp_path: Path) -> None:
     checkout = Path(__file__).parents[3]
     assert model_location("deploy/models", tmp_path) == str(checkout / "deploy" / "models")
+
+
+def test_a_file_is_below_the_base_else_below_the_checkout(tmp_path: Path) -> None:
+    checkout = Path(__file__).parents[3]
+    assert file_location("deploy/slo.yaml", tmp_path) == str(checkout / "deploy" / "slo.yaml")
+    (tmp_path / "deploy").mkdir()
+    (tmp_path / "deploy" / "slo.yaml").touch()
+    assert file_location("deploy/slo.yaml", tmp_path) == str(tmp_path / "deploy" / "slo.yaml")
+    assert file_location("no/such.json", tmp_path) == str(tmp_path / "no" / "such.json")
 
 
 def test_a_link_keeps_its_name(tmp_path: Path) -> None:

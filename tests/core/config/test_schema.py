@@ -36,6 +36,8 @@ def test_every_key_of_the_default_configuration_is_described_with_its_default() 
         (("model", "block_size"), "whole number divisible by 16 from 16 to 256"),
         (("pools", "decode", "kv_cache_mb"), "whole number from 8 to 16777216, in MiB, or null"),
         (("ray", "dashboard"), "true or false"),
+        (("plan", "network_gbit_s"), "number above 0, at most 1000000, in gigabits per second, or null"),
+        (("pools",), "section with the keys prefill, decode, or auto"),
         (("ray",), "section with the keys address, dashboard, start_timeout_s"),
         (("slo", "classes"), "names, each with keys of its own"),
     ],

@@ -33,6 +33,12 @@ def test_effective_values_load_back_equal(tmp_path: Path) -> None:
     assert load_config(copy, environ={}) == loaded.config
 
 
+def test_pools_to_be_planned_are_shown_as_such() -> None:
+    loaded = load_with_sources(None, overrides=["pools=auto"], environ={})
+    assert to_yaml(given_values(loaded), loaded.tree) == "pools: auto  # --set pools=auto\n"
+    assert "\npools: auto  # --set pools=auto\n" in to_yaml(effective_values(loaded), loaded.tree)
+
+
 def test_nothing_given_is_an_empty_mapping() -> None:
     loaded = load_with_sources(None, environ={})
     assert to_yaml(given_values(loaded), loaded.tree) == "{}\n"

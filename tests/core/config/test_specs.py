@@ -11,6 +11,7 @@ from core.config.models import (
     KVConfig,
     LoraConfig,
     ModelConfig,
+    PlanConfig,
     PoolConfig,
     PoolsConfig,
     SLOClass,
@@ -22,9 +23,12 @@ from core.config.specs import (
     engine_spec,
     gpus_per_worker,
     kv_spec,
+    planned_worker,
     pool_config,
     served_model_name,
+    with_absolute_profile,
 )
+from core.errors import ConfigError
 from core.worker_spec import EngineSpec, KVSpec
 
 
@@ -84,6 +88,23 @@ def test_pools_are_known_by_role() -> None:
     assert [pool_config(config, name).replicas for name in ("prefill", "decode")] == [2, 1]
     with pytest.raises(ValueError, match="router"):
         engine_spec(config, "router")
+
+
+def test_pools_to_be_planned_have_no_workers_yet() -> None:
+    config = BatonConfig(pools="auto", plan=PlanConfig(cpus=2, kv_cache_mb=64))
+    for name in ("prefill", "decode"):
+        with pytest.raises(ConfigError, match="pools: auto names no pools before they are planned"):
+            pool_config(config, name)
+    assert planned_worker(config) == PoolConfig(replicas=1, cpus=2, kv_cache_mb=64)
+
+
+def test_a_profile_is_found_from_every_process(tmp_path: Path) -> None:
+    def located(profile: str | None) -> str | None:
+        return with_absolute_profile(BatonConfig(plan=PlanConfig(profile=profile)), tmp_path).plan.profile
+
+    assert located("a/p.json") == str(tmp_path / "a" / "p.json")
+    assert located("/p.json") == "/p.json"
+    assert located(None) is None
 
 
 @pytest.mark.parametrize(

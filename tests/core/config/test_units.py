@@ -44,6 +44,14 @@ def test_keys_that_differ_in_unit_share_their_stem() -> None:
     assert stem_of("max_num_seqs") == "max_num_seqs"
 
 
+def test_a_rate_is_no_time() -> None:
+    rate, other = unit_of("network_gbit_s"), unit_of("network_mbit_s")
+    assert rate is not None
+    assert other is not None
+    assert (rate.words, stem_of("network_gbit_s"), units_like(rate)) == ("gigabits per second", "network", (other,))
+    assert convert(400, other, rate) == "0.4"
+
+
 def test_time_and_memory_do_not_mix_and_nothing_infinite_converts() -> None:
     ms, s, mb = unit_of("a_ms"), unit_of("a_s"), unit_of("a_mb")
     assert ms is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from core.policy.context import PolicyContext
 from core.policy.registry import policy_named
 from core.types import ClusterView, Rejection, RequestShape, Role, Route, WorkerView
 from tests.support.views import worker
@@ -77,3 +78,11 @@ def test_draining_workers_get_nothing() -> None:
 
 def test_nothing_at_all_is_rejected() -> None:
     assert decide() == Rejection("no_worker", "no worker is connected that takes requests", 1.0)
+
+
+def test_short_prompts_run_whole_where_the_operator_says_so() -> None:
+    members = ClusterView((worker("p0", P), worker("d0", D, num_waiting=1), worker("d1", D)))
+    policy = policy_named("least-predicted-work", PolicyContext(whole_below_tokens=100))
+    short, longer = RequestShape("r", 100, 16, "interactive"), RequestShape("r", 101, 16, "interactive")
+    assert policy.decide(short, members, 0.0) == Route("d1", None, "at most 100 prompt tokens")
+    assert policy.decide(longer, members, 0.0) == Route("d1", "p0", "least predicted work")

@@ -2,7 +2,8 @@
 
 - The order of the workers in the view does not matter.
 - Workers of unequal fingerprints are never paired, and each leg of a pair goes to a worker of its role.
-- There is always a decision: a route to workers that are there and not draining, or a rejection when there are none.
+- There is always a decision: a route to workers that are there and not draining, or a rejection. Only when there are
+  none, or when the policy admits by prediction, is it a rejection.
 - A request that must run whole is never split.
 - Equal arguments give equal decisions.
 """
@@ -13,9 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.policy.context import PolicyContext
 from core.policy.protocol import Candidates
 from core.policy.registry import POLICIES, policy_named
 from core.types import ClusterView, Rejection, RequestShape, Role, WorkerView
+from tests.support.contexts import context
 from tests.support.views import worker
 
 CLASSES = ("a", "b")
@@ -30,7 +33,9 @@ def workers(draw: st.DrawFn) -> tuple[WorkerView, ...]:
             draw(st.sampled_from(Role)),
             model=draw(st.sampled_from(CLASSES)),
             requests=draw(st.integers(0, 3)),
-            tokens=draw(st.integers(0, 3)) * 100,
+            tokens=draw(st.integers(0, 3)) * 1000,
+            context=draw(st.integers(0, 3)) * 1000,
+            since_s=draw(st.none() | st.just(-0.05)),
             num_running=draw(st.integers(0, 3)),
             num_waiting=draw(st.integers(0, 3)),
             kv_blocks_used=draw(st.integers(0, 10)),
@@ -46,26 +51,37 @@ requests = st.builds(
     request_id=st.text(min_size=1, max_size=8),
     prompt_tokens=st.integers(0, 10_000),
     max_tokens=st.none() | st.integers(1, 100),
-    slo_class=st.just("interactive"),
+    slo_class=st.sampled_from(("interactive", "unheard of")),
     whole_only=st.none() | st.just("n>1"),
+    sequence=st.integers(0, 100),
+)
+contexts = st.builds(
+    context,
+    whole_below_tokens=st.sampled_from((0, 200)),
+    overflow=st.booleans(),
+    admit_by_ttft=st.booleans(),
+    admit_by_tpot=st.booleans(),
 )
 
 
 @pytest.mark.parametrize("name", sorted(POLICIES))
-@given(request=requests, members=workers(), data=st.data())
+@given(request=requests, members=workers(), known=contexts, data=st.data())
 def test_every_policy_keeps_the_rules(
-    name: str, request: RequestShape, members: tuple[WorkerView, ...], data: st.DataObject
+    name: str,
+    request: RequestShape,
+    members: tuple[WorkerView, ...],
+    known: PolicyContext,
+    data: st.DataObject,
 ) -> None:
-    policy = policy_named(name)
+    policy = policy_named(name, known)
     decision = policy.decide(request, ClusterView(members), 0.0)
     shuffled = tuple(data.draw(st.permutations(members)))
     assert policy.decide(request, ClusterView(shuffled), 0.0) == decision
+    assert policy_named(name, known).decide(request, ClusterView(members), 0.0) == decision
 
     by_id = {w.record.worker_id: w for w in members if not w.state.draining}
     if isinstance(decision, Rejection):
-        assert not by_id
-        assert decision.error == "no_worker"
-        assert decision.retry_after_s is not None
+        check_rejection(decision, is_empty=not by_id, may_refuse=name == "slo-aware")
         return
     chosen = by_id[decision.decode]
     assert decision.reason
@@ -74,7 +90,20 @@ def test_every_policy_keeps_the_rules(
         assert sender.hello.fingerprint == chosen.hello.fingerprint
         assert (sender.record.role, chosen.record.role) == (Role.PREFILL, Role.DECODE)
         assert request.whole_only is None
-    elif request.whole_only is None:
+    elif request.whole_only is None and not known.whole_below_tokens and not known.overflow:
         assert not Candidates.of(ClusterView(members)).has_pair
     if chosen.record.role is Role.PREFILL:
         assert not any(w.record.role is Role.DECODE for w in by_id.values())
+
+
+def check_rejection(rejection: Rejection, *, is_empty: bool, may_refuse: bool) -> None:
+    if is_empty:
+        assert rejection.error == "no_worker"
+    else:
+        assert may_refuse
+        assert rejection.error in ("overloaded", "slo_infeasible")
+    if rejection.error == "slo_infeasible":
+        assert rejection.retry_after_s is None
+    else:
+        assert rejection.retry_after_s is not None
+        assert 0 < rejection.retry_after_s < 3600

@@ -1,0 +1,71 @@
+"""Every event comes back from its JSON line as it was; what is none is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import pytest
+
+from core.cluster_state import load_of
+from core.events import (
+    LOAD_FIELDS,
+    Decided,
+    Event,
+    LogOpened,
+    Skipped,
+    WorkerJoined,
+    WorkerLeft,
+    WorkerLoaded,
+    event_of,
+    fields_of,
+    own_counts_of,
+    state_of,
+)
+from core.types import Rejection, RequestShape, Role, Route, WorkerState, WorkerView
+from tests.support.contexts import context
+from tests.support.views import worker
+
+VIEW = worker("p0", Role.PREFILL, requests=2, tokens=300, prompts=2, since_s=1.25, num_running=1, kv_blocks_used=3)
+REQUEST = RequestShape("r-1", 100, None, "interactive", "n>1", 7)
+
+EVENTS: tuple[Event, ...] = (
+    LogOpened("slo-aware", context(overflow=True)),
+    WorkerJoined(VIEW.record, VIEW.hello),
+    WorkerLoaded("p0", load_of(VIEW)),
+    WorkerLeft("p0"),
+    Decided(1 / 3, REQUEST, ("d1",), Route("d0", None, "n>1")),
+    Decided(0.1, REQUEST, (), Rejection("overloaded", "busy", 0.7)),
+    Skipped(3),
+)
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_json_round_trip(event: Event) -> None:
+    assert event_of(json.loads(json.dumps(fields_of(event)))) == event
+
+
+def test_a_load_holds_all_that_changes_of_a_worker() -> None:
+    fixed = {"record", "hello", "state"}
+    changing = [f.name for f in fields(WorkerState)] + [f.name for f in fields(WorkerView) if f.name not in fixed]
+    assert sorted(LOAD_FIELDS) == sorted(changing)
+    load = load_of(VIEW)
+    assert WorkerView(VIEW.record, VIEW.hello, state_of(load), **own_counts_of(load)) == VIEW
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"event": "dance"}', "no event is called 'dance'"),
+        ("{}", "no event is called None"),
+        ('{"event": ["load"]}', "no event is called"),
+        ('{"event": "left"}', "a left event does not look like this"),
+        ('{"event": "load", "worker": "p0", "load": [1, 2]}', "12 values, not 2"),
+        ('{"event": "worker", "record": {"role": "cook"}, "hello": {"role": "cook"}}', "'cook' is not a valid Role"),
+        ('{"event": "decision", "at_s": 1, "request": {}, "excluded": [], "route": {}}', "does not look like this"),
+        ('{"event": "log", "format": 99, "policy": "random", "context": {}}', "format 99"),
+    ],
+)
+def test_what_is_no_event_is_refused(line: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        event_of(json.loads(line))
