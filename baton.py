@@ -12,12 +12,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO, TypeAlias
+from typing import TYPE_CHECKING, NoReturn, Protocol, TextIO, TypeAlias
 
 from core.errors import BatonError, ConfigError
+from sim.plan_flags import add_plan_flags, plan_flags
 
 if TYPE_CHECKING:
     from core.config.load import LoadedConfig
+    from core.config.models import BatonConfig
+    from core.planning import Inventory, PlannedPools
 
 OK, FAILED, USAGE = 0, 1, 2
 _ROOT = Path(__file__).resolve().parent
@@ -34,12 +37,15 @@ examples:
   python baton.py up my.yaml --set router.port=8001    your own file, one value replaced
   python baton.py up --model Qwen/Qwen3-0.6B           another model, all else as in deploy/slo.yaml
   python baton.py validate my.yaml                     every error at once; starts nothing
+  python baton.py plan my.yaml --gpu h100-sxm --gpus 8 which pools keep the promise; starts nothing
+  python baton.py profile my.yaml                      measure how fast the engines are here, for `plan`
   python baton.py status --json | jq .                 what runs, for scripts
 
 exit codes:
   0  done
   1  it failed while running, or nothing runs
   2  wrong usage, or an error in the configuration
+  3  plan: the promise cannot be kept; the nearest that can is shown
 
 environment:
   BATON_SECTION__KEY   a configuration value, e.g. BATON_ROUTER__PORT=8001; wins over the file, --set wins over it
@@ -105,6 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     validate = add("validate", "check a configuration file; start nothing", _validate)
     _add_config(validate, optional=False)
     _add_json(validate)
+    _add_plan(add)
+    _add_profile(add)
     up = add("up", "start the pools and the router, and wait until they serve", _up)
     _add_config(up, optional=True)
     up.add_argument("--foreground", action="store_true", help="stay until interrupted, then stop everything")
@@ -122,6 +130,28 @@ def _parser() -> argparse.ArgumentParser:
     _add_json(show)
     _add_json(add("version", "print the versions of Baton, Python, Ray and vLLM", _version))
     return parser
+
+
+class _AddVerb(Protocol):
+    """Makes the parser of one verb."""
+
+    def __call__(self, name: str, words: str, run: _Verb) -> argparse.ArgumentParser: ...
+
+
+def _add_plan(add: _AddVerb) -> None:
+    plan = add("plan", "find the pools that keep the promise; start nothing, need no GPU", _plan)
+    _add_config(plan, optional=True)
+    add_plan_flags(plan)
+    _add_json(plan)
+
+
+def _add_profile(add: _AddVerb) -> None:
+    profile = add("profile", "measure how fast the engines of the pools are on this machine", _profile)
+    _add_config(profile, optional=True)
+    profile.add_argument("--out", metavar="FILE", type=Path, help="default: .baton/profiles/MODEL-DEVICE.json")
+    profile.add_argument("--pool", choices=("prefill", "decode"), help="only this pool (default: both)")
+    profile.add_argument("--quick", action="store_true", help="fewer points, in under a minute for a small model")
+    _add_json(profile)
 
 
 def _add_config(parser: argparse.ArgumentParser, *, optional: bool) -> None:
@@ -149,19 +179,43 @@ def _validate(options: argparse.Namespace) -> int:
     config = loaded.config
     notes = _notes(loaded)
     if options.as_json:
-        _say_json({"ok": True, "config": str(options.config), "problems": [], "notes": notes})
+        pools = "auto" if config.pools == "auto" else "named"
+        _say_json({"ok": True, "config": str(options.config), "pools": pools, "problems": [], "notes": notes})
         return OK
-    pools = config.pools
     _say(f"{options.config}: valid")
     _say(f"  model    {config.model.path}")
     for name, promise in config.slo.classes.items():
         share = f"{promise.attainment:.12g} of requests"
         _say(f"  promise  {name}: TTFT {promise.ttft_ms:.12g} ms, TPOT {promise.tpot_ms:.12g} ms for {share}")
-    _say(f"  pools    {pools.prefill.replicas} prefill, {pools.decode.replicas} decode")
+    if config.pools == "auto":
+        _say("  pools    auto: `up` plans them for the devices that the cluster has; `plan` shows the plan")
+    else:
+        _say(f"  pools    {config.pools.prefill.replicas} prefill, {config.pools.decode.replicas} decode")
     _say(f"  router   {config.router.host}:{config.router.port}")
     for note in notes:
         _say(f"note: {note}", sys.stderr)
     return OK
+
+
+def _plan(options: argparse.Namespace) -> int:
+    config = _load(options).config
+    from sim.plan_command import Output, run
+
+    output = Output(sys.stdout, sys.stderr, as_json=options.as_json, write=options.write)
+    return run(config, options.config, plan_flags(options), output)
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from bench import profile_command
+
+    return profile_command.run(options)
+
+
+def _plan_pools(config: BatonConfig, inventory: Inventory, *, check: Callable[[], None]) -> PlannedPools:
+    """Plan when `up` asks for it, so that `up` with named pools never loads the planner."""
+    from sim.plan_command import plan_pools
+
+    return plan_pools(config, inventory, check=check)
 
 
 def _up(options: argparse.Namespace) -> int:
@@ -172,7 +226,11 @@ def _up(options: argparse.Namespace) -> int:
     from cluster import commands
 
     return commands.up(
-        loaded.config, config_path=options.config, foreground=options.foreground, as_json=options.as_json
+        loaded.config,
+        config_path=options.config,
+        foreground=options.foreground,
+        as_json=options.as_json,
+        planner=_plan_pools,
     )
 
 

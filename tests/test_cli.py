@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = ("validate", "up", "status", "down", "config", "version")
+VERBS = ("validate", "plan", "profile", "up", "status", "down", "config", "version")
 GOOD = "router: {port: 8001}\nslo: {classes: {chat: {ttft_ms: 400, tpot_ms: 40}}, default: chat}\n"
 BAD = (
     "slo:\n"
@@ -26,7 +26,9 @@ BAD = (
 )
 
 
-def baton(*arguments: str, cwd: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
+def baton(
+    *arguments: str, cwd: Path = ROOT, timeout_s: float = 120, **environ: str
+) -> subprocess.CompletedProcess[str]:
     """Run the program as a user would, without the caller's own BATON_ variables."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")}
     return subprocess.run(
@@ -35,7 +37,7 @@ def baton(*arguments: str, cwd: Path = ROOT, **environ: str) -> subprocess.Compl
         env=inherited | environ,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout_s,
         check=False,
     )
 
@@ -91,7 +93,7 @@ def test_validate_reports_every_error_with_its_line(bad: str) -> None:
 def test_validate_json_of_a_good_file(good: str) -> None:
     result = baton("validate", good, "--json")
     assert result.returncode == 0
-    assert json.loads(result.stdout) == {"ok": True, "config": good, "problems": [], "notes": []}
+    assert json.loads(result.stdout) == {"ok": True, "config": good, "pools": "named", "problems": [], "notes": []}
 
 
 def test_validate_json_of_a_bad_file(bad: str) -> None:
@@ -243,6 +245,8 @@ LOADED = "import runpy, sys\ntry:\n    runpy.run_path({path!r}, run_name='__main
         (("--help",), ("ray", "vllm", "torch", "grpc", "fastapi", "numpy", "pydantic", "yaml")),
         (("validate", "deploy/slo.yaml"), ("ray", "vllm", "torch", "grpc", "fastapi", "numpy")),
         (("version",), ("ray", "vllm", "torch", "grpc", "fastapi", "numpy", "pydantic")),
+        (("plan", "--help"), ("ray", "vllm", "torch", "grpc", "fastapi", "numpy", "pydantic", "numba")),
+        (("plan", "--gpu", "no-such-gpu"), ("ray", "vllm", "torch", "grpc", "fastapi", "numba")),
     ],
 )
 def test_quick_verbs_load_nothing_heavy(arguments: tuple[str, ...], absent: tuple[str, ...]) -> None:
@@ -257,6 +261,50 @@ def test_an_unknown_flag_points_at_the_help_of_its_verb() -> None:
     result = baton("up", "--bogus")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "error: unrecognized arguments: --bogus\nTry: baton.py up --help\n"
+
+
+def test_validate_says_that_pools_are_planned_later(good: str) -> None:
+    result = baton("validate", good, "--set", "pools=auto")
+    assert result.returncode == 0
+    assert "  pools    auto: `up` plans them for the devices that the cluster has" in result.stdout
+    assert json.loads(baton("validate", good, "--set", "pools=auto", "--json").stdout)["pools"] == "auto"
+
+
+def test_plan_says_what_is_missing_and_where_to_get_it(good: str, tmp_path: Path) -> None:
+    result = baton("plan", good, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    for remedy in ("--profile FILE", "`python baton.py profile CONFIG`", "--gpu NAME", "h100-sxm"):
+        assert remedy in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--gpu", "no-such-gpu", "--gpus", "8"), "no-such-gpu"),
+        (("--gpu", "h100-sxm"), "--gpus N"),
+        (("--gpu", "h100-sxm", "--gpus", "8", "--trace", "no.csv"), "there is no such trace file"),
+        (("--gpu", "h100-sxm", "--gpus", "8", "--workload", "talk"), "choose one of chat"),
+        (("--gpu", "h100-sxm", "--gpus", "8", "--what-if", "decode=many"), "decode=3"),
+        (("--rate", "fast"), "invalid number value: 'fast'"),
+    ],
+)
+def test_plan_refuses_wrong_flags_in_one_line_or_with_its_usage(good: str, flags: tuple[str, ...], words: str) -> None:
+    result = baton("plan", good, "--set", "pools=auto", *flags)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # the simulator is compiled first where its cache is empty
+def test_plan_answers_from_flags_alone(good: str, tmp_path: Path) -> None:
+    written = tmp_path / "planned.yaml"
+    flags = ("--gpu", "h100-sxm", "--gpus", "2", "--requests", "1000", "--workload", "chat")
+    result = baton("plan", good, *flags, "--what-if", "prefill=1,decode=1", "--write", str(written), timeout_s=500)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("As asked: P/D 1 x tp1 + 1 x tp1 carries ")
+    assert baton("validate", str(written)).returncode == 0
 
 
 def test_up_says_once_what_is_wrong_with_the_model(tmp_path: Path) -> None:

@@ -1,0 +1,214 @@
+"""The search as a whole: from a question to a plan with its verdict.
+
+Owns what is done in which order and what the plan says of it. Must not know how any of it is done.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from core.errors import ConfigError
+from sim.plan import Candidate, Interval, Plan, PlanQuestion, Progress, SearchStats, Shortfall, Verdict
+from sim.search.bounds import Bounds, Demand
+from sim.search.curve import curve_of
+from sim.search.estimate import Estimates
+from sim.search.families import Bests, climb
+from sim.search.fixed import fixed_placement
+from sim.search.goodput import Judge, Scenario, Simulate, resampled, step_below
+from sim.search.infeasible import Loosening
+from sim.search.intervals import Spread, Worlds, draws_of, interval, separate
+from sim.search.notes import notes_on
+from sim.search.pareto import front
+from sim.search.placements import ONE_POOL_MODES, Placement, fits_of, levels
+from sim.search.race import Found, Race
+from sim.simulate import simulate
+from sim.workload import Workload
+
+_VANISHING = 0.02  # of the estimated rate: about what an idle cluster meets
+
+
+def search(
+    question: PlanQuestion,
+    *,
+    progress: Progress | None = None,
+    workloads: tuple[Workload, ...] = (),
+    run: Simulate = simulate,
+) -> Plan:
+    """Find the cheapest placement that carries the rate, or the one of most goodput when no rate is asked for.
+
+    Equal questions give equal plans, but for the time taken. `workloads`: those of the seeds, when they are not to be
+    resampled from the question's. `run` judges placements. Raises ConfigError for a question without devices, targets
+    or requests.
+    """
+    for name, given in (("groups", question.groups), ("targets", question.targets), ("seeds", question.seeds)):
+        if not given:
+            raise ConfigError(f"a plan needs {name}; the question has none")
+    if not len(question.workload):
+        raise ConfigError("a plan needs requests; the workload has none: choose another --trace or --workload")
+    if question.rate is not None and question.rate <= 0:
+        raise ConfigError(f"rate must be above 0 requests per second, not {question.rate:g}")
+    scenario = Scenario(workloads or resampled(question.workload, question.seeds), question.targets)
+    return _Search(question, scenario, run, progress).plan()
+
+
+@dataclass(slots=True, eq=False)
+class _Search:
+    question: PlanQuestion
+    scenario: Scenario
+    run: Simulate
+    progress: Progress | None
+    race: Race = field(init=False)
+    worlds: Worlds = field(init=False)
+    _started_s: float = field(init=False)
+    _budgets: tuple[float, ...] = field(init=False)
+    _budgets_done: int = 0
+
+    def __post_init__(self) -> None:
+        question, groups = self.question, self.question.groups
+        self._started_s = time.monotonic()
+        self._budgets = levels(question)
+        demand = Demand.of(question.workload, question.targets)
+        judge = Judge(self.scenario, self.run)
+        self.race = Race(question, judge, Bounds(demand), Estimates(demand), self._hear)
+        self.worlds = Worlds(draws_of(self.scenario, groups=len(groups)), groups, self.scenario, self.run)
+
+    def plan(self) -> Plan:
+        """Climb the budgets, then judge the finalists with their intervals."""
+        climbed = self._climb()
+        bests = climbed[-1] if climbed else Bests(0.0)
+        if bests.best is None:
+            return self._nothing_kept()
+        wanted = self.question.rate
+        short = wanted is not None and bests.best.step < step_below(wanted)
+        finalists = tuple(f for f in (bests.one_pool, bests.disaggregated) if f is not None)
+        spreads = {found: self.worlds.spread(found, wanted or found.rate) for found in finalists}
+        best, doubtful = self._choose(climbed, spreads)
+        shortfall = self._shortfall(tuple(f.placement for f in finalists), wanted or best.rate, best) if short else None
+        candidates = {found: self._candidate(found, found, spreads[found]) for found in finalists}
+        front_of = tuple(self._candidate(f, best, spreads[best]) for b in climbed if (f := b.best) is not None)
+        verdict = Verdict.ONE_POOL if best is bests.one_pool else Verdict.DISAGGREGATE
+        return Plan(
+            verdict=Verdict.INFEASIBLE if shortfall else verdict,
+            best=candidates[best],
+            best_one_pool=candidates.get(bests.one_pool) if bests.one_pool else None,
+            best_disaggregated=candidates.get(bests.disaggregated) if bests.disaggregated else None,
+            front=front((*candidates.values(), *front_of)),
+            curve=curve_of(self.race.judge, best, wanted),
+            shortfall=shortfall,
+            gears_differ=None,
+            stats=self._stats(),
+            notes=notes_on(self.question, best, bests, seeds=len(self.scenario.workloads), doubtful=doubtful),
+        )
+
+    def _climb(self) -> list[Bests]:
+        if self.question.fixed is not None:
+            placement = fixed_placement(self.question, self.question.fixed)
+            found = self.race.judged(placement)
+            if placement.cluster.mode in ONE_POOL_MODES:
+                return [Bests(placement.price_per_hour, one_pool=found)]
+            return [Bests(placement.price_per_hour, disaggregated=found)]
+        climbed = []
+        for bests in climb(self.race):
+            self._budgets_done += 1
+            climbed.append(bests)
+        return climbed
+
+    def _choose(self, climbed: list[Bests], spreads: dict[Found, Spread]) -> tuple[Found, bool]:
+        """Return the best, and whether the other family might do as well.
+
+        In doubt the simpler one is chosen, one pool; but never for less goodput than a smaller budget gives, and never
+        where only the other one carries the rate.
+        """
+        bests = climbed[-1]
+        best, one_pool, disaggregated = bests.best, bests.one_pool, bests.disaggregated
+        if best is None:
+            raise AssertionError("a choice needs something found")
+        if one_pool is None or disaggregated is None:
+            return best, False
+        if separate(spreads[one_pool], spreads[disaggregated]):
+            return best, False
+        enough = max((b.best.step for b in climbed[:-1] if b.best is not None), default=one_pool.step)
+        if self.question.rate is not None and best.step >= step_below(self.question.rate):
+            enough = max(enough, step_below(self.question.rate))
+        return (one_pool if one_pool.step >= enough else best), True
+
+    def _candidate(self, found: Found, like: Found, spread: Spread) -> Candidate:
+        """Describe a finalist; the intervals of others have the relative width of the one that they are `like`."""
+        placement, rate = found.placement, self.question.rate or found.rate
+        goodput = interval(spread.goodput * (found.rate / like.rate), found.rate)
+        attained = self.race.judge.attainment(placement, rate)
+        if found is like:
+            shares = tuple(interval(spread.attainment[:, i], share) for i, share in enumerate(attained))
+        else:
+            shares = tuple(Interval(share, share, share) for share in attained)
+        return Candidate(
+            placement.cluster, placement.group, goodput, shares, placement.price_per_hour, placement.nodes_spanned
+        )
+
+    def _nothing_kept(self) -> Plan:
+        """Say what binds when not even an idle cluster keeps the promise, or nothing fits."""
+        fits = fits_of(self.question)
+        if not fits:
+            longest = int(self.question.workload.prompt_tokens.max())
+            note = f"no parallel size in the profiles fits the devices and holds the longest prompt ({longest} tokens)"
+            shortfall = Shortfall("rate", self.question.targets, None, note)
+            return self._plan_without(shortfall, None)
+        largest = sorted(self.race.considered, key=lambda p: (p.price_per_hour, self.race.estimate(p)), reverse=True)
+        placements = tuple(largest[:3])
+        rate = self.question.rate or self.race.estimate(placements[0]) * _VANISHING
+        return self._plan_without(self._shortfall(placements, rate, None), placements[0])
+
+    def _plan_without(self, shortfall: Shortfall, placement: Placement | None) -> Plan:
+        best = None
+        if placement is not None:
+            none = Interval(0.0, 0.0, 0.0)
+            rate = self.question.rate or self.race.estimate(placement) * _VANISHING
+            shares = tuple(Interval(a, a, a) for a in self.race.judge.attainment(placement, rate))
+            best = Candidate(placement.cluster, placement.group, none, shares, placement.price_per_hour)
+        family = best is not None and best.cluster.mode in ONE_POOL_MODES
+        return Plan(
+            verdict=Verdict.INFEASIBLE,
+            best=best,
+            best_one_pool=best if family else None,
+            best_disaggregated=None if family else best,
+            front=(),
+            curve=(),
+            shortfall=shortfall,
+            gears_differ=None,
+            stats=self._stats(),
+        )
+
+    def _shortfall(self, placements: tuple[Placement, ...], rate: float, best: Found | None) -> Shortfall:
+        loosening = Loosening(self.scenario, placements, rate, self.run)
+        shortfall = loosening.shortfall(best.rate if best else None)
+        self.race.judge.simulated_requests += loosening.simulated_requests
+        return shortfall
+
+    def _stats(self) -> SearchStats:
+        race = self.race
+        return SearchStats(
+            considered=len(race.considered),
+            pruned=len(race.considered) - len(race.simulated),
+            simulated=len(race.simulated),
+            simulated_requests=race.judge.simulated_requests + self.worlds.simulated_requests,
+            elapsed_s=time.monotonic() - self._started_s,
+        )
+
+    def _hear(self, best: Found | None) -> None:
+        if self.progress is None:
+            return
+        seen = len(self.race.considered)
+        total = max(seen, round(seen * len(self._budgets) / (self._budgets_done + 1)))
+        self.progress(done=seen, total=total, best=None if best is None else self._sketch(best))
+
+    def _sketch(self, found: Found) -> Candidate:
+        placement, rate = found.placement, found.rate
+        return Candidate(
+            placement.cluster,
+            placement.group,
+            Interval(rate, rate, rate),
+            tuple(Interval(t.attainment, t.attainment, t.attainment) for t in self.question.targets),
+            placement.price_per_hour,
+            placement.nodes_spanned,
+        )

@@ -1,0 +1,165 @@
+"""The search as a whole, over the stand-in of queue_model: verdict, budgets, honesty and properties."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.errors import ConfigError
+from sim.outcome import Target
+from sim.plan import Candidate, Plan, PlanQuestion, Verdict
+from sim.search.planner import search
+from sim.workload import Workload
+from tests.sim.search.queue_model import group, question, queue_model, shape
+
+
+def plan_of(asked: PlanQuestion) -> Plan:
+    return search(asked, run=queue_model)
+
+
+def without_time(plan: Plan) -> Plan:
+    return replace(plan, stats=replace(plan.stats, elapsed_s=0.0))
+
+
+def test_equal_questions_give_equal_plans() -> None:
+    assert without_time(plan_of(question())) == without_time(plan_of(question()))
+
+
+def test_the_best_is_the_best_of_both_families_and_on_the_front() -> None:
+    plan = plan_of(question())
+    assert plan.best is not None
+    assert plan.best_one_pool is not None
+    assert plan.best_disaggregated is not None
+    assert plan.verdict in (Verdict.ONE_POOL, Verdict.DISAGGREGATE)
+    assert plan.best == (plan.best_one_pool if plan.verdict is Verdict.ONE_POOL else plan.best_disaggregated)
+    assert plan.front[-1].goodput.mid >= plan.best.goodput.mid
+    assert all(c.goodput.low <= c.goodput.mid <= c.goodput.high for c in plan.front)
+    assert plan.stats.considered == plan.stats.pruned + plan.stats.simulated
+    assert plan.stats.pruned > 0
+
+
+def test_the_reported_goodput_is_kept_and_the_next_step_is_not() -> None:
+    asked = question()
+    best = plan_of(asked).best
+    assert best is not None
+    assert best.attainment[0].mid >= asked.targets[0].attainment
+    for share, kept in ((1.0, True), (1.02, False)):
+        outcomes = [
+            queue_model(best.cluster, w.at_rate(best.goodput.mid * share), asked.targets)
+            for w in (asked.workload, *(asked.workload.bootstrap(np.random.default_rng(s), 50) for s in (1, 2)))
+        ]
+        skip = int(0.05 * len(asked.workload))
+        attained = float(np.mean([o.attainment(asked.targets, skip=skip)[0] for o in outcomes]))
+        assert (attained >= asked.targets[0].attainment) is kept
+
+
+@settings(max_examples=3)
+@given(st.integers(1, 4), st.floats(0.15, 1.5), st.floats(0.015, 0.08), st.integers(0, 5))
+def test_more_devices_never_lower_the_reported_goodput(devices: int, ttft_s: float, tpot_s: float, seed: int) -> None:
+    def goodput(count: int) -> float:
+        asked = question(group(count), targets=(Target("chat", ttft_s, tpot_s),), count=60, seeds=(0, 1))
+        asked = replace(asked, workload=asked.workload.bootstrap(np.random.default_rng(seed), 10))
+        best = plan_of(asked).best
+        return best.goodput.mid if best else 0.0
+
+    assert goodput(devices + 1) >= goodput(devices)
+
+
+def test_a_rate_is_carried_by_the_cheapest_placement() -> None:
+    whole = plan_of(question(group(6))).best
+    assert whole is not None
+    asked = question(group(6), rate=whole.goodput.mid * 0.45)
+    plan = plan_of(asked)
+    assert plan.best is not None
+    assert plan.best.goodput.mid >= asked.rate * 0.995
+    assert plan.best.price_per_hour < whole.price_per_hour
+    smaller = plan_of(question(group(int(plan.best.price_per_hour) - 1))).best
+    assert smaller is None or smaller.goodput.mid < asked.rate
+
+
+def test_a_rate_beyond_all_devices_is_infeasible_with_what_would_do() -> None:
+    most = plan_of(question()).best
+    assert most is not None
+    plan = plan_of(question(rate=most.goodput.mid * 1.15))
+    assert plan.verdict is Verdict.INFEASIBLE
+    assert plan.shortfall is not None
+    assert plan.shortfall.feasible_rate == pytest.approx(most.goodput.mid, rel=0.006)
+    assert plan.shortfall.binding in ("chat.ttft_ms", "chat.tpot_ms")
+    (nearest,) = plan.shortfall.nearest
+    assert (nearest.ttft_s > 0.4) != (nearest.tpot_s > 0.04)  # one of the two is loosened
+    loosened = plan_of(question(targets=(replace(nearest, ttft_s=nearest.ttft_s * 1.1, tpot_s=nearest.tpot_s * 1.1),)))
+    assert loosened.best is not None
+    assert loosened.best.goodput.mid >= most.goodput.mid * 1.1
+
+
+def test_a_promise_that_an_idle_worker_breaks_names_the_target_that_binds() -> None:
+    plan = plan_of(question(targets=(Target("chat", 0.4, 0.001),)))
+    assert plan.verdict is Verdict.INFEASIBLE
+    assert plan.shortfall is not None
+    assert (plan.shortfall.binding, plan.shortfall.feasible_rate) == ("chat.tpot_ms", None)
+    (nearest,) = plan.shortfall.nearest
+    assert nearest.ttft_s == 0.4
+    assert 0.001 < nearest.tpot_s < 0.03
+
+
+def test_nothing_fits() -> None:
+    plan = plan_of(question(group(shapes=(shape(capacity=10),))))
+    assert (plan.verdict, plan.best) == (Verdict.INFEASIBLE, None)
+    assert plan.shortfall is not None
+    assert "longest prompt" in plan.shortfall.reason
+
+
+def test_of_unlike_devices_the_cheaper_one_that_carries_the_rate_is_taken() -> None:
+    fast = group(4, name="fast", price=4.0, shapes=(shape(speed=2.0),))
+    slow = group(4, name="slow", price=1.0, shapes=(shape(),))
+    alone = plan_of(question(slow)).best
+    assert alone is not None
+    plan = plan_of(question(fast, slow, rate=alone.goodput.mid * 0.7))
+    assert plan.best is not None
+    assert plan.best.price_per_hour <= 4.0
+
+
+def test_what_if_judges_the_named_cluster_only() -> None:
+    plan = plan_of(question())
+    assert plan.best is not None
+    asked = replace(question(), fixed=plan.best.cluster)
+    judged = plan_of(asked)
+    assert judged.best is not None
+    assert judged.best.cluster == plan.best.cluster
+    assert judged.stats.considered == 1
+    assert judged.best.goodput.mid == pytest.approx(plan.best.goodput.mid, rel=0.011)
+    too_many = replace(plan.best.cluster, decode=replace(plan.best.cluster.decode, replicas=9))
+    with pytest.raises(ConfigError, match="what-if"):
+        plan_of(replace(asked, fixed=too_many))
+
+
+def test_progress_never_runs_back_and_ends_with_the_best() -> None:
+    heard: list[tuple[int, int, Candidate | None]] = []
+
+    def progress(*, done: int, total: int, best: Candidate | None) -> None:
+        heard.append((done, total, best))
+
+    plan = search(question(), progress=progress, run=queue_model)
+    assert [done for done, _, _ in heard] == sorted(done for done, _, _ in heard)
+    assert all(done <= total for done, total, _ in heard)
+    assert heard[-1][2] is not None
+    assert plan.best_disaggregated is not None
+    assert heard[-1][2].goodput.mid <= plan.best_disaggregated.goodput.mid
+
+
+@pytest.mark.parametrize(
+    ("broken", "named"),
+    [
+        (replace(question(), groups=()), "groups"),
+        (replace(question(), targets=()), "targets"),
+        (replace(question(), rate=0.0), "rate"),
+        (replace(question(), workload=Workload("none", np.zeros(0), np.zeros(0, int), np.zeros(0, int))), "requests"),
+    ],
+)
+def test_a_question_that_cannot_be_answered_says_why(broken: PlanQuestion, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        plan_of(broken)
