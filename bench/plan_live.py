@@ -2,7 +2,9 @@
 
 Measures the engines of one prefill and one decode worker, and of one pool on the same cores; predicts what one seeded
 trace of chats and long prompts will see on each; then serves that very trace on each and compares. Prints Markdown for
-docs/benchmarks.md. Nothing of the live runs goes into the predictions.
+docs/benchmarks.md. Where router, client and Ray share the engines' cores, steps are slower than any engine alone shows:
+so the profile of both pools is corrected by the steps of other traffic, served live just before. Nothing of the trace
+itself goes into its prediction.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -25,7 +26,7 @@ import yaml
 from bench import stacks
 from bench.engine_process import running, trace_file
 from bench.load import Prompts, Timing, open_loop, open_session, stream_completion
-from bench.plan_live_report import Prediction, Served, predict, report, rows_csv, step_lines
+from bench.plan_live_report import Prediction, Served, corrected_by, predict, report, rows_csv, step_lines
 from bench.profile_command import profile_config
 from bench.profile_engine import Effort, Say, measure, profile_of
 from bench.profile_specs import this_machine
@@ -35,7 +36,7 @@ from core.config.models import BatonConfig
 from core.latency.profile import EngineProfile, profile_to_json, read_profile
 from core.types import Role
 from core.worker_spec import EngineSpec, KVSpec, WorkerSpec
-from engine.step_trace import engine_args, flags, read_trace
+from engine.step_trace import TracedStep, engine_args, flags, read_trace
 from engine.vllm_args import NO_TRANSPORT
 from engine.vllm_env import is_cpu_build
 from sim.cluster import ClusterSpec, Mode, PoolSpec
@@ -50,6 +51,8 @@ MODEL_NAME: Final = "m"
 BATON, ONE_POOL = "baton", "one-pool"
 LIVE_STEPS: Final = "live-steps"  # folder
 LONG_SHARE: Final = 0.12
+REHEARSAL_SHARE: Final = 0.5
+TTFT_TIMES_IDLE, TPOT_TIMES_IDLE = 5.0, 2.0  # the promise, in terms of what an idle machine does
 WARM_UP_TOKENS: Final = (40, 300, 1500, 64, 64, 64)
 
 
@@ -60,6 +63,11 @@ class Plan:
     seconds: float
     load: float  # share of time that prefill computes, by the profile
     seed: int
+
+    @property
+    def rehearsal(self) -> Plan:
+        """Traffic of the same kind, shorter, with none of the same requests."""
+        return Plan(self.seconds * REHEARSAL_SHARE, self.load, self.seed + 1)
 
 
 def make_trace(plan: Plan, profile: EngineProfile) -> Workload:
@@ -82,8 +90,8 @@ def promise(profile: EngineProfile, ttft_ms: float | None, tpot_ms: float | None
     """Make the targets, those not given from what an idle machine does: a promise that load can break."""
     cost = profile.shape(1).cost
     idle_s = cost.prefill_s(400) + cost.decode_s(1, 400) + profile.request_overhead_s + profile.handover_overhead_s
-    ttft_s = ttft_ms / 1e3 if ttft_ms is not None else 3 * idle_s
-    tpot_s = tpot_ms / 1e3 if tpot_ms is not None else 1.5 * cost.decode_s(1, 100)
+    ttft_s = ttft_ms / 1e3 if ttft_ms is not None else TTFT_TIMES_IDLE * idle_s
+    tpot_s = tpot_ms / 1e3 if tpot_ms is not None else TPOT_TIMES_IDLE * cost.decode_s(1, 100)
     return Target("chat", round(ttft_s, 3), round(tpot_s, 4))
 
 
@@ -181,38 +189,92 @@ def profile_one_pool(model: Path, folder: Path, effort: Effort, say: Say) -> Eng
     return profile_of([measured], model=model.name, device=f"cpu-{len(cores)}-cores")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Compared:
+    """One system: what was predicted, and what was then measured."""
+
+    prediction: Prediction
+    served: Served
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What both systems are compared with."""
+
+    model: Path
+    folder: Path
+    profiles: Path  # folder
+    effort: Effort
+    plan: Plan
+
+    def one_pool(self, trace: Workload, target: Target) -> Compared:
+        """Predict from the engine's profile, then serve."""
+        profile = _kept(
+            self.profiles / "one-pool.json", lambda: profile_one_pool(self.model, self.folder, self.effort, _say)
+        )
+        prediction = predict("one pool", one_pool(profile), profile, trace, target)
+        threads = len(os.sched_getaffinity(0))
+        run_dir = self.folder / ONE_POOL
+        with stacks.one_pool(
+            self.model, chunk_tokens=ONE_POOL_CHUNK, threads=threads, kv_mb=KV_MB, run_dir=run_dir
+        ) as live:
+            return Compared(prediction, self._serve(live, self.plan, trace))
+
+    def baton(self, config: Path, profile: EngineProfile, trace: Workload, target: Target) -> Compared:
+        """Serve the rehearsal, predict from the profile corrected by it, then serve."""
+        rehearsal = make_trace(self.plan.rehearsal, profile)
+        with stacks.baton(config, run_dir=self.folder / BATON) as live:
+            self._serve(live, self.plan.rehearsal, rehearsal)
+            rehearsed = _live_steps(self.folder)
+            corrected = corrected_by(profile, rehearsed)
+            prediction = predict("Baton 1P1D", one_prefill_one_decode(corrected), corrected, trace, target)
+            served = self._serve(live, self.plan, trace)
+        notes = [f"\nRehearsal, {self.plan.rehearsal.seconds:g} s of other traffic, against the profile as measured:"]
+        notes += step_lines(profile.shape(1).cost, rehearsed)
+        notes += ["\nThe trace, against the corrected profile:"]
+        notes += step_lines(corrected.shape(1).cost, _live_steps(self.folder)[len(rehearsed) :])
+        return Compared(prediction, served, tuple(notes))
+
+    def _serve(self, live: Running, plan: Plan, trace: Workload) -> Served:
+        _say(f"{live.name}, up after {live.start_s:.1f} s, serves {len(trace)} requests")
+        return asyncio.run(serve_trace(live, trace, seed=plan.seed))
+
+
 def main() -> int:
     """Profile, predict, serve and report."""
     options = _options()
     with tempfile.TemporaryDirectory(prefix="baton-plan-live-") as temporary:
         folder = Path(temporary)
         model = (options.model or _bench_model(folder)).resolve()
-        file = _config(model, folder)
-        effort = Effort(options.rounds, options.round_s)
-        kept = options.profiles or folder
-        two = _kept(kept / "two-pools.json", lambda: profile_two_pools(load_config(file, environ={}), effort, _say))
-        trace = make_trace(Plan(options.seconds, options.load, options.seed), two)
-        target = promise(two, options.ttft_ms, options.tpot_ms)
-        _say(f"{len(trace)} requests, {trace.rate:.2f} per second")
-        predictions: dict[str, Prediction] = {}
+        config = _config(model, folder)
+        effort, plan = Effort(options.rounds, options.round_s), Plan(options.seconds, options.load, options.seed)
+        bench = Bench(model, folder, options.profiles or folder, effort, plan)
+        two = _kept(
+            bench.profiles / "two-pools.json",
+            lambda: profile_two_pools(load_config(config, environ={}), effort, _say),
+        )
+        trace, target = make_trace(plan, two), promise(two, options.ttft_ms, options.tpot_ms)
+        compared: dict[str, Compared] = {}
         if options.only != ONE_POOL:
-            predictions[BATON] = predict("Baton 1P1D", one_prefill_one_decode(two), two, trace, target)
+            compared[BATON] = bench.baton(config, two, trace, target)
         if options.only != BATON:
-            one = _kept(kept / "one-pool.json", lambda: profile_one_pool(model, folder, effort, _say))
-            predictions[ONE_POOL] = predict("one pool", one_pool(one), one, trace, target)
-        served: dict[str, Served] = {}
-        for kind in predictions:
-            with _live(kind, model, file, folder / kind) as live:
-                _say(f"{live.name} is up after {live.start_s:.1f} s")
-                served[kind] = asyncio.run(serve_trace(live, trace, seed=options.seed))
-        steps = [each for part in (folder / LIVE_STEPS).iterdir() for each in read_trace(part)]
+            compared[ONE_POOL] = bench.one_pool(trace, target)
+        found = list(compared.values())
         lines = [f"Machine: {_machine()}; model {model.name}.\n"]
-        lines += report(list(predictions.values()), list(served.values()), trace, target)
-        lines += step_lines(two.shape(1).cost, steps) if steps else ()
+        lines += report([each.prediction for each in found], [each.served for each in found], trace, target)
+        lines += [line for each in found for line in each.notes]
         sys.stdout.write("\n".join(lines) + "\n")
         if options.rows:
-            options.rows.write_text(rows_csv(predictions, served, trace))
+            predictions = {name: each.prediction for name, each in compared.items()}
+            options.rows.write_text(rows_csv(predictions, {n: each.served for n, each in compared.items()}, trace))
     return 0
+
+
+def _live_steps(folder: Path) -> list[TracedStep]:
+    """Read what the live engines have written, engine by engine, in order of time."""
+    steps = [each for part in (folder / LIVE_STEPS).iterdir() for each in read_trace(part)]
+    return sorted(steps, key=lambda each: each.ended_s)
 
 
 def _machine() -> str:
@@ -226,8 +288,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--load", type=float, default=0.6, help="share of time that prefill is to be busy (default 0.6)"
     )
-    parser.add_argument("--ttft-ms", type=float, help="target of TTFT (default: thrice that of a long chat, idle)")
-    parser.add_argument("--tpot-ms", type=float, help="target of TPOT (default: 1.5 times that of one chat, idle)")
+    parser.add_argument("--ttft-ms", type=float, help="target of TTFT (default: 5 times that of a long chat, idle)")
+    parser.add_argument("--tpot-ms", type=float, help="target of TPOT (default: twice that of one chat, idle)")
     parser.add_argument("--seed", type=int, default=7, help="of the trace (default 7)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each profile (default 3)")
     parser.add_argument("--round-s", type=float, default=15.0, help="length of a round (default 15)")
@@ -250,13 +312,6 @@ def _kept(file: Path, make: Callable[[], EngineProfile]) -> EngineProfile:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(profile_to_json(profile))
     return profile
-
-
-def _live(kind: str, model: Path, config: Path, run_dir: Path) -> AbstractContextManager[Running]:
-    if kind == BATON:
-        return stacks.baton(config, run_dir=run_dir)
-    threads = len(os.sched_getaffinity(0))
-    return stacks.one_pool(model, chunk_tokens=ONE_POOL_CHUNK, threads=threads, kv_mb=KV_MB, run_dir=run_dir)
 
 
 def _bench_model(folder: Path) -> Path:

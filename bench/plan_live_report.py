@@ -94,6 +94,21 @@ def report(
         )
 
 
+def corrected_by(profile: EngineProfile, steps: Sequence[TracedStep]) -> EngineProfile:
+    """Scale what prompts and what decode steps cost by what such steps took in all, against what was predicted.
+
+    A kind of step that did not occur is left as it is.
+    """
+    shape = profile.shape(1)
+    prefill = _ratio(shape.cost, [each for each in steps if not each.step.decode_seqs])
+    decode = _ratio(shape.cost, [each for each in steps if not each.step.prefill_tokens])
+    return replace(profile, shapes=(replace(shape, cost=shape.cost.scaled(prefill=prefill, decode=decode)),))
+
+
+def _ratio(cost: StepCost, steps: Sequence[TracedStep]) -> float:
+    return sum(each.seconds for each in steps) / sum(cost.seconds(each.step) for each in steps) if steps else 1.0
+
+
 def step_lines(cost: StepCost, steps: Sequence[TracedStep]) -> Iterator[str]:
     """Yield how the steps of a live run compare with the profile, by kind: what contention the profile has not seen."""
     kinds = {
@@ -105,11 +120,10 @@ def step_lines(cost: StepCost, steps: Sequence[TracedStep]) -> Iterator[str]:
     for kind, found in kinds.items():
         if found:
             ratios = [each.seconds / cost.seconds(each.step) for each in found]
-            total = sum(each.seconds for each in found) / sum(cost.seconds(each.step) for each in found)
             low, middle, high = np.quantile(ratios, (0.1, 0.5, 0.9))
             yield (
                 f"- {len(found)} {kind} steps: median {middle:.2f}, P10 {low:.2f}, P90 {high:.2f}; "
-                f"all together {total:.2f}"
+                f"all together {_ratio(cost, found):.2f}"
             )
 
 

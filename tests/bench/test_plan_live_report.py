@@ -9,6 +9,7 @@ from bench.plan_live_report import (
     Prediction,
     Served,
     attainment,
+    corrected_by,
     predict,
     report,
     request_coverage,
@@ -23,6 +24,7 @@ from sim.cluster import ClusterSpec, Mode, PoolSpec
 from sim.outcome import Target
 from sim.workload import Workload
 
+COST = StepCost(Table.line(1e-3, 1e-3), Table.constant(0.0), Table.constant(0.01), Table.constant(1e-6))
 TARGET = Target("chat", ttft_s=1.0, tpot_s=0.1)
 
 
@@ -102,3 +104,17 @@ def test_live_steps_are_compared_by_kind() -> None:
     assert "1 prefill steps: median 1.20" in lines[1]
     assert "1 decode steps: median 1.10" in lines[2]
     assert len(lines) == 3
+
+
+def test_correction_is_what_steps_took_over_what_was_predicted() -> None:
+    profile = EngineProfile("m", "d", "e", "s", (ShapeProfile(1, 1, COST, 9000, 0.1, 0.1),), 100, 32)
+    prefill, decode = Step(100, 1, 5000.0), Step(decode_seqs=2, context_tokens=50)
+    steps = [
+        TracedStep(0.0, 1.2 * COST.seconds(prefill), prefill),
+        TracedStep(5.0, 5.0 + 0.9 * COST.seconds(decode), decode),
+        TracedStep(9.0, 99.0, Step(10, 1, 50.0, 1, 10)),  # mixed: says neither
+    ]
+    cost = corrected_by(profile, steps).shape(1).cost
+    assert cost.seconds(prefill) == pytest.approx(1.2 * COST.seconds(prefill))
+    assert cost.seconds(decode) == pytest.approx(0.9 * COST.seconds(decode))
+    assert corrected_by(profile, []) == profile
