@@ -7,6 +7,7 @@ that `--help` and `validate` are quick and need neither Ray nor vLLM.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -71,7 +72,22 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code that --help documents."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    as_json = "--json" in words
+    _open_closed_streams()
+    try:
+        code = _run(words, as_json="--json" in words)
+        sys.stdout.flush()
+    except OSError as exc:
+        if exc.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        # The reader of our output went away (`| head`), or its disk is full; the interpreter shall not try again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if exc.errno == errno.ENOSPC:
+            _say(f"error: the output cannot be written: {exc.strerror}", sys.stderr)
+        return FAILED
+    return code
+
+
+def _run(words: list[str], *, as_json: bool) -> int:
     try:
         options, unknown = _parser().parse_known_args(words)
         if unknown:
@@ -84,12 +100,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail_for(exc, USAGE, as_json=as_json)
     except BatonError as exc:
         return _fail_for(exc, FAILED, as_json=as_json)
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`); nothing is left to say, not even by the interpreter.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     except KeyboardInterrupt:
         return _fail("interrupted", "interrupted", FAILED, as_json=as_json)
+
+
+def _open_closed_streams() -> None:
+    """Give the program streams where its caller closed them (`>&-`): what is written there is lost."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -125,15 +125,21 @@ class EngineProcess:
             cache_dtype=print_["cache_dtype"],
         )
 
+    def kill(self) -> None:
+        """End the process and all below it at once; whoever waits for it gets EngineFailed. `stop` is still due."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._popen.pid, signal.SIGKILL)
+
     def stop(self) -> None:
         """End the process and all below it."""
         with contextlib.suppress(OSError):
             if self._popen.stdin is not None:
                 self._popen.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(_STOP_TIMEOUT_S)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._popen.pid, signal.SIGKILL)
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._popen.wait(_STOP_TIMEOUT_S)
+        finally:
+            self.kill()
         self._popen.wait()
         os.close(self._answers_fd)
 
@@ -168,7 +174,7 @@ def trace_file(spec: WorkerSpec) -> Path:
 def running(specs: Sequence[WorkerSpec], env: Sequence[Mapping[str, str]] = ()) -> Iterator[list[EngineProcess]]:
     """Start one engine for each spec, all at once, and stop them at the end; `env` is added to each one's environment.
 
-    Raises StartFailed.
+    An error or Ctrl-C ends them at once. Raises StartFailed.
     """
     with contextlib.ExitStack() as stack:
         processes = []
@@ -176,9 +182,14 @@ def running(specs: Sequence[WorkerSpec], env: Sequence[Mapping[str, str]] = ()) 
             process = _spawn(spec, added)
             stack.callback(process.stop)
             processes.append(process)
-        for process in processes:
-            process.wait_ready()
-        yield processes
+        try:
+            for process in processes:
+                process.wait_ready()
+            yield processes
+        except BaseException:
+            for process in processes:  # nobody is to wait for what an engine still computes or loads
+                process.kill()
+            raise
 
 
 def _spawn(spec: WorkerSpec, added: Mapping[str, str]) -> EngineProcess:

@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
 
     profile = profile_config(config, roles, machine, Path.cwd(), QUICK if options.quick else Effort(), say)
     text = profile_to_json(profile)
-    out.write_text(text)
+    _write(out, text)
     if options.as_json:
         sys.stdout.write(json.dumps({"ok": True, "file": str(out), "profile": json.loads(text)}) + "\n")
     else:
@@ -118,14 +118,25 @@ def _file_name(model: str) -> str:
 
 
 def _writable(out: Path) -> Path:
-    """Make sure that `out` can be written, before minutes are spent. Raises ConfigError."""
-    reason = "it is a folder" if out.is_dir() else ""
+    """Make sure that `out` can be written, before minutes are spent; an older file stays. Raises ConfigError."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not out.exists()
+        with out.open("a"):  # permissions tell nothing of a file system that is read-only, or root's
+            pass
+        if is_new:
+            out.unlink()
     except OSError as exc:
-        reason = exc.strerror or str(exc)
-    if not reason and not os.access(out if out.exists() else out.parent, os.W_OK):
-        reason = "no permission"
-    if reason:
-        raise ConfigError(f"--out {out}: cannot be written ({reason}); name another file")
+        raise _unwritable(out, exc) from exc
     return out
+
+
+def _write(out: Path, text: str) -> None:
+    try:
+        out.write_text(text)
+    except OSError as exc:
+        raise _unwritable(out, exc) from exc
+
+
+def _unwritable(out: Path, exc: OSError) -> ConfigError:
+    return ConfigError(f"--out {out}: cannot be written ({exc.strerror}); name another file")

@@ -6,12 +6,13 @@ they are in life: on one machine they share memory bandwidth, and with few cores
 
 from __future__ import annotations
 
+import contextlib
 import random
 import statistics
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from bench.core_wait import CoreTimes
@@ -139,19 +140,38 @@ class Driver:
 
 
 def measure(engines: Sequence[EngineProcess], effort: Effort, say: Say) -> Measured:
-    """Run the design on all engines at once. Raises EngineFailed."""
+    """Run the design on all engines at once; whatever ends that early ends the engines. Raises EngineFailed."""
     drivers = tuple(Driver(engine, seed) for seed, engine in enumerate(engines))
-    with ThreadPoolExecutor(len(drivers)) as pool:
-        list(pool.map(lambda driver: driver.prepare(effort), drivers))
+    with _threads(engines) as pool:
+        _on_all(pool, drivers, lambda driver: driver.prepare(effort))
         loads = ", ".join(f"{driver.engine.spec.worker_id} {driver.num_loads} loads" for driver in drivers)
         before = [engine.core_times() for engine in engines]
         for index in range(effort.rounds):
             say(f"round {index + 1} of {effort.rounds}: {loads}")
-            list(pool.map(lambda driver: driver.run_round(_OVERTIME * effort.round_s), drivers))
-        list(pool.map(Driver.finish, drivers))
+            _on_all(pool, drivers, lambda driver: driver.run_round(_OVERTIME * effort.round_s))
+        _on_all(pool, drivers, Driver.finish)
     times = [engine.core_times().since(first) for engine, first in zip(engines, before, strict=True)]
     say("overheads of a request and of a hand-over")
     return Measured(drivers, overheads(drivers), sum(times, CoreTimes(0.0, 0.0)))
+
+
+@contextlib.contextmanager
+def _threads(engines: Sequence[EngineProcess]) -> Iterator[ThreadPoolExecutor]:
+    """Give each engine a thread; on the way out of an error or Ctrl-C, no thread is left to wait for its engine."""
+    with ThreadPoolExecutor(len(engines)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for engine in engines:
+                engine.kill()
+            raise
+
+
+def _on_all(pool: ThreadPoolExecutor, drivers: Sequence[Driver], work: Callable[[Driver], None]) -> None:
+    """Do `work` on all drivers at the same time, until it is done or has failed on one of them."""
+    done, _ = wait([pool.submit(work, driver) for driver in drivers], return_when=FIRST_EXCEPTION)
+    for future in done:
+        future.result()
 
 
 def overheads(drivers: Sequence[Driver]) -> Overheads:

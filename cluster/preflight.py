@@ -17,7 +17,10 @@ from cluster.topology import node_gpus
 from core.config.checks import PREDICTING_POLICY
 from core.config.model_files import file_location, looks_like_folder, model_location
 from core.config.models import BatonConfig
+from core.config.specs import with_absolute_profile
 from core.errors import ConfigError
+from core.policy.registry import policy_named
+from core.router_spec import RouterSpec
 
 
 def check_model(config: BatonConfig, base: Path) -> str:
@@ -39,12 +42,35 @@ def check_model(config: BatonConfig, base: Path) -> str:
 
 def check_plan_files(config: BatonConfig, base: Path) -> None:
     """Raise ConfigError when a file that `plan` names, and that will be read, is not there."""
-    if config.pools != "auto" and config.router.policy != PREDICTING_POLICY:
-        return
+    is_planned = config.pools == "auto"
+    files = (
+        ("profile", config.plan.profile, is_planned or config.router.policy == PREDICTING_POLICY),
+        ("trace", config.plan.trace, is_planned),
+    )
     remedies = {"profile": "`baton profile` measures the engines and writes one", "trace": "correct the path"}
-    for key, path in (("profile", config.plan.profile), ("trace", config.plan.trace)):
-        if path is not None and not os.path.isfile(file_location(path, base)):
+    for key, path, is_read in files:
+        if is_read and path is not None and not os.path.isfile(file_location(path, base)):
             raise ConfigError(f"plan.{key}: there is no file {path}{_below(base, path)}; {remedies[key]}")
+
+
+def check_event_log(config: BatonConfig) -> None:
+    """Raise ConfigError when the router could not make its event log; it runs on this machine."""
+    given = config.router.event_log
+    if given is None:
+        return
+    if not os.path.isabs(given):
+        if os.path.basename(given) != given or given in (os.curdir, os.pardir):
+            raise ConfigError(
+                f"router.event_log: {given} is in no folder of the run; name a file, or give a whole path"
+            )
+    elif os.path.isdir(given) or not os.access(os.path.dirname(given), os.W_OK):
+        raise ConfigError(f"router.event_log: {given} cannot be written; name a file in a folder that exists")
+
+
+def check_policy(config: BatonConfig, base: Path) -> None:
+    """Raise ConfigError when the router could not make its policy; the pools must be named."""
+    spec = RouterSpec.from_config(with_absolute_profile(config, base), membership_address="", run_dir="")
+    policy_named(spec.policy, spec.policy_context)
 
 
 def check_port(host: str, port: int) -> None:

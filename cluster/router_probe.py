@@ -12,7 +12,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from cluster.console import RouterLoad, RouterReport
-from core.errors import StartFailed
+from core.errors import SLOInfeasible, StartFailed
 
 ASK_S = 5.0
 POLL_S = 0.1
@@ -74,8 +74,16 @@ def complete_once(url: str, model: str, timeout_s: float) -> float:
     except (OSError, http.client.HTTPException) as exc:
         raise StartFailed(f"the first completion at {url} failed: {exc}") from exc
     if status != 200 or not json.loads(body).get("choices"):
-        raise StartFailed(f"the first completion at {url} got {status}: {body.decode(errors='replace')}")
+        answer = body.decode(errors="replace")
+        raise StartFailed(f"the first completion at {url} got {status}: {answer}{_remedy(answer)}")
     return time.monotonic() - begin_s
+
+
+def _remedy(answer: str) -> str:
+    """Say what to do about a refusal that no waiting ends."""
+    if SLOInfeasible.name not in answer:
+        return ""
+    return "; change slo.classes, or choose a router.policy that refuses nothing, as least-predicted-work"
 
 
 def _ask(url: str, method: str, path: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes]:

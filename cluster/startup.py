@@ -87,6 +87,7 @@ class Startup:
         """Look for everything that can be wrong before anything starts; `nodes` are None when Ray must tell them."""
         model = preflight.check_model(self._config, base)
         preflight.check_plan_files(self._config, base)
+        preflight.check_event_log(self._config)
         router = self._config.router
         preflight.check_port(router.host, router.port)
         port = f"port {router.port} is free" if router.port else "any free port"
@@ -95,13 +96,17 @@ class Startup:
             self._settle_pools(nodes, base)
 
     def _settle_pools(self, nodes: Sequence[Node], base: Path) -> None:
-        """Plan the pools if the configuration leaves that open, and see that they fit. Raises ConfigError."""
+        """Plan the pools if the configuration leaves that open; see that they fit and can be routed to.
+
+        Raises ConfigError.
+        """
         if self._config.pools == "auto":
             found = describe_inventory(take_inventory(nodes), cpus_per_worker=self._config.plan.cpus)
             self._console.stage("plan", f"pools for {found}")
             plan = plan_pools(self._config, nodes, self._request.planner, base=base, check=self._interrupts.check)
             self._config, self._plan = plan.config, plan
             self._console.stage("plan", "\n".join(plan.lines))
+        preflight.check_policy(self._config, base)
         self._place(nodes)
 
     def _place(self, nodes: Sequence[Node]) -> tuple[WorkerPlacement, ...]:

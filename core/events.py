@@ -167,7 +167,9 @@ def _loaded(fields: Mapping[str, Any]) -> WorkerLoaded:
     load = tuple(fields["load"])
     if len(load) != len(LOAD_FIELDS):
         raise ValueError(f"a load has {len(LOAD_FIELDS)} values, not {len(load)}")
-    return WorkerLoaded(fields["worker"], load)
+    if not all(isinstance(value, int | float | None) for value in load):
+        raise ValueError("a load has a value that is no number")
+    return WorkerLoaded(str(fields["worker"]), load)
 
 
 def _decided(fields: Mapping[str, Any]) -> Decided:
@@ -180,7 +182,7 @@ _READERS: Final[Mapping[str, Callable[[Mapping[str, Any]], Event]]] = {
     "log": _opened,
     "worker": _joined,
     "load": _loaded,
-    "left": lambda fields: WorkerLeft(fields["worker"]),
+    "left": lambda fields: WorkerLeft(str(fields["worker"])),
     "decision": _decided,
     "skipped": lambda fields: Skipped(fields["decisions"]),
 }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from core.config.models import BatonConfig, PoolsConfig
+from core.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,13 @@ class Inventory:
     def devices(self, *, cpus_per_worker: float) -> tuple[int, ...]:
         """Count the devices of each node: its GPUs, or without any GPU the workers that its cores suffice for.
 
-        On nodes with GPUs, too few cores for a worker on each GPU leave GPUs out.
+        On nodes with GPUs, too few cores for a worker on each GPU leave GPUs out. Raises ConfigError when neither GPUs
+        nor cores bound the workers.
         """
         by_cores = [_times(node.cpus, cpus_per_worker) for node in self.nodes]
         if not self.has_gpus:
+            if cpus_per_worker <= 0:
+                raise ConfigError("plan.cpus: 0 plans for GPUs, and there are none; set how many cores a worker takes")
             return tuple(int(count) for count in by_cores)
         return tuple(int(min(node.gpus, count)) for node, count in zip(self.nodes, by_cores, strict=True))
 

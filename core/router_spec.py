@@ -11,6 +11,7 @@ from pathlib import Path
 
 from core.config.models import BatonConfig, PoolConfig
 from core.config.specs import default_slo_class, named_pools
+from core.errors import ConfigError
 from core.latency.profile import EngineProfile, read_profile
 from core.policy.context import ClassTarget, LinkFacts, PolicyContext, PoolFacts
 from core.types import Role
@@ -121,5 +122,9 @@ def _policy_context(config: BatonConfig, classes: tuple[SLOTarget, ...]) -> Poli
 
 
 def _pool_facts(profile: EngineProfile, pool: PoolConfig) -> PoolFacts:
-    cost = profile.shape(pool.tensor_parallel, pool.pipeline_parallel).cost
+    try:
+        cost = profile.shape(pool.tensor_parallel, pool.pipeline_parallel).cost
+    except ConfigError as exc:
+        remedy = "measure these pools with `baton profile`, or choose another router.policy"
+        raise ConfigError(f"plan.profile: {exc}; {remedy}") from exc
     return PoolFacts(cost, pool.max_num_seqs, pool.max_num_batched_tokens, stages=pool.pipeline_parallel)

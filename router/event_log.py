@@ -8,6 +8,7 @@ business.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 from collections.abc import Collection
@@ -97,14 +98,10 @@ class EventLog:
 
     async def write(self) -> None:
         """Write what has been noted so far; an error of the disk ends the log."""
-        if not self._waiting or self._broken:
+        if not self._waiting:
             return
         lines, self._waiting, num_bytes = self._waiting, [], self._waiting_bytes
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._write, lines)
-        except OSError as exc:
-            self._broken = True
-            log.error("the event log %s ends here: %s", self._path, exc.strerror)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._write, lines)
         self._waiting_bytes -= num_bytes
 
     async def close(self) -> None:
@@ -129,6 +126,16 @@ class EventLog:
         self._add(self._opened)
 
     def _write(self, lines: list[bytes | None]) -> None:
+        """Write in the thread, whether or not anyone still waits for it; nothing follows what could not be written."""
+        if self._broken:
+            return
+        try:
+            self._write_in_batches(lines)
+        except OSError as exc:
+            self._broken = True
+            log.error("the event log %s ends here: %s", self._path, exc.strerror)
+
+    def _write_in_batches(self, lines: list[bytes | None]) -> None:
         batch: list[bytes] = []
         for line in lines:
             if line is not None:
@@ -143,6 +150,8 @@ class EventLog:
 
 def _begin(path: Path) -> FileIO:
     """Make an empty file that only its owner may read; keep the one that was there under another name."""
+    if path.is_fifo():
+        raise OSError(errno.ESPIPE, "it is a pipe")  # which nobody may ever read
     if path.is_file():
         os.replace(path, path.with_name(path.name + ".1"))
     return FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a")

@@ -30,8 +30,8 @@ class DecodeForecast(NamedTuple):
 
 def sequences(worker: WorkerView) -> int:
     """Count the requests on a worker: as it last said, or as this router knows, whichever is more."""
-    state = worker.state
-    return max(worker.inflight_requests, state.num_running + state.num_waiting)
+    said, own = worker.state.num_running + worker.state.num_waiting, worker.inflight_requests
+    return own if own > said else said
 
 
 def unseen_requests(worker: WorkerView) -> int:
@@ -41,12 +41,12 @@ def unseen_requests(worker: WorkerView) -> int:
 
 def context_tokens(worker: WorkerView) -> int:
     """Estimate the KV tokens of a worker's requests: as it last said, or of the prompts on their way to it."""
-    used = worker.state.kv_blocks_used * worker.hello.fingerprint.block_size
-    return max(used, worker.inflight_context_tokens)
+    used, own = worker.state.kv_blocks_used * worker.hello.fingerprint.block_size, worker.inflight_context_tokens
+    return own if own > used else used
 
 
 class PoolForecast:
-    """Predicts for the workers of one role; decode times are written out once, for they are asked for all the time."""
+    """Predicts for the workers of one role; times that are asked for all the time are worked out once."""
 
     def __init__(self, pool: PoolFacts) -> None:
         """Take what is known of the pool."""
@@ -56,6 +56,7 @@ class PoolForecast:
         cost, batches = pool.cost, range(self._max_batch + 1)
         self._fixed_s = [cost.decode_fixed(batch) if batch else 0.0 for batch in batches]
         self._s_per_token = [cost.decode_context(batch) if batch else 0.0 for batch in batches]
+        self._prompt_parts: dict[int, tuple[float, float]] = {}  # by the tokens of a step; no more than a step takes
 
     def prompt_s(self, tokens: int) -> float:
         """Predict the time of one prompt alone."""
@@ -109,12 +110,21 @@ class PoolForecast:
 
     def _prompts_s(self, prompts: int, tokens: int, pairs: float, decoding: int = 0, context: int = 0) -> float:
         """Time prompts that are computed in as few steps as their tokens allow, beside `decoding` sequences."""
+        if not decoding and 0 < tokens <= self._pool.max_num_batched_tokens:
+            fixed_s, pair_s = self._prompt_parts.get(tokens) or self._work_out(tokens)
+            return fixed_s + (pair_s * pairs + self._pool.cost.prefill_seq_s * prompts)
         steps = max(1, math.ceil(tokens / max(1, self._pool.max_num_batched_tokens - decoding)))
         seconds = self._pool.cost.seconds
         if steps == 1:
             return seconds(Step(tokens, prompts, pairs, decoding, context))
         share = Step(round(tokens / steps), math.ceil(prompts / steps), pairs / steps, decoding, context)
         return steps * seconds(share)
+
+    def _work_out(self, tokens: int) -> tuple[float, float]:
+        """Reckon what a step of `tokens` takes without pairs, and for each pair."""
+        cost = self._pool.cost
+        parts = self._prompt_parts[tokens] = (cost.seconds(Step(tokens)), cost.pair(tokens))
+        return parts
 
 
 def transfer_s(link: LinkFacts, tokens: int, prompt_s: float) -> float:

@@ -33,11 +33,12 @@ class Candidates:
     @classmethod
     def of(cls, cluster: ClusterView) -> Candidates:
         """Leave out the draining workers and split the rest by role."""
-        taking = [w for w in cluster.workers if not w.state.draining]
-        return cls(
-            prefill=tuple(w for w in taking if w.record.role is Role.PREFILL),
-            decode=tuple(w for w in taking if w.record.role is Role.DECODE),
-        )
+        prefill: list[WorkerView] = []
+        decode: list[WorkerView] = []
+        for worker in cluster.workers:
+            if not worker.state.draining:
+                (prefill if worker.record.role is Role.PREFILL else decode).append(worker)
+        return cls(tuple(prefill), tuple(decode))
 
     @property
     def has_pair(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Final
 from core.policy.context import ClassTarget, PolicyContext
 from core.policy.fallback import NO_PAIR, RETRY_AFTER_S, Alone, without_pair
 from core.policy.pairing import least_pair
-from core.policy.prediction import OUTPUT_TOKENS, DecodeForecast, PoolForecast, handover_s, transfer_s
+from core.policy.prediction import OUTPUT_TOKENS, PoolForecast, handover_s, transfer_s
 from core.policy.protocol import Candidates
 from core.types import ClusterView, Rejection, RequestShape, Role, Route, WorkerView
 
@@ -101,26 +101,23 @@ class SLOAware:
         """Take the pair with room in which a prompt waits the least and an output goes on the fastest."""
         tokens, context = request.prompt_tokens, self._context
         sending, receiving = self._pools[Role.PREFILL], self._pools[Role.DECODE]
-        waits_s: dict[str, float] = {}
-        forecasts: dict[str, DecodeForecast] = {}
 
         def prefill_score(worker: WorkerView) -> float:
-            wait_s = waits_s[worker.record.worker_id] = sending.prefill_wait_s(worker, now_s)
-            return wait_s
+            return sending.prefill_wait_s(worker, now_s)
 
         def decode_score(worker: WorkerView) -> float:
-            forecast = forecasts[worker.record.worker_id] = receiving.decode(worker, tokens)
+            forecast = receiving.decode(worker, tokens)
             return forecast.tpot_s if forecast.has_room else _FULL_S + forecast.tpot_s
 
         pair = least_pair(workers, prefill_score, decode_score)
         if pair is None:
             return None
-        decode_id, prefill_id = pair
-        decode = next(w for w in workers.decode if w.record.worker_id == decode_id)
-        forecast, prompt_s = forecasts[decode_id], sending.prompt_s(tokens)
-        ttft_s = waits_s[prefill_id] + prompt_s
+        decode = next(w for w in workers.decode if w.record.worker_id == pair[0])
+        prefill = next(w for w in workers.prefill if w.record.worker_id == pair[1])
+        forecast, prompt_s = receiving.decode(decode, tokens), sending.prompt_s(tokens)
+        ttft_s = prefill_score(prefill) + prompt_s
         ttft_s += transfer_s(context.link, tokens, prompt_s) + handover_s(context, decode, forecast)
-        return _Option(decode_id, prefill_id, "least predicted TTFT", forecast.has_room, ttft_s, forecast.tpot_s)
+        return _Option(*pair, "least predicted TTFT", forecast.has_room, ttft_s, forecast.tpot_s)
 
     def _alone(self, request: RequestShape, case: Alone, now_s: float) -> list[_Option]:
         """Predict the request whole on each of some workers."""

@@ -32,7 +32,7 @@ def test_a_missing_model_folder_is_named(config: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written_is_refused_at_once(config: Path) -> None:
-    for out in (config / "below" / "profile.json", config.parent):
+    for out in (config / "below" / "profile.json", config.parent, Path("/proc/profile.json")):
         with pytest.raises(ConfigError, match=r"--out .*cannot be written"):
             run(options(config, out=out))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ class CostedEngine:
         self.spec = WorkerSpec(f"{role}-0", role, 1, "127.0.0.1", "/nowhere", engine_spec)
         self.facts = EngineFacts("vllm 0", 4096, 32, 2000, kv_address, "float32", "auto")
         self.recomputes = False
+        self.is_killed = threading.Event()
         self._steps: list[TracedStep] = []
         self._times: list[CallTimes] = []
         self._now_s = 1e9  # far ahead of the real clock: all steps are after the warm-up
@@ -77,6 +79,9 @@ class CostedEngine:
         self.begin(calls)
         return self.finish()
 
+    def kill(self) -> None:
+        self.is_killed.set()
+
     def _step(self, step: Step) -> None:
         began_s = self._now_s
         self._now_s += TRUTH.seconds(step)
@@ -117,6 +122,22 @@ def test_a_hand_over_that_is_computed_again_is_no_measurement(pair: list[CostedE
     pair[1].recomputes = True
     with pytest.raises(EngineFailed, match="computed again"):
         measure(pair, EFFORT, lambda words: None)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_engine_that_fails_ends_the_others(pair: list[CostedEngine], failing: int) -> None:
+    def fail(calls: Sequence[Call]) -> None:
+        raise EngineFailed("out of memory")
+
+    def compute_for_ever(calls: Sequence[Call]) -> None:
+        assert waiting.is_killed.wait(20.0), "nobody ended it"
+        raise EngineFailed("killed")
+
+    waiting = pair[1 - failing]
+    pair[failing].begin, waiting.begin = fail, compute_for_ever
+    with pytest.raises(EngineFailed, match="out of memory"):
+        measure(pair, EFFORT, lambda words: None)
+    assert pair[failing].is_killed.is_set()
 
 
 def test_the_warm_up_does_not_count(pair: list[CostedEngine]) -> None:

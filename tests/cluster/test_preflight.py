@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.preflight import check_model, check_plan_files, check_port, this_machine
+from cluster.preflight import (
+    check_event_log,
+    check_model,
+    check_plan_files,
+    check_policy,
+    check_port,
+    this_machine,
+)
 from core.config.models import BatonConfig, LoraConfig, ModelConfig, PlanConfig, RouterConfig
 from core.errors import ConfigError
 
@@ -68,6 +75,36 @@ def test_files_to_plan_with_are_missed_when_they_will_be_read(tmp_path: Path) ->
     check_plan_files(planned, tmp_path)
     with pytest.raises(ConfigError, match=r"plan\.trace: there is no file /no/t\.csv; correct the path"):
         check_plan_files(BatonConfig(pools="auto", plan=PlanConfig(trace="/no/t.csv")), tmp_path)
+
+
+def test_traffic_is_no_business_of_a_policy(tmp_path: Path) -> None:
+    (tmp_path / "p.json").touch()
+    plan = PlanConfig(profile="p.json", trace="/no/t.csv")
+    check_plan_files(BatonConfig(plan=plan, router=RouterConfig(policy="slo-aware")), tmp_path)
+
+
+def test_a_profile_that_is_none_is_told_before_the_router_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text("{}")
+    predicting = BatonConfig(plan=PlanConfig(profile="p.json"), router=RouterConfig(policy="slo-aware"))
+    with pytest.raises(ConfigError, match=r"p\.json: .*`python baton\.py profile` writes such files"):
+        check_policy(predicting, tmp_path)
+    check_policy(BatonConfig(plan=PlanConfig(profile="p.json")), tmp_path)
+
+
+def test_a_policy_without_a_profile_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"router\.policy: slo-aware predicts from a profile"):
+        check_policy(BatonConfig(router=RouterConfig(policy="slo-aware")), tmp_path)
+
+
+@pytest.mark.parametrize("place", ["below/e.jsonl", "..", "{tmp}", "{tmp}/nowhere/e.jsonl", "~/e.jsonl"])
+def test_an_event_log_that_cannot_be_made_is_refused(place: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"router\.event_log: .*; name a file"):
+        check_event_log(BatonConfig(router=RouterConfig(event_log=place.format(tmp=tmp_path))))
+
+
+@pytest.mark.parametrize("place", [None, "e.jsonl", "{tmp}/e.jsonl"])
+def test_an_event_log_has_a_file(place: str | None, tmp_path: Path) -> None:
+    check_event_log(BatonConfig(router=RouterConfig(event_log=place and place.format(tmp=tmp_path))))
 
 
 def test_a_taken_port_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from core.errors import ConfigError
 from core.planning import Inventory, NodeInventory
 
 
@@ -26,3 +27,8 @@ def test_devices_are_gpus_where_there_are_any_else_workers_that_the_cores_suffic
     nodes: tuple[NodeInventory, ...], cpus_per_worker: float, devices: tuple[int, ...]
 ) -> None:
     assert Inventory(nodes).devices(cpus_per_worker=cpus_per_worker) == devices
+
+
+def test_workers_that_nothing_bounds_cannot_be_counted() -> None:
+    with pytest.raises(ConfigError, match=r"plan\.cpus"):
+        Inventory((node(8),)).devices(cpus_per_worker=0)

@@ -99,5 +99,5 @@ def test_predicting_policy_gets_the_costs_of_the_profile(profile: Path) -> None:
 
 def test_profile_without_the_size_of_a_pool_is_named(profile: Path) -> None:
     config = slo_aware(profile, prefill={"tensor_parallel": 2}, decode={"tensor_parallel": 2})
-    with pytest.raises(ConfigError, match="no tp2 pp1"):
+    with pytest.raises(ConfigError, match=r"plan\.profile: .* no tp2 pp1; .*`baton profile`"):
         RouterSpec.from_config(config, membership_address="h:1", run_dir="/run")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import stat
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from core.errors import ConfigError
 from core.policy.context import PolicyContext
 from core.policy.registry import policy_named
 from core.types import ClusterView, RequestShape, Role
+from router import event_log
 from router.event_log import EventLog
 from sim.replay import Replay, replay
 from tests.support.views import worker
@@ -104,3 +108,33 @@ async def test_a_full_disk_ends_the_log_and_nothing_else(caplog: pytest.LogCaptu
 def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"router\.event_log: .*nowhere"):
         EventLog(tmp_path / "nowhere" / "events.jsonl", policy=POLICY, context=PolicyContext())
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="it is a pipe"):
+        EventLog(tmp_path / "pipe", policy=POLICY, context=PolicyContext())
+
+
+async def test_nothing_follows_a_line_that_could_not_be_written_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = Writer(tmp_path / "events.jsonl")
+    writer.decide(5)
+    whole = event_log._write_all
+
+    def fill_the_disk(file: FileIO, data: bytes) -> None:
+        whole(file, data[:-40])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(event_log, "_write_all", fill_the_disk)
+    writing = asyncio.create_task(writer.log.write())
+    await asyncio.sleep(0)
+    writing.cancel()  # as when the router stops while its disk is busy
+    await asyncio.gather(writing, return_exceptions=True)
+    writer.decide(5)
+    await asyncio.get_running_loop().run_in_executor(writer.log._thread, lambda: None)  # that write is over
+    monkeypatch.setattr(event_log, "_write_all", whole)  # and there is room again
+    await writer.log.close()
+    assert replay(tmp_path / "events.jsonl").decisions == 4

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.latency.step import Step, Table
 from core.policy.context import LinkFacts, PoolFacts
 from core.policy.prediction import (
     OUTPUT_TOKENS,
@@ -33,6 +36,17 @@ def test_prompts_owed_are_waited_for_less_what_is_done_of_them() -> None:
 
 def test_prompts_beyond_a_step_take_another_step() -> None:
     assert POOL.prefill_wait_s(worker("p0", P, tokens=1500, prompts=3), 0.0) == pytest.approx(2 * 0.010 + 0.150)
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 1000)), min_size=1, max_size=5))
+def test_prompts_of_one_step_take_what_the_cost_says_each_time(owed: list[tuple[int, int]]) -> None:
+    cost = replace(COST, pair=Table((0.0, 500.0), (1e-8, 2e-8)), prefill_seq_s=0.003)
+    pool = PoolForecast(PoolFacts(cost, max_num_batched_tokens=1000))
+    for prompts, tokens in owed + owed:
+        busy = worker("p0", P, requests=prompts, tokens=tokens, prompts=prompts)
+        step = Step(tokens, prompts, busy.inflight_prompt_pairs)
+        assert pool.prefill_wait_s(busy, 0.0) == cost.seconds(step)
+        assert pool.prompt_s(tokens) == cost.prefill_s(tokens)
 
 
 def test_requests_of_other_routers_count_as_prompts() -> None:
