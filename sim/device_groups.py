@@ -111,7 +111,19 @@ def profiles_of(config: BatonConfig, flags: DeviceFlags) -> tuple[list[EnginePro
 def _read_profiles(config: BatonConfig, files: Sequence[str]) -> tuple[list[EngineProfile], list[str]]:
     from core.latency.profile import read_profile
 
-    profiles = [read_profile(Path(file_location(file))) for file in files]
+    paths = [Path(file_location(file)) for file in files]
+    for file, path in zip(files, paths, strict=True):
+        if not path.exists():
+            raise ConfigError(
+                f"there is no profile {file}: `python baton.py profile CONFIG --out {file}` measures one on the "
+                "machine that will serve; or plan with --gpu NAME, or with a file of deploy/profiles"
+            )
+    profiles = [read_profile(path) for path in paths]
+    if len({Path(profile.model).name.lower() for profile in profiles}) > 1:
+        models = ", ".join(profile.model for profile in profiles)
+        raise ConfigError(
+            f"the profiles are of unlike models, {models}; a plan is for one model, on one or more devices"
+        )
     served = served_model_name(config)
     notes = [
         f"the profile {file} is of {profile.model}; the configuration serves {served}"

@@ -11,16 +11,18 @@ from sim.plan import Interval
 
 _EXACT_DIGITS = 3  # of figures without an interval
 _MOST_DECIMALS = 6
+_LEAST_WIDTH = 5e-4  # of an interval, as a part of its middle, that is taken at its word
 
 
 def decimals_known(interval: Interval) -> int:
     """Say how many decimals of the middle mean anything; negative: that many digits before the point do not.
 
     The rule of the Particle Data Group (Review of Particle Physics, introduction, section 5.3): two digits of the
-    uncertainty if its leading ones are under 3.55, else one. Without a width, three digits of the figure itself.
+    uncertainty if its leading ones are under 3.55, else one. Without a width, or one under half a thousandth, which no
+    simulation knows, three digits of the figure itself.
     """
     half = (interval.high - interval.low) / 2.0
-    if not (half > 0 and math.isfinite(half)):
+    if not (half > _LEAST_WIDTH / 2.0 * abs(interval.mid) and math.isfinite(half)):
         return _decimals_of(interval.mid, _EXACT_DIGITS)
     exponent = math.floor(math.log10(half))
     return min(_MOST_DECIMALS, -exponent + (1 if half / 10.0**exponent < 3.55 else 0))
@@ -40,6 +42,13 @@ def plain(value: float, digits: int = _EXACT_DIGITS) -> str:
         return "-"
     text = figure(value, max(0, _decimals_of(value, digits)))
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def floored(value: float, digits: int = _EXACT_DIGITS) -> str:
+    """Write a number that must not be exceeded: rounded down to `digits` digits."""
+    decimals = _decimals_of(value, digits)
+    step = 10.0**-decimals
+    return plain(math.floor(value / step * (1 + 1e-12)) * step, digits) if math.isfinite(value) else "-"
 
 
 def with_interval(interval: Interval, *, scale: float = 1.0, unit: str = "") -> str:

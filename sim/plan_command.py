@@ -7,24 +7,28 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from core.config.load import load_config
 from core.config.models import BatonConfig
 from core.errors import ConfigError
 from core.planning import Inventory, PlannedPools
+from sim.comparison import comparison, placement
 from sim.device_groups import found_devices, profile_file
+from sim.faster_link import FasterLink, Search, try_faster_link
 from sim.figures import with_interval
-from sim.plan import Candidate, Plan, PlanQuestion, Progress, Verdict
+from sim.plan import Candidate, Plan, Verdict
 from sim.plan_json import plan_json
-from sim.pools_block import PlannedKeys, planned_keys, pools_yaml, with_plan
+from sim.pools_block import PlannedKeys, Scalar, planned_keys, pools_yaml, with_plan
 from sim.questions import PlanFlags, Prepared, prepare
-from sim.report import placement, render, shortfall_lines, verdict
+from sim.report import render, shortfall_lines, verdict
 
 OK, INFEASIBLE = 0, 3
+_PLANNED_FOR = ("model", "slo", "kv", "router")  # sections that a plan was made for, beside its own
 _BAR = 24  # columns
 
 
@@ -38,12 +42,6 @@ class Output:
     write: Path | None = None  # a copy of the configuration with the plan in it
 
 
-class Search(Protocol):
-    """Answers a question; the real one is sim.search.search."""
-
-    def __call__(self, question: PlanQuestion, *, progress: Progress | None = None) -> Plan: ...
-
-
 def run(config: BatonConfig, config_file: Path, flags: PlanFlags, output: Output, search: Search | None = None) -> int:
     """Plan, show the answer and write it where asked to; return 0, or 3 if the promise cannot be kept.
 
@@ -52,20 +50,21 @@ def run(config: BatonConfig, config_file: Path, flags: PlanFlags, output: Output
     if output.write is not None:
         _refuse_to_overwrite(output.write, config_file)
     prepared = prepare(config, flags)
-    plan = _answer(prepared, ProgressLine(output.err) if output.err.isatty() else None, search)
+    plan, faster = _answer(prepared, output.err, search or _compiled_search(output.err))
     keys = planned_keys(plan.best.cluster, config) if plan.best is not None else None
     profile = profile_file(config, flags.devices)
     prepared = _noting_policy(prepared, keys, profile)
     if output.as_json:
-        value = plan_json(plan, prepared.question, prepared.setting, keys.pools if keys else None)
+        value = plan_json(plan, prepared.question, prepared.setting, keys.pools if keys else None, faster)
         output.out.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     else:
-        output.out.write(render(plan, prepared.question, prepared.setting, ascii_only=not _is_utf8(output.out)))
+        ascii_only = not _is_utf8(output.out)
+        output.out.write(render(plan, prepared.question, prepared.setting, faster=faster, ascii_only=ascii_only))
         if keys is not None:
-            output.out.write("\n" + _block(keys, profile))
+            output.out.write("\n" + _block(keys, _changed(keys, profile, config)))
     if output.write is not None and keys is not None:
-        _write(output.write, config_file, keys, profile)
-        output.err.write(f"written: {output.write}\n")
+        for line in _write(output.write, config_file, keys, profile, config):
+            output.err.write(f"{line}\n")
     return INFEASIBLE if plan.verdict is Verdict.INFEASIBLE else OK
 
 
@@ -86,7 +85,7 @@ def plan_pools(
     def progress(*, done: int, total: int, best: Candidate | None) -> None:
         check()
 
-    plan = _answer(prepared, progress, search)
+    plan = (search or _compiled_search(sys.stderr))(prepared.question, progress=progress)
     if plan.best is None:
         raise ConfigError(verdict(plan, prepared.question) + " Use a smaller model or more memory.")
     keys = planned_keys(plan.best.cluster, config)
@@ -130,18 +129,25 @@ class ProgressLine:
         self._stream.flush()
 
 
-def _answer(prepared: Prepared, progress: Progress | None, search: Search | None) -> Plan:
+def _answer(prepared: Prepared, err: TextIO, search: Search) -> tuple[Plan, FasterLink | None]:
+    """Search, and search again with a faster link where that may be why one pool wins."""
+    progress = ProgressLine(err) if err.isatty() else None
     try:
-        return (search or _compiled_search())(prepared.question, progress=progress)
+        plan = search(prepared.question, progress=progress)
+        return plan, try_faster_link(plan, prepared.question, search, progress=progress)
     finally:
-        if isinstance(progress, ProgressLine):
+        if progress is not None:
             progress.clear()
 
 
-def _compiled_search() -> Search:
-    """Load the search only when it is needed: its simulator is compiled."""
+def _compiled_search(err: TextIO) -> Search:
+    """Load the search only when it is needed; its simulator is compiled by the first run after a change of it."""
+    from sim.kernel import compiled
     from sim.search import search
 
+    if compiled.CACHE is None or not any(compiled.CACHE.rglob("*.nbc")):
+        err.write("compiling the simulator, once: about half a minute\n")
+        err.flush()
     return search
 
 
@@ -157,22 +163,24 @@ def _noting_policy(prepared: Prepared, keys: PlannedKeys | None, profile: str | 
     return replace(prepared, setting=setting)
 
 
-def _block(keys: PlannedKeys, profile: str | None) -> str:
-    text = pools_yaml(keys.pools)
+def _changed(keys: PlannedKeys, profile: str | None, config: BatonConfig) -> dict[tuple[str, str], Scalar]:
+    """List the keys outside `pools` that the plan sets to something else than they are."""
+    scalars = keys.scalars(profile)
+    return {(part, key): v for (part, key), v in scalars.items() if getattr(getattr(config, part), key) != v}
+
+
+def _block(keys: PlannedKeys, changed: Mapping[tuple[str, str], Scalar]) -> str:
     sections: dict[str, list[str]] = {}
-    for (section, key), value in keys.scalars(profile).items():
-        if value:
-            sections.setdefault(section, []).append(f"  {key}: {value}")
-    return text + "".join(f"{section}:\n" + "\n".join(lines) + "\n" for section, lines in sections.items())
+    for (section, key), value in changed.items():
+        sections.setdefault(section, []).append(f"  {key}: {value}")
+    rest = (f"{section}:\n" + "\n".join(lines) + "\n" for section, lines in sections.items())
+    return pools_yaml(keys.pools) + "".join(rest)
 
 
 def _lines(plan: Plan, prepared: Prepared) -> tuple[str, ...]:
     """Say in a few lines what was planned: the verdict, then both kinds beside each other."""
-    lines = [verdict(plan, prepared.question)]
-    for name, candidate in (("prefill and decode", plan.best_disaggregated), ("one pool", plan.best_one_pool)):
-        if candidate is not None:
-            lines.append(f"{name}: {with_interval(candidate.goodput)} requests/s with {placement(candidate.cluster)}")
-    return (*lines, f"traffic: {prepared.setting.traffic}")
+    question = prepared.question
+    return (verdict(plan, question), *comparison(plan, question), f"traffic: {prepared.setting.traffic}")
 
 
 def _refuse_to_overwrite(target: Path, config_file: Path) -> None:
@@ -182,19 +190,36 @@ def _refuse_to_overwrite(target: Path, config_file: Path) -> None:
         raise ConfigError(f"--write {target}: there is no folder {target.parent}; make it first")
 
 
-def _write(target: Path, config_file: Path, keys: PlannedKeys, profile: str | None) -> None:
-    """Write the configuration with the plan in it, if it then says what was planned and else what it said."""
-    text = with_plan(config_file.read_text(encoding="utf-8-sig"), keys.pools, keys.scalars(profile))
-    draft = target.with_name(f".{target.name}.draft")
+def _write(
+    target: Path, config_file: Path, keys: PlannedKeys, profile: str | None, config: BatonConfig
+) -> Iterator[str]:
+    """Write the configuration with the plan in it, if it then says what was planned and else what it said.
+
+    Yields what to tell the user: that it is written, and which sections of `config` are not from the file.
+    """
+    before = load_config(config_file, environ={})
+    text = config_file.read_text(encoding="utf-8-sig")
+    text = with_plan(text, keys.pools, _changed(keys, profile, before))
+    real = target.resolve()  # what a link points to is written, not the link
+    draft = real.with_name(f".{real.name}.draft")
     try:
         draft.write_text(text, encoding="utf-8")
+        if real.exists():
+            shutil.copymode(real, draft)
         if load_config(draft, environ={}).pools != keys.pools:
             raise ConfigError(f"--write {target}: the file would not say what was planned; copy the block by hand")
-        draft.replace(target)
+        draft.replace(real)
     except OSError as exc:
         raise ConfigError(f"--write {target}: cannot be written: {exc.strerror}") from exc
     finally:
         draft.unlink(missing_ok=True)
+    yield f"written: {target}"
+    other = [name for name in _PLANNED_FOR if getattr(config, name) != getattr(before, name)]
+    if other:
+        yield (
+            f"note: what --set or BATON_ variables say of {', '.join(other)} was planned for and is not in the file; "
+            "give it to `up` again"
+        )
 
 
 def _is_utf8(stream: TextIO) -> bool:

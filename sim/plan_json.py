@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from core.config.models import PoolsConfig
 from sim.cluster import ClusterSpec, PoolSpec
+from sim.faster_link import FasterLink
 from sim.outcome import Target
 from sim.plan import Candidate, Interval, Plan, PlanQuestion, Verdict
 from sim.report import Setting
@@ -18,7 +19,9 @@ from sim.report import Setting
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 
-def plan_json(plan: Plan, question: PlanQuestion, setting: Setting, pools: PoolsConfig | None) -> dict[str, Json]:
+def plan_json(
+    plan: Plan, question: PlanQuestion, setting: Setting, pools: PoolsConfig | None, faster: FasterLink | None = None
+) -> dict[str, Json]:
     """Write everything that the text report says; numbers that are not finite become null."""
     short = plan.shortfall
     stats = plan.stats
@@ -36,6 +39,13 @@ def plan_json(plan: Plan, question: PlanQuestion, setting: Setting, pools: Pools
         "best": _candidate(plan.best, question),
         "best_one_pool": _candidate(plan.best_one_pool, question),
         "best_disaggregated": _candidate(plan.best_disaggregated, question),
+        "faster_link": None
+        if faster is None
+        else {
+            "bytes_per_s": faster.bytes_per_s,
+            "pays": faster.pays,
+            "candidate": _candidate(faster.candidate, question),
+        },
         "front": [_candidate(c, question) for c in plan.front],
         "curve": [
             {"rate": p.rate, "goodput": p.goodput, "attainment": _by_class(p.attainment, question)} for p in plan.curve

@@ -17,7 +17,8 @@ from sim.cluster import Admission, ClusterSpec, Mode, Order, PoolSpec
 
 _MOST_BATCHED_TOKENS = 1 << 20  # what the key takes
 _DECODE_BATCHED_TOKENS = 2048  # where no prompt runs: vLLM's default for serving, the least that is surely enough
-_Scalar = str | int | float | bool
+_OF_OTHER_DEVICES = ("kv_cache_mb", "gpus")  # keys that suit the workers in the file, and no planned GPU worker
+Scalar = str | int | float | bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +29,9 @@ class PlannedKeys:
     policy: str | None  # router.policy; None: as configured
     whole_below_tokens: int  # router.whole_below_tokens
 
-    def scalars(self, profile: str | None) -> dict[tuple[str, str], _Scalar]:
+    def scalars(self, profile: str | None) -> dict[tuple[str, str], Scalar]:
         """List the keys outside `pools`, by section and name."""
-        keys: dict[tuple[str, str], _Scalar] = {("router", "whole_below_tokens"): self.whole_below_tokens}
+        keys: dict[tuple[str, str], Scalar] = {("router", "whole_below_tokens"): self.whole_below_tokens}
         if self.policy is not None and profile is not None:
             keys |= {("router", "policy"): self.policy, ("plan", "profile"): profile}
         return keys
@@ -39,7 +40,9 @@ class PlannedKeys:
 def planned_keys(cluster: ClusterSpec, config: BatonConfig) -> PlannedKeys:
     """Turn a placement into configuration; what a plan does not choose (cores, KV memory) stays as configured.
 
-    Raises ConfigError for a placement that `up` cannot start: pools that split the model in unlike ways.
+    But for GPUs: there memory and devices that were configured for other workers would wreck the plan, so `kv_cache_mb`
+    and `gpus` are left to their defaults, the engine's own choice and as many as the parallel size takes. Raises
+    ConfigError for a placement that `up` cannot start: pools that split the model in unlike ways.
     """
     pools = (cluster.prefill, cluster.decode) if cluster.prefill else (cluster.decode, cluster.decode)
     if len({(pool.tensor_parallel, pool.pipeline_parallel) for pool in pools}) > 1:
@@ -63,6 +66,11 @@ def planned_keys(cluster: ClusterSpec, config: BatonConfig) -> PlannedKeys:
     )
 
 
+def is_gpu(device: str) -> bool:
+    """Say whether a profile's device is a GPU: `baton profile` calls processors cpu-NAME; no name says nothing."""
+    return bool(device) and not device.lower().startswith("cpu")
+
+
 def pools_yaml(pools: PoolsConfig) -> str:
     """Write the `pools:` block; keys at their default are left out, but for the numbers that were planned."""
     planned = ("replicas", "tensor_parallel", "max_num_seqs", "max_num_batched_tokens")
@@ -76,7 +84,7 @@ def pools_yaml(pools: PoolsConfig) -> str:
     return yaml.safe_dump({"pools": block}, sort_keys=False)
 
 
-def with_plan(text: str, pools: PoolsConfig, scalars: Mapping[tuple[str, str], _Scalar]) -> str:
+def with_plan(text: str, pools: PoolsConfig, scalars: Mapping[tuple[str, str], Scalar]) -> str:
     """Put a plan into the text of a configuration; every other key and comment stays.
 
     Raises ConfigError when the file is written in one line of braces, where nothing can be replaced safely.
@@ -84,18 +92,20 @@ def with_plan(text: str, pools: PoolsConfig, scalars: Mapping[tuple[str, str], _
     text = _with_block(text, "pools", pools_yaml(pools))
     for (section, key), value in scalars.items():
         text = _with_scalar(text, section, key, yaml.safe_dump(value).split("\n")[0])
-    return text
+    return text if text.endswith("\n") else text + "\n"
 
 
 def _pool(pool: PoolSpec, base: PoolConfig, cluster: ClusterSpec) -> PoolConfig:
-    update = {
+    update: dict[str, int | None] = {
         "replicas": pool.replicas,
         "tensor_parallel": pool.tensor_parallel,
         "pipeline_parallel": pool.pipeline_parallel,
         "max_num_seqs": pool.max_num_seqs,
         "max_num_batched_tokens": max(pool.max_num_seqs, min(pool.max_num_batched_tokens, _MOST_BATCHED_TOKENS)),
     }
-    if base.gpus:  # a number that fitted the former parallel size
+    if is_gpu(pool.device):
+        update |= dict.fromkeys(_OF_OTHER_DEVICES)
+    elif base.gpus:  # a number that fitted the former parallel size
         update["gpus"] = pool.tensor_parallel * pool.pipeline_parallel
     return base.model_copy(update=update)
 

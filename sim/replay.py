@@ -84,22 +84,22 @@ def replay(log: Path, policy: Policy | None = None) -> Replay:
 
 def _events(log: Path) -> Iterator[tuple[int, Event]]:
     try:
-        with log.open(encoding="utf-8") as lines:
+        with log.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                if not line.endswith("\n"):
+                if not line.endswith(b"\n"):
                     return
                 yield number, _event(log, number, line)
     except OSError as exc:
         raise ConfigError(f"{log}: the event log cannot be read ({exc.strerror}); name an existing file") from exc
 
 
-def _event(log: Path, number: int, line: str) -> Event:
+def _event(log: Path, number: int, line: bytes) -> Event:
     try:
         fields = json.loads(line)
         if not isinstance(fields, dict):
             raise ValueError("not an object")
         return event_of(fields)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ConfigError(f"{log}:{number}: {exc}; this is no line of an event log") from exc
 
 

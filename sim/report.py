@@ -9,22 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 
-from sim.cluster import ClusterSpec, Mode, PoolSpec
-from sim.figures import decimals_known, figure, percent, plain, with_interval
+from sim.cluster import ClusterSpec, Mode
+from sim.comparison import WIDTH, alike, comparison, per_gpu, placement
+from sim.faster_link import FasterLink
+from sim.figures import decimals_known, figure, floored, percent, plain, with_interval
 from sim.outcome import Target
 from sim.picture import ASCII, UNICODE, draw
 from sim.plan import Candidate, Interval, Plan, PlanQuestion, Verdict
 
-WIDTH = 100
 _MOST_ROWS = 8  # of candidates
 _MOST_CLASS_COLUMNS = 2
-_BUSY_LINK = 0.5  # of the time; beyond it, transfers wait for each other long enough to be felt in TTFT
-_MODE_NAMES = {
-    Mode.ONE_POOL: "one pool, whole",
-    Mode.ONE_POOL_CHUNKED: "one pool",
-    Mode.DISAGGREGATED: "P/D",
-    Mode.HYBRID: "hybrid",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +32,21 @@ class Setting:
     notes: tuple[str, ...] = ()
 
 
-def render(plan: Plan, question: PlanQuestion, setting: Setting, *, ascii_only: bool = False) -> str:
+def render(
+    plan: Plan,
+    question: PlanQuestion,
+    setting: Setting,
+    *,
+    faster: FasterLink | None = None,
+    ascii_only: bool = False,
+) -> str:
     """Write the whole report; `ascii_only` for terminals that are not UTF-8."""
-    parts = [wrap(verdict(plan, question), WIDTH), _premises(question, setting)]
+    parts = [wrap(verdict(plan, question), WIDTH), _premises(plan, question, setting)]
     if plan.shortfall is not None:
         parts.append(shortfall_lines(plan, question))
     rows = _rows(plan)
     if rows:
-        parts += [_table(rows, plan, question, setting), _comparison(plan, question)]
+        parts += [_table(rows, plan, question, setting), comparison(plan, question, faster)]
         parts.append(draw(plan.curve, question.targets, ASCII if ascii_only else UNICODE))
     parts.append(_notes(plan, setting))
     text = "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
@@ -65,7 +66,7 @@ def verdict(plan: Plan, question: PlanQuestion) -> str:
     else:
         begin = "P/D pays"
         if plan.verdict is Verdict.ONE_POOL:
-            begin = "No clear difference, so the simpler" if _alike(plan) else "One pool is better here"
+            begin = "No clear difference, so the simpler" if alike(plan) else "One pool is better here"
     if best.goodput.high <= 0:
         return f"{begin}: {placement(best.cluster)} keeps the promise at no rate."
     carries = f"carries {with_interval(best.goodput)} requests/s within the promise"
@@ -73,23 +74,6 @@ def verdict(plan: Plan, question: PlanQuestion) -> str:
     if plan.verdict is Verdict.INFEASIBLE:
         ending = ", which does not keep it" + (f" at {plain(question.rate)} requests/s" if question.rate else "")
     return f"{begin}: {placement(best.cluster)} {carries}, {per_gpu(best)} per GPU{ending}."
-
-
-def placement(cluster: ClusterSpec, letters: tuple[str, ...] = ()) -> str:
-    """Write `P/D 3 x tp1 + 5 x tp1`: mode, prefill workers, decode workers; `letters` name their devices."""
-    pools = [pool for pool in (cluster.prefill, cluster.decode) if pool is not None]
-    texts = [_pool(pool) for pool in pools]
-    if letters:
-        texts = [f"{text} {letter}" for text, letter in zip(texts, letters, strict=True)]
-    return f"{_MODE_NAMES[cluster.mode]} {' + '.join(texts)}"
-
-
-def per_gpu(candidate: Candidate) -> str:
-    """Write the goodput of one device, as exact as the interval of the whole allows."""
-    gpus = candidate.cluster.gpus
-    goodput = candidate.goodput
-    share = Interval(goodput.low / gpus, goodput.mid / gpus, goodput.high / gpus)
-    return figure(share.mid, decimals_known(share))
 
 
 def shortfall_lines(plan: Plan, question: PlanQuestion) -> list[str]:
@@ -102,21 +86,31 @@ def shortfall_lines(plan: Plan, question: PlanQuestion) -> list[str]:
     for target in short.nearest:
         lines.append(f"  nearest   {_promise(target)}{at}")
     if short.feasible_rate is not None and short.feasible_rate > 0:
-        lines.append(f"  or        the promise as it is, at up to {plain(short.feasible_rate, 2)} requests/s")
+        lines.append(f"  or        the promise as it is, at up to {floored(short.feasible_rate)} requests/s")
     elif question.rate is not None:
         lines.append("  or        more devices, or faster ones: the promise as it is is kept at no rate")
     return lines
 
 
-def _premises(question: PlanQuestion, setting: Setting) -> list[str]:
+def _premises(plan: Plan, question: PlanQuestion, setting: Setting) -> list[str]:
     words = [("model", setting.model), ("devices", _devices(question))]
     words += [("promise", _promise(target)) for target in question.targets]
     asked = "as much as possible" if question.rate is None else f"{plain(question.rate)} requests/s"
     words += [("traffic", f"{setting.traffic}; to carry: {asked}"), ("profile", setting.source)]
+    if plan.best is not None:
+        words.append(("KV cache", _kv_memory(plan.best.cluster)))
     lines: list[str] = []
     for name, text in words:
         lines += wrap(f"  {name:<10}{text}", WIDTH, subsequent_indent=" " * 12)
     return lines
+
+
+def _kv_memory(cluster: ClusterSpec) -> str:
+    """Say how much KV the plan counts on; an engine that is given less carries less."""
+    tokens = cluster.decode.kv_capacity_tokens
+    size = tokens * cluster.link.kv_bytes_per_token
+    gigabytes = f" ({plain(size / 1e9)} GB)" if size else ""
+    return f"each decode worker is taken to hold {tokens:,} tokens{gigabytes}"
 
 
 def _promise(target: Target) -> str:
@@ -135,11 +129,6 @@ def _devices(question: PlanQuestion) -> str:
 
 def _letter(group: int) -> str:
     return chr(ord("A") + group)
-
-
-def _pool(pool: PoolSpec) -> str:
-    pipeline = f"pp{pool.pipeline_parallel}" if pool.pipeline_parallel > 1 else ""
-    return f"{pool.replicas} x tp{pool.tensor_parallel}{pipeline}"
 
 
 def _rows(plan: Plan) -> list[Candidate]:
@@ -228,47 +217,6 @@ def _price(candidate: Candidate) -> str:
     ends = (candidate.goodput.high, candidate.goodput.mid, candidate.goodput.low)
     low, mid, high = (candidate.price_per_hour / (e * 3600.0) * 1e6 if e > 0 else float("inf") for e in ends)
     return figure(mid, decimals_known(Interval(low, mid, high)))
-
-
-def _comparison(plan: Plan, question: PlanQuestion) -> list[str]:
-    """Set the best of both kinds side by side."""
-    apart, together = plan.best_disaggregated, plan.best_one_pool
-    if apart is None or together is None:
-        return []
-    lines = [
-        f"{name:<20}{with_interval(c.goodput)} requests/s, {per_gpu(c)} per GPU, {placement(c.cluster)}"
-        for name, c in (("prefill and decode", apart), ("one pool", together))
-    ]
-    if _alike(plan):
-        lines.append(f"{'':<20}the intervals overlap: no clear difference")
-    else:
-        ends = (apart.goodput.mid, "apart", together.goodput.mid, "together")
-        more, name, less, _ = ends if ends[0] > ends[2] else (*ends[2:], *ends[:2])
-        times = f"carry {plain(more / less, 2)} times as much {name}" if less > 0 else f"carry something only {name}"
-        lines.append(f"{'':<20}they {times}; the intervals do not touch")
-    return lines + _busy_link(apart, question)
-
-
-def _busy_link(apart: Candidate, question: PlanQuestion) -> list[str]:
-    """Say so when it is the way of the KV that holds P/D back."""
-    cluster = apart.cluster
-    if cluster.prefill is None:
-        return []
-    prompt_bytes = float(question.workload.prompt_tokens.mean()) * cluster.link.kv_bytes_per_token
-    busy = apart.goodput.mid * prompt_bytes / (cluster.link.bytes_per_s * cluster.prefill.replicas)
-    if busy < _BUSY_LINK:
-        return []
-    return [
-        f"{'':<20}KV keeps each prefill worker's link {plain(100 * min(busy, 1.0), 2)} % busy: a faster one would help"
-    ]
-
-
-def _alike(plan: Plan) -> bool:
-    """Whether the intervals of both kinds overlap."""
-    if plan.best_disaggregated is None or plan.best_one_pool is None:
-        return False
-    a, b = plan.best_disaggregated.goodput, plan.best_one_pool.goodput
-    return a.low <= b.high and b.low <= a.high
 
 
 def _notes(plan: Plan, setting: Setting) -> list[str]:

@@ -152,7 +152,15 @@ def _field(document: _Object, name: str, line: int, file: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         shown = "missing" if name not in document else f"{str(value)[:40]!r}"
         raise ConfigError(f"{file}:{line}: {name} is {shown}; write a number")
-    return float(value)
+    return _float(value)
+
+
+def _float(value: float) -> float:
+    """Take whole numbers of hundreds of digits for infinity, which is then refused as a value."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _parse_mooncake(documents: Sequence[tuple[int, _Object]], file: str) -> Columns:
@@ -233,4 +241,4 @@ def _number_list(document: _Object, name: str, line: int, file: str) -> list[flo
     values = document[name]
     if not isinstance(values, list) or not all(isinstance(v, (int, float)) for v in values):
         raise ConfigError(f"{file}:{line}: {name} is no list of numbers; the file is damaged")
-    return [float(v) for v in values]
+    return [_float(v) for v in values]

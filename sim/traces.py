@@ -7,10 +7,12 @@ know the planner.
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from sim.trace_formats import Columns, parse
 from sim.workload import Floats, Ints, Workload, without_gaps
 
 _MAX_TOKENS = 100_000_000  # of one prompt or output; more is no length but a wrong column
+_MAX_BYTES = 1 << 29  # of text; the largest public trace has 50 MB
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -80,9 +83,11 @@ def read_trace(
 
 def _read_text(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = _read_all(file, path)
         if data.startswith(_GZIP_MAGIC):
-            data = gzip.decompress(data)
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+                data = _read_all(packed, path)
         return data.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such trace file") from None
@@ -94,6 +99,13 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path}: is no text ({exc.reason} at byte {exc.start})") from None
     except OSError as exc:
         raise ConfigError(f"{path}: cannot be read: {exc.strerror}") from None
+
+
+def _read_all(file: IO[bytes] | gzip.GzipFile, path: Path) -> bytes:
+    data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise ConfigError(f"{path}: has more than {_MAX_BYTES >> 20} MiB of text; a part of it is trace enough")
+    return data
 
 
 def _lengths(values: Sequence[float], lines: Sequence[int], what: str, file: str) -> Ints:
@@ -144,7 +156,8 @@ def _with_prefixes(workload: Workload, columns: Columns, order: Ints) -> Workloa
     most = workload.prompt_tokens // block
     kept = [columns.prefix_ids[i][:limit] for i, limit in zip(order.tolist(), most.tolist(), strict=True)]
     prefix_start = np.concatenate(([0], np.cumsum([len(ids) for ids in kept]))).astype(np.int64)
-    ids = np.array([i for some in kept for i in some], np.int64)
+    number_of: dict[int, int] = {}  # ids may be hashes of any size; only which are equal counts
+    ids = np.array([number_of.setdefault(i, len(number_of)) for some in kept for i in some], np.int64)
     return replace(workload, prefix_start=prefix_start, prefix_ids=without_gaps(ids), prefix_block_tokens=block)
 
 

@@ -14,7 +14,16 @@ from core.latency.profile import EngineProfile
 from sim.cluster import Admission, ClusterSpec, Mode, PoolSpec, Routing
 from sim.plan import PlanQuestion
 
-_NUMBERS = ("prefill", "decode", "tp", "pp", "chunk", "seqs", "whole_below")
+# From and to, as the keys of the configuration that `up` would take them in (core.config.models).
+RANGES: Mapping[str, tuple[int, int]] = {
+    "prefill": (0, 4096),
+    "decode": (1, 4096),
+    "tp": (1, 64),
+    "pp": (1, 64),
+    "chunk": (32, 1 << 20),
+    "seqs": (1, 65536),
+    "whole_below": (0, 1 << 24),
+}
 _WORDS: Mapping[str, tuple[str, ...]] = {
     "mode": tuple(mode.value for mode in Mode),
     "admission": tuple(admission.name.lower() for admission in Admission),
@@ -26,18 +35,19 @@ _CHUNK_TOKENS = 2048  # vLLM's default of max_num_batched_tokens for serving (vl
 def fixed_cluster(config: BatonConfig, question: PlanQuestion, texts: Sequence[str]) -> ClusterSpec:
     """Build the cluster of `texts`, each `key=value[,key=value]`; what they leave out is as in the pools of the file.
 
-    Raises ConfigError for an unknown key or value, and when it needs more devices than there are.
+    Raises ConfigError for an unknown key or value, for words that contradict each other, for devices of several kinds,
+    and when it needs more devices than there are.
     """
+    if len(question.groups) > 1:
+        raise ConfigError("--what-if judges workers on one kind of device; name one with --gpu or --profile")
     numbers, words = _parse(texts)
     base = _base(config) | numbers
-    mode = Mode(words["mode"]) if "mode" in words else Mode.DISAGGREGATED
-    if base["prefill"] == 0 and "mode" not in words:
-        mode = Mode.ONE_POOL_CHUNKED
-    if mode not in _ONE_POOL and base["prefill"] == 0:
-        raise ConfigError(f"--what-if: mode {mode.value} needs prefill workers; add prefill=1")
+    mode = _mode(numbers, words, base)
     group = question.groups[0]
     decode = _pool(group.profile, base, "decode", question)
-    prefill = None if mode in _ONE_POOL else _pool(group.profile, base, "prefill", question)
+    prefill = None
+    if mode not in _ONE_POOL:
+        prefill = _pool(group.profile, base | _prefill_limits(config) | numbers, "prefill", question)
     admission = Admission[words["admission"].upper()] if "admission" in words else Admission.OFF
     cluster = ClusterSpec(
         mode=mode,
@@ -61,18 +71,33 @@ def _parse(texts: Sequence[str]) -> tuple[dict[str, int], dict[str, str]]:
     words: dict[str, str] = {}
     for part in (part.strip() for text in texts for part in text.split(",") if part.strip()):
         key, _, value = part.partition("=")
-        if key in _NUMBERS and value.isdecimal() and (int(value) > 0 or key in ("prefill", "whole_below")):
-            numbers[key] = int(value)
-        elif key in _NUMBERS:
-            raise ConfigError(f"--what-if {part}: {key} is a whole number, e.g. {key}=3")
+        if key in RANGES:
+            least, most = RANGES[key]
+            number = int(value) if value.isascii() and value.isdecimal() and len(value) < 10 else -1
+            if not least <= number <= most:
+                raise ConfigError(
+                    f"--what-if {part}: {key} is a whole number from {least} to {most}, e.g. {key}={max(3, least)}"
+                )
+            numbers[key] = number
         elif key in _WORDS and value in _WORDS[key]:
             words[key] = value
         elif key in _WORDS:
             raise ConfigError(f"--what-if {part}: {key} is one of {', '.join(_WORDS[key])}")
         else:
-            known = ", ".join((*_NUMBERS, *_WORDS))
+            known = ", ".join((*RANGES, *_WORDS))
             raise ConfigError(f"--what-if {part}: write KEY=VALUE with a key of {known}, e.g. decode=3")
     return numbers, words
+
+
+def _mode(numbers: Mapping[str, int], words: Mapping[str, str], base: Mapping[str, int]) -> Mode:
+    mode = Mode(words["mode"]) if "mode" in words else Mode.DISAGGREGATED
+    if base["prefill"] == 0 and "mode" not in words:
+        return Mode.ONE_POOL_CHUNKED
+    if mode not in _ONE_POOL and base["prefill"] == 0:
+        raise ConfigError(f"--what-if: mode {mode.value} needs prefill workers; add prefill=1")
+    if mode in _ONE_POOL and numbers.get("prefill"):
+        raise ConfigError(f"--what-if: mode {mode.value} has no prefill workers; leave prefill or mode out")
+    return mode
 
 
 def _base(config: BatonConfig) -> dict[str, int]:
@@ -91,15 +116,27 @@ def _base(config: BatonConfig) -> dict[str, int]:
     }
 
 
+def _prefill_limits(config: BatonConfig) -> dict[str, int]:
+    """Take the limits of a prefill worker's step from the file."""
+    if config.pools == "auto" or not config.pools.prefill.replicas:
+        return {}
+    pool = config.pools.prefill
+    return {"chunk": pool.max_num_batched_tokens, "seqs": pool.max_num_seqs}
+
+
 def _pool(profile: EngineProfile, base: Mapping[str, int], role: str, question: PlanQuestion) -> PoolSpec:
-    shape = profile.shape(base["tp"], base["pp"]) if base["tp"] else profile.shapes[0]
+    smallest = next((s.tensor_parallel for s in profile.shapes if s.pipeline_parallel == base["pp"]), 1)
+    shape = profile.shape(base["tp"] or smallest, base["pp"])
+    seqs, chunk = base["seqs"] or question.max_num_seqs, base["chunk"] or _CHUNK_TOKENS
+    if chunk < seqs:  # vLLM refuses it (vllm/config/scheduler.py)
+        raise ConfigError(f"--what-if: a step of {chunk} tokens has no room for {seqs} requests; add seqs={chunk}")
     return PoolSpec(
         replicas=base[role],
         cost=shape.cost,
         kv_capacity_tokens=shape.kv_capacity_tokens,
         tensor_parallel=shape.tensor_parallel,
         pipeline_parallel=shape.pipeline_parallel,
-        max_num_seqs=base["seqs"] or question.max_num_seqs,
-        max_num_batched_tokens=base["chunk"] or _CHUNK_TOKENS,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=chunk,
         device=profile.device,
     )

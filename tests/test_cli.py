@@ -236,6 +236,26 @@ def test_a_reader_that_goes_away_is_no_crash(good: str) -> None:
     assert (result.returncode, result.stderr) == (1, b"")
 
 
+DISK_FULL = "error: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("config show --effective | head -1", 0, ""),
+        ("config show --effective >&-", 0, ""),
+        ("config show --effective >/dev/full", 1, DISK_FULL),
+        ("plan --gpus x --json | head -1", 0, ""),
+        ("plan --gpus x --json >&-", 2, ""),
+        ("plan --gpus x --json >/dev/full", 1, DISK_FULL),
+    ],
+)
+def test_output_that_goes_nowhere_is_no_crash(words: str, code: int, said: str) -> None:
+    command = f"{sys.executable} {ROOT / 'baton.py'} {words}"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stderr) == (code, said)
+
+
 LOADED = "import runpy, sys\ntry:\n    runpy.run_path({path!r}, run_name='__main__')\nexcept SystemExit:\n    pass\n"
 
 
@@ -296,14 +316,31 @@ def test_plan_refuses_wrong_flags_in_one_line_or_with_its_usage(good: str, flags
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)  # the simulator is compiled first where its cache is empty
-def test_plan_answers_from_flags_alone(good: str, tmp_path: Path) -> None:
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "torch_dtype": "bfloat16",
+}
+
+
+@pytest.mark.timeout(300)  # the simulator is compiled first where its cache is empty
+def test_plan_answers_from_flags_alone_and_writes_what_up_takes(good: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
     written = tmp_path / "planned.yaml"
-    flags = ("--gpu", "h100-sxm", "--gpus", "2", "--requests", "1000", "--workload", "chat")
-    result = baton("plan", good, *flags, "--what-if", "prefill=1,decode=1", "--write", str(written), timeout_s=500)
+    model = ("--set", f"model.path={tmp_path}", "--set", "pools.prefill.kv_cache_mb=16384")
+    flags = ("--gpu", "h100-sxm", "--gpus", "2", "--requests", "300", "--workload", "chat", "--what-if", "prefill=1")
+    result = baton("plan", good, *model, *flags, "--write", str(written), timeout_s=290)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("As asked: P/D 1 x tp1 + 1 x tp1 carries ")
+    assert "kv_cache_mb" not in result.stdout + written.read_text()
+    assert f"written: {written}\nnote: what --set or BATON_ variables say of model was planned for" in result.stderr
     assert baton("validate", str(written)).returncode == 0
 
 

@@ -19,19 +19,26 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _cache_folder() -> str:
+def _cache_folder() -> Path | None:
+    """Return a folder of our own for what is compiled: beside the sources, else in the home; None if neither can be."""
     here = Path(__file__).resolve().parent
     digest = hashlib.sha256(numba.__version__.encode())
     for source in sorted(here.glob("*.py")):
         digest.update(source.read_bytes())
-    name = f"numba-{digest.hexdigest()[:16]}"
-    beside = here / "__pycache__"
-    parent = beside if os.access(beside if beside.exists() else here, os.W_OK) else Path.home() / ".cache" / "baton"
-    return str(parent / name)
+    for parent in (here / "__pycache__", Path.home() / ".cache" / "baton"):
+        folder = parent / f"numba-{digest.hexdigest()[:16]}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    return None
 
 
-numba.config.CACHE_DIR = _cache_folder()
-
+CACHE = _cache_folder()
+if CACHE is not None:
+    numba.config.CACHE_DIR = str(CACHE)
 
 # Nothing compiled here makes an array, so none is counted: counting would cost more than all else.
 _OPTIONS = {"error_model": "numpy", "nogil": True, "_nrt": False, "no_cfunc_wrapper": True}
@@ -43,5 +50,5 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def entry(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile a function that Python calls, with all it calls, and keep the result on disk."""
-    return cast("Callable[P, R]", numba.njit(cache=True, **_OPTIONS)(cast("Any", function)))
+    """Compile a function that Python calls, with all it calls, and keep the result on disk if there is a place."""
+    return cast("Callable[P, R]", numba.njit(cache=CACHE is not None, **_OPTIONS)(cast("Any", function)))

@@ -83,6 +83,22 @@ def test_a_profile_of_another_model_is_noted(files: list[str]) -> None:
     assert not any("serves" in note for note in named_devices(config(), DeviceFlags((files[0],), counts=(1,))).notes)
 
 
+def test_a_plan_is_for_one_model(files: list[str], tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(profile_to_json(profile(1, device="gpu-c", model="hub/other")))
+    with pytest.raises(ConfigError, match="of unlike models, m, hub/other"):
+        named_devices(config(), DeviceFlags((files[0], str(other)), counts=(4, 4)))
+    other.write_text(profile_to_json(profile(1, device="gpu-c", model="hub/M")))
+    assert len(named_devices(config(), DeviceFlags((files[0], str(other)), counts=(4, 4))).groups) == 2
+
+
+def test_a_profile_that_is_still_to_be_measured_is_said_to_be(tmp_path: Path) -> None:
+    missing = str(tmp_path / "demo.json")
+    with pytest.raises(ConfigError) as caught:
+        named_devices(config(), DeviceFlags((missing,), counts=(4,)))
+    assert f"there is no profile {missing}: `python baton.py profile CONFIG --out {missing}`" in str(caught.value)
+
+
 def test_a_known_gpu_and_a_config_json_make_a_profile(tmp_path: Path) -> None:
     shape = {
         "architectures": ["LlamaForCausalLM"],

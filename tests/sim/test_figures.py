@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.figures import decimals_known, figure, percent, plain, with_interval
+from sim.figures import decimals_known, figure, floored, percent, plain, with_interval
 from sim.plan import Interval
 
 
@@ -19,6 +19,8 @@ from sim.plan import Interval
         (900, 1234.5, 1600, "1,230 (900..1,600)"),
         (14.1983, 14.1983, 14.1983, "14.2"),
         (0, 0, 0, "0"),
+        (28.8353760, 28.8353762, 28.8353764, "28.8"),
+        (2883.5, 2883.6, 2883.7, "2,880"),
         (0.0801, 0.0902, 0.1003, "0.090 (0.080..0.100)"),
     ],
 )
@@ -57,3 +59,10 @@ def test_the_last_digit_is_within_a_third_of_the_uncertainty(mid: float, width: 
     decimals = decimals_known(Interval(mid - half, mid, mid + half))
     assert half / 40 <= 10.0**-decimals or decimals == 6
     assert 10.0**-decimals <= half / 0.99 or decimals == 6
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(17.58, "17.5"), (17.6, "17.6"), (0.029999, "0.0299"), (1239.9, "1,230"), (0, "0"), (9, "9")]
+)
+def test_what_must_not_be_exceeded_is_rounded_down(value: float, text: str) -> None:
+    assert floored(value) == text

@@ -116,6 +116,47 @@ def test_the_file_itself_may_be_written_but_no_other_that_exists(file: Path, tmp
         done(file, feasible(), write=tmp_path / "no" / "c.yaml")
 
 
+def test_what_the_file_does_not_say_is_named(file: Path, tmp_path: Path) -> None:
+    promise = "slo={classes: {chat: {ttft_ms: 200, tpot_ms: 40}}}"
+    config = load_config(file, environ={}, overrides=[promise, "plan.gpus=2"])
+    err = io.StringIO()
+    output = Output(io.StringIO(), err, write=tmp_path / "planned.yaml")
+    run(config, file, PlanFlags(num_requests=200), output, Answers(feasible()))
+    assert "what --set or BATON_ variables say of slo was planned for and is not in the file" in err.getvalue()
+
+
+def test_a_file_that_is_written_again_keeps_its_link_and_its_mode(file: Path, tmp_path: Path) -> None:
+    file.chmod(0o600)
+    link = tmp_path / "link.yaml"
+    link.symlink_to(file)
+    done(link, feasible(), write=link)
+    assert link.is_symlink()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert load_config(file, environ={}).pools != "auto"
+
+
+def test_only_what_changes_is_set_outside_the_pools(file: Path, tmp_path: Path) -> None:
+    target = tmp_path / "planned.yaml"
+    _, out, _ = done(file, feasible(), write=target)
+    assert "whole_below" not in out + target.read_text()
+    file.write_text(file.read_text() + "router: {whole_below_tokens: 64}\n")
+    _, out, _ = done(file, feasible(), write=file)
+    assert out.endswith("router:\n  whole_below_tokens: 0\n")
+    assert load_config(file, environ={}).router.whole_below_tokens == 0
+
+
+def test_the_first_use_says_that_it_compiles(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sim.search.search", Answers(feasible()))
+    monkeypatch.setattr("sim.kernel.compiled.CACHE", tmp_path)
+    told = []
+    for _ in range(2):
+        err = io.StringIO()
+        run(load_config(file, environ={}), file, PlanFlags(), Output(io.StringIO(), err))
+        told.append(err.getvalue())
+        (tmp_path / "run.1.nbc").touch()
+    assert told == ["compiling the simulator, once: about half a minute\n", ""]
+
+
 def test_a_plan_that_needs_predictions_without_a_profile_says_so(file: Path) -> None:
     kinds = PlanFlags(devices=DeviceFlags(kinds=("h100-sxm",), counts=(3,)), num_requests=200)
     out = io.StringIO()

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from core.config.models import PlanConfig
 from sim.device_groups import DeviceFlags
-from sim.plan_flags import add_plan_flags, plan_flags
+from sim.plan_flags import MOST_GPUS, MOST_PRICE, MOST_RATE, add_plan_flags, plan_flags
 from sim.questions import PlanFlags
 
 
@@ -51,6 +52,12 @@ def test_every_flag_arrives() -> None:
         ("--rate nan", "nan is not above 0"),
         ("--price inf", "inf is not above 0"),
         ("--gpus 0", "0 is not 1 or more"),
+        ("--gpus 65537", "65537 is more than 65,536"),
+        ("--requests 1000001", "1000001 is more than 1,000,000"),
+        ("--rate 1e308", "1e308 is more than 10,000,000"),
+        ("--price 1e300", "1e300 is more than 1,000,000"),
+        ("--seed -1", "-1 is not 0 or more"),
+        ("--seed x", "invalid whole number value: 'x'"),
         ("--gpus 1.5", "invalid whole number value: '1.5'"),
     ],
 )
@@ -58,6 +65,17 @@ def test_wrong_numbers_are_refused(words: str, text: str) -> None:
     with pytest.raises(argparse.ArgumentError) as caught:
         parsed(*words.split())
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "key", "most"),
+    [("--gpus", "gpus", MOST_GPUS), ("--rate", "rate", MOST_RATE), ("--price", "price_per_hour", MOST_PRICE)],
+)
+def test_flags_take_as_much_as_the_keys_of_the_file(flag: str, key: str, most: float) -> None:
+    assert PlanConfig.model_validate({key: most}) == PlanConfig.model_validate({key: int(most)})
+    parsed(flag, f"{most:.0f}")
+    with pytest.raises(ValueError, match="less than or equal"):
+        PlanConfig.model_validate({key: most + 1})
 
 
 def test_to_know_the_flags_loads_nothing_heavy() -> None:

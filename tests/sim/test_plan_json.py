@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from core.config.models import PoolsConfig
 from sim.cluster import LinkSpec
+from sim.faster_link import FasterLink
 from sim.plan import RatePoint, Shortfall, Verdict
 from sim.plan_json import plan_json
 from tests.support.plans import BATCH, CHAT, SETTING, apart, candidate, plan, question, together
@@ -41,3 +42,10 @@ def test_a_shortfall_is_told_in_full() -> None:
         "nearest": [{"class": "chat", "ttft_ms": 400.0, "tpot_ms": 50.0, "attainment": 0.9}],
         "feasible_rate": None,
     }
+
+
+def test_the_link_that_would_change_the_verdict_is_told() -> None:
+    answer = plan(verdict=Verdict.ONE_POOL, one=candidate(together(), (10.0, 11.0, 12.0), group=(0,)))
+    assert plan_json(answer, question(), SETTING, None)["faster_link"] is None
+    nothing = plan_json(answer, question(), SETTING, None, FasterLink(50e9, None, pays=False))["faster_link"]
+    assert nothing == {"bytes_per_s": 50e9, "pays": False, "candidate": None}

@@ -76,6 +76,11 @@ def test_to_write_a_plan_twice_is_to_write_it_once(tmp_path: Path) -> None:
     assert once == twice
 
 
+def test_the_last_line_always_ends() -> None:
+    keys = planned_keys(apart(), BatonConfig())
+    assert with_plan("pools: auto", keys.pools, {}).endswith("\n")
+
+
 def test_a_plan_that_predicts_needs_the_policy_that_can(tmp_path: Path) -> None:
     cluster = apart(routing=Routing(admission=Admission.TTFT))
     profile = tmp_path / "p.json"
@@ -96,6 +101,31 @@ def test_gpus_follow_the_parallel_size() -> None:
     config = BatonConfig.model_validate({"pools": {"decode": {"gpus": 1}, "prefill": {"gpus": 0}}})
     pools = planned_keys(together(2, tp=4), config).pools
     assert (pools.decode.gpus, pools.prefill.gpus, pools.prefill.tensor_parallel) == (4, 0, 4)
+
+
+@pytest.mark.parametrize(
+    ("device", "memory_mb", "gpus"),
+    [("h100-sxm", (None, None), (None, None)), ("cpu-amd-epyc-4-cores", (256, 512), (1, 0))],
+)
+def test_no_gpu_gets_the_memory_and_devices_of_the_cpu_workers_in_the_file(
+    device: str, memory_mb: tuple[int | None, ...], gpus: tuple[int | None, ...]
+) -> None:
+    named = {"prefill": {"kv_cache_mb": 256, "gpus": 1}, "decode": {"kv_cache_mb": 512, "gpus": 0}}
+    config = BatonConfig.model_validate({"pools": named})
+    for cluster in (apart(), together(2)):
+        prefill = replace(cluster.prefill, device=device) if cluster.prefill else None
+        pools = planned_keys(replace(cluster, decode=replace(cluster.decode, device=device), prefill=prefill), config)
+        both = (pools.pools.prefill, pools.pools.decode)
+        assert tuple(each.kv_cache_mb for each in both) == memory_mb
+        assert tuple(each.gpus for each in both) == gpus
+
+
+def test_no_gpu_gets_the_memory_that_the_section_plan_gives_to_cpu_workers() -> None:
+    config = BatonConfig.model_validate({"pools": "auto", "plan": {"kv_cache_mb": 256}})
+    cluster = together(2)
+    on_gpu = replace(cluster, decode=replace(cluster.decode, device="h100-sxm"))
+    assert planned_keys(on_gpu, config).pools.decode.kv_cache_mb is None
+    assert planned_keys(cluster, config).pools.decode.kv_cache_mb == 256
 
 
 def test_a_file_in_braces_is_left_alone() -> None:

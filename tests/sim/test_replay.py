@@ -174,10 +174,22 @@ async def test_a_line_without_its_end_is_not_read(log: Path) -> None:
     assert (found.agrees, found.decisions) == (True, 5)
 
 
-@pytest.mark.parametrize("text", ["no JSON\n", "[]\n", '{"event": "dance"}\n'])
-def test_what_is_no_log_is_refused(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"no JSON",
+        b"[]",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"event": "dance"}',
+        b'{"event": "left", "worker": []}',
+        b'{"event": "load", "worker": "p", "load": ["many"' + b", 0" * 11 + b"]}",
+    ],
+    ids=lambda line: line[-24:].decode(errors="replace"),
+)
+def test_what_is_no_log_is_refused(line: bytes, tmp_path: Path) -> None:
     file = tmp_path / "other.txt"
-    file.write_text(text)
+    file.write_bytes(line + b"\n")
     with pytest.raises(ConfigError, match=r"other\.txt:1: "):
         replay(file)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -107,3 +108,11 @@ def test_what_cannot_be_read_is_one_clear_error(text: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(text, file="t")
     assert words in str(caught.value)
+
+
+def test_numbers_of_hundreds_of_digits_are_taken_for_infinity() -> None:
+    huge = "1" + "0" * 400
+    columns = parse(f'{{"timestamp": 0, "input_length": {huge}, "output_length": 1}}', file="t")
+    assert columns.prompt_tokens == [math.inf]
+    columns = parse(f'{{"input_lens": [{huge}], "output_lens": [1]}}', file="t")
+    assert columns.prompt_tokens == [math.inf]

@@ -118,6 +118,21 @@ def test_prefix_blocks_are_renumbered_and_cut_to_whole_blocks(tmp_path: Path) ->
     assert workload.prefix_ids.tolist() == [0, 1, 0, 2]
 
 
+def test_hashes_of_any_size_name_prefixes(tmp_path: Path) -> None:
+    line = '{"timestamp": %d, "input_length": 1100, "output_length": 5, "hash_ids": [%d, %d]}\n'
+    text = line % (0, 10**30, 7) + line % (1000, 10**30, -(2**70))
+    assert read_trace(written(tmp_path, text)).workload.prefix_ids.tolist() == [0, 1, 0, 2]
+
+
+def test_an_endless_file_is_refused_before_memory_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sim.traces._MAX_BYTES", 1000)
+    packed = tmp_path / "t.gz"
+    packed.write_bytes(gzip.compress(b"0" * 1001))
+    for file in (Path("/dev/zero"), packed):
+        with pytest.raises(ConfigError, match="a part of it is trace enough"):
+            read_trace(file)
+
+
 def test_classes_are_read_by_name(tmp_path: Path) -> None:
     rows = "arrived_s,prompt_tokens,output_tokens,slo_class\n2,1,1,batch\n1,2,1,\n0,3,1,chat\n"
     trace = read_trace(written(tmp_path, rows), class_names=("chat", "batch"), default_class=1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from core.config.models import BatonConfig
+from core.config.models import BatonConfig, PoolConfig, RouterConfig
 from core.errors import ConfigError
 from sim.cluster import Admission, ClusterSpec, Mode
-from sim.what_if import fixed_cluster
+from sim.what_if import RANGES, fixed_cluster
 from tests.support.plans import question
 
 POOLS = {
@@ -45,9 +47,17 @@ def test_no_prefill_workers_are_one_pool() -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ("decode", "decode is a whole number, e.g. decode=3"),
+        ("decode", "decode is a whole number from 1 to 4096, e.g. decode=3"),
         ("decode=0", "decode is a whole number"),
         ("decode=-1", "decode is a whole number"),
+        ("decode=٣", "decode is a whole number"),
+        ("decode=9999999999999999999", "decode is a whole number"),
+        ("seqs=100000000", "seqs is a whole number from 1 to 65536"),
+        ("chunk=99999999999", "chunk is a whole number from 32 to 1048576"),
+        ("chunk=1", "e.g. chunk=32"),
+        ("chunk=512,seqs=513", "a step of 512 tokens has no room for 513 requests; add seqs=512"),
+        ("mode=one-pool,prefill=1", "mode one-pool has no prefill workers"),
+        ("pp=2", "has no tp1 pp2"),
         ("workers=3", "write KEY=VALUE with a key of prefill, decode, tp"),
         ("mode=both", "mode is one of one-pool, one-pool-chunked, disaggregated, hybrid"),
         ("mode=hybrid,prefill=0", "mode hybrid needs prefill workers"),
@@ -59,3 +69,46 @@ def test_wrong_words_are_refused(words: str, text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         cluster(words)
     assert text in str(caught.value)
+
+
+def test_prefill_workers_keep_their_own_limits_unless_words_replace_them() -> None:
+    pools = POOLS | {"prefill": {"max_num_seqs": 8, "max_num_batched_tokens": 8192}}
+    prefill, replaced = cluster("decode=3", pools=pools).prefill, cluster("seqs=9", pools=pools).prefill
+    assert prefill is not None
+    assert replaced is not None
+    assert (prefill.max_num_seqs, prefill.max_num_batched_tokens) == (8, 8192)
+    assert (replaced.max_num_seqs, replaced.max_num_batched_tokens) == (9, 8192)
+
+
+def test_stages_alone_take_the_smallest_tensor_size_that_has_them() -> None:
+    asked = question()
+    shape = replace(asked.groups[0].profile.shapes[0], tensor_parallel=2, pipeline_parallel=2)
+    shapes = (*asked.groups[0].profile.shapes, shape)
+    group = replace(asked.groups[0], profile=replace(asked.groups[0].profile, shapes=shapes))
+    fixed = fixed_cluster(BatonConfig(pools="auto"), replace(asked, groups=(group,)), ["pp=2"])
+    assert (fixed.decode.tensor_parallel, fixed.decode.pipeline_parallel) == (2, 2)
+
+
+def test_one_kind_of_device_is_judged() -> None:
+    with pytest.raises(ConfigError, match="on one kind of device"):
+        fixed_cluster(BatonConfig(), question(groups=2), ["decode=3"])
+
+
+@pytest.mark.parametrize(
+    ("word", "section", "key"),
+    [
+        ("prefill", PoolConfig, "replicas"),
+        ("decode", PoolConfig, "replicas"),
+        ("tp", PoolConfig, "tensor_parallel"),
+        ("pp", PoolConfig, "pipeline_parallel"),
+        ("chunk", PoolConfig, "max_num_batched_tokens"),
+        ("seqs", PoolConfig, "max_num_seqs"),
+        ("whole_below", RouterConfig, "whole_below_tokens"),
+    ],
+)
+def test_the_ranges_are_those_of_the_keys_that_up_takes(
+    word: str, section: type[PoolConfig] | type[RouterConfig], key: str
+) -> None:
+    schema = section.model_json_schema()["properties"][key]
+    least = 1 if word == "decode" else schema["minimum"]  # no pool decodes nothing
+    assert RANGES[word] == (least, schema["maximum"])

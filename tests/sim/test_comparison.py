@@ -1,0 +1,87 @@
+"""Both kinds are always told: a figure for each, or why it has none, and which link would change that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sim.comparison import alike, comparison, per_gpu, placement
+from sim.faster_link import FasterLink
+from sim.plan import Plan, Verdict
+from tests.sim.test_faster_link import ONE, slow
+from tests.support.plans import apart, candidate, plan, question, together
+
+P_D = candidate(apart(), (13.1, 14.2, 15.0))
+ONE_WINS = plan(verdict=Verdict.ONE_POOL, one=ONE)
+
+
+def said(answer: Plan = ONE_WINS, *, faster: FasterLink | None = None) -> str:
+    return " ".join(" ".join(comparison(answer, slow(), faster)).split())
+
+
+def test_prefill_and_decode_without_a_figure_say_why() -> None:
+    assert said().startswith(
+        "prefill and decode keeps the promise at no rate: the KV of a mean prompt takes 500 ms at 2 GB/s (16 Gbit/s), "
+        "and chat has 400 ms to its first token one pool 11.0 (10.0..12.0) requests/s, 1.38 per GPU, one pool 8 x tp1"
+    )
+    alone = slow()
+    alone = replace(alone, groups=(replace(alone.groups[0], devices_per_node=1),))
+    assert "it takes two workers, and the devices hold one" in " ".join(comparison(ONE_WINS, alone))
+    assert comparison(ONE_WINS, question())[0] == "prefill and decode  keeps the promise at no rate"
+
+
+def test_a_figure_of_zero_is_no_figure() -> None:
+    none = candidate(apart(), (0.0, 0.0, 0.0))
+    lines = comparison(plan(verdict=Verdict.ONE_POOL, one=ONE, p_d=none), question())
+    assert [line.split("  ")[0] for line in lines] == ["prefill and decode", "one pool"]
+    assert lines[0] == "prefill and decode  keeps the promise at no rate"
+
+
+def test_within_the_devices_that_a_rate_needs_no_more_is_claimed() -> None:
+    one = plan(verdict=Verdict.ONE_POOL, one=candidate(together(1), (1, 2, 3), group=(0,)))
+    asked = replace(question(), rate=2.0)
+    assert "on so few devices: it takes two workers, and one pool carries the rate with one" in " ".join(
+        " ".join(comparison(one, asked)).split()
+    )
+    assert comparison(ONE_WINS, asked)[0].endswith("keeps the promise at no rate on the 8 devices that one pool needs")
+
+
+def test_one_pool_without_a_figure_is_told_too() -> None:
+    assert "one pool            keeps the promise at no rate" in comparison(plan(p_d=P_D), question())
+
+
+@pytest.mark.parametrize(
+    ("faster", "words"),
+    [
+        (
+            FasterLink(12.5e9, P_D, pays=True),
+            "with 12.5 GB/s (100 Gbit/s) of KV from each worker P/D 3 x tp1 + 5 x tp1 would carry 14.2 (13.1..15.0) "
+            "requests/s and pay; --inner-bandwidth and --bandwidth plan for it",
+        ),
+        (FasterLink(50e9, P_D, pays=False), "would carry 14.2 (13.1..15.0) requests/s, not clearly more"),
+        (FasterLink(50e9, candidate(apart(), (4.0, 5.0, 6.0)), pays=False), "5.0 (4.0..6.0) requests/s, no more than"),
+        (FasterLink(50e9, None, pays=False), "not even with 50 GB/s (400 Gbit/s) of KV from each worker would"),
+    ],
+)
+def test_the_link_that_would_change_it_is_named(faster: FasterLink, words: str) -> None:
+    assert words in said(faster=faster)
+    assert max(map(len, comparison(ONE_WINS, slow(), faster))) <= 100
+
+
+def test_a_named_placement_has_nothing_beside_it_but_its_link() -> None:
+    assert comparison(plan(p_d=P_D), replace(question(), fixed=apart())) == []
+    busy = replace(P_D, cluster=replace(apart(), link=slow().groups[0].inner_link))
+    assert "100 % busy" in " ".join(comparison(plan(p_d=busy), replace(slow(), fixed=apart())))
+
+
+def test_nothing_that_fits_is_nothing_to_compare() -> None:
+    assert comparison(plan(verdict=Verdict.INFEASIBLE), question()) == []
+
+
+def test_names_and_figures_of_a_placement() -> None:
+    assert placement(apart(3, 5, hybrid=True)) == "hybrid 3 x tp1 + 5 x tp1"
+    assert placement(together(2, tp=4), ("B",)) == "one pool 2 x tp4 B"
+    assert per_gpu(P_D) == "1.77"
+    assert not alike(plan(p_d=P_D, one=ONE))
+    assert alike(plan(p_d=P_D, one=replace(ONE, goodput=P_D.goodput)))
