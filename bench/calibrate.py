@@ -1,4 +1,4 @@
-"""Calibrates what engines add to kernels on measured servings: four factors for each group of servings.
+"""Calibrates what engines add to kernels on measured servings: four factors for each group, one of experts for a kind.
 
 Owns the prediction of one serving and the fit. Must not know files or reports (bench.fidelity_silicon). The fit is
 damped Gauss-Newton on the logarithms of the factors, with rows far off weighted down (Huber) and a pull towards what
@@ -23,25 +23,17 @@ from core.latency.model_shape import ModelShape
 from core.latency.step import StepCost, Table
 
 Floats = NDArray[np.float64]
-# Log-factors: prefill_scale, decode_scale, step_s, request_s of EngineCost, and the scale of TTFT.
-_START = np.log(np.array([1.2, 1.1, 1e-3, 40e-3, 1.0]))
-_SPREAD = np.array(
-    [0.15, 0.15, 0.5, 1.0, 0.03]
-)  # prior standard deviations of the logarithms around the shared factors
+# Log-factors: prefill_scale, decode_scale, step_s, request_s, expert_scale of EngineCost.
+_START = np.log(np.array([1.2, 1.1, 1e-3, 40e-3, 3.0]))
+_SPREAD = np.array([0.15, 0.15, 0.5, 1.0])  # prior standard deviations of the logarithms around the shared factors
+_EXPERT_SPREAD = 0.1  # of the last, which only kinds with experts fit; chosen with its start by halving the fitted half
 _LOOSE = 4.0  # how much wider the prior of the shared factors themselves is
 _HUBER = 0.1  # beyond this relative error a row counts less
 _NOISE = 0.1  # standard deviation of a row, against which the prior weighs
 _ITERATIONS = 5
 _MOST_REQUESTS, _MOST_ROUNDS, _FEWEST_ROUNDS = 1500, 10, 3  # of one simulated measurement
+_UTILIZATION = 0.95  # of memory: the launch scripts of the public rows (SemiAnalysis InferenceX) say 0.9 or 0.95
 _MIN_CAPACITY_TOKENS = 16_384  # a serving was measured, so it fitted, whatever our estimate of its memory says
-
-
-@dataclass(frozen=True, slots=True)
-class Habit:
-    """How the steps of a group are mixed and its lengths spread: what the rows do not say and the fit chooses."""
-
-    mixed: bool
-    shortest: float | None = None  # None: as the row's origin has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +41,9 @@ class Calibration:
     """What was found for one group."""
 
     engine: EngineCost
-    ttft_scale: float  # of the mean time to first token, beyond what the simulated queue explains
-    habit: Habit
+    mixed: bool  # prompts beside decoding sequences, else in steps of their own; the rows do not say, the fit chooses
     ttft_spread: float  # standard deviation of the logarithm of measured over predicted
     tpot_spread: float
-
-
-_SPREADS_OF_LENGTHS = (None, 0.97, 0.8)  # tried for each group; None as Habit.shortest
 
 
 class Predictor:
@@ -63,23 +51,23 @@ class Predictor:
 
     def __init__(self, devices: Mapping[str, DeviceProfile]) -> None:
         self._devices = devices
-        self._costs: dict[tuple[str, str, float, float, Worker], tuple[StepCost, int]] = {}  # all asked for so far
+        self._costs: dict[tuple[object, ...], tuple[StepCost, int]] = {}  # all asked for so far
 
-    def predict(self, point: Point, engine: EngineCost, habit: Habit) -> tuple[float, float]:
+    def predict(self, point: Point, engine: EngineCost, mixed: bool) -> tuple[float, float]:
         """Return mean TTFT and TPOT in seconds."""
-        prefill, _ = self._cost(point, point.prefill)
-        decode, capacity = self._cost(point, point.decode)
-        batching = Batching.SEPARATE if point.separate else Batching.MIXED if habit.mixed else Batching.PREFILL_FIRST
-        load = _load(point, point.shortest if habit.shortest is None else habit.shortest)
+        prefill, _ = self._cost(point, point.prefill, engine)
+        decode, capacity = self._cost(point, point.decode, engine)
+        batching = Batching.SEPARATE if point.separate else Batching.MIXED if mixed else Batching.PREFILL_FIRST
         if point.separate:  # several prefill workers serve one decode worker as one that is as much faster
             prefill = prefill.scaled(prefill=1.0 / point.prefill_share)
-        ttft_s, tpot_s = measure(
-            load, Served(batching, with_engine(prefill, engine), with_engine(decode, engine), capacity)
-        )
+        costs = with_engine(prefill, engine), with_engine(decode, engine)
+        ttft_s, tpot_s = measure(_load(point), Served(batching, *costs, capacity, point.step_tokens))
         return ttft_s + engine.request_s, tpot_s
 
-    def _cost(self, point: Point, worker: Worker) -> tuple[StepCost, int]:
-        key = (point.model, point.device, point.weight_bytes, point.kv_value_bytes, worker)
+    def _cost(self, point: Point, worker: Worker, engine: EngineCost) -> tuple[StepCost, int]:
+        """Return the kernels' cost, of the engine's factors only the experts', and the room for KV."""
+        experts = engine.expert_scale if point.routed else 1.0
+        key = (point.model, point.device, point.weight_bytes, point.kv_value_bytes, worker, experts)
         if key not in self._costs:
             device, shape = self._device(point.device), _shape(point)
             cost = step_cost(
@@ -87,10 +75,14 @@ class Predictor:
                 shape,
                 tensor_parallel=worker.tensor_parallel,
                 expert_devices=worker.expert_devices,
-                engine=EngineCost(),
+                engine=EngineCost(expert_scale=experts),
             )
             room = kv_capacity_tokens(
-                device, shape, tensor_parallel=worker.tensor_parallel, expert_devices=worker.expert_devices
+                device,
+                shape,
+                tensor_parallel=worker.tensor_parallel,
+                expert_devices=worker.expert_devices,
+                utilization=_UTILIZATION,
             )
             self._costs[key] = (cost, max(room, _MIN_CAPACITY_TOKENS))
         return self._costs[key]
@@ -116,18 +108,18 @@ def fit_groups(predictor: Predictor, points: Sequence[Point]) -> dict[str, Calib
     found: dict[str, Calibration] = {}
     for kind in sorted({p.kind for p in points}):
         rows = [p for p in points if p.kind == kind]
-        usual = Habit(mixed=rows[0].backend != "sglang")
-        shared = _fit(predictor, rows, usual, _START, _SPREAD * _LOOSE)
-        found[kind] = _judged(predictor, rows, shared, usual)
+        mixed = rows[0].backend != "sglang"
+        loose = np.append(_SPREAD * _LOOSE, _EXPERT_SPREAD * rows[0].routed)
+        shared = _fit(predictor, rows, mixed, _START, loose)
+        found[kind] = _judged(predictor, rows, shared, mixed)
+        tight = np.append(_SPREAD, 0.0)
         for group in sorted({p.group for p in rows}):
             own = [p for p in rows if p.group == group]
             tried = []
-            for habit in (Habit(m, s) for m in sorted({True, usual.mixed}) for s in _SPREADS_OF_LENGTHS):
-                factors = _fit(predictor, own, habit, shared, _SPREAD)
-                errors = _errors(predictor, own, factors, habit)
-                tried.append(
-                    (_loss(errors.ravel(), factors - shared, _SPREAD), _judged(predictor, own, factors, habit))
-                )
+            for way in sorted({True, mixed}):
+                factors = _fit(predictor, own, way, shared, tight)
+                loss = _loss(_errors(predictor, own, factors, way).ravel(), factors - shared, tight)
+                tried.append((loss, _judged(predictor, own, factors, way)))
             found[group] = min(tried, key=lambda t: t[0])[1]
     return found
 
@@ -139,19 +131,23 @@ def calibration_of(found: Mapping[str, Calibration], point: Point) -> Calibratio
     return found.get(point.group) or found.get(point.kind) or next(iter(found.values()))
 
 
-def _fit(predictor: Predictor, rows: Sequence[Point], habit: Habit, center: Floats, spread: Floats) -> Floats:
-    """Minimise Huber-weighted squares of log errors plus the pull towards `center`; return the log-factors."""
-    x, damping = center.copy(), 1e-2
-    errors = _errors(predictor, rows, x, habit).ravel()
+def _fit(predictor: Predictor, rows: Sequence[Point], mixed: bool, center: Floats, spread: Floats) -> Floats:
+    """Minimise Huber-weighted squares of log errors plus the pull towards `center`; return the log-factors.
+
+    A factor whose spread is 0 stays at its center.
+    """
+    x, damping, free = center.copy(), 1e-2, np.flatnonzero(spread)
+    pull = 1.0 / spread[free] ** 2
+    errors = _errors(predictor, rows, x, mixed).ravel()
     for _ in range(_ITERATIONS):
-        slope = np.column_stack(
-            [(_errors(predictor, rows, x + step, habit).ravel() - errors) / 0.05 for step in np.eye(len(x)) * 0.05]
-        )
+        steps = 0.05 * np.eye(len(x))[free]
+        slope = np.column_stack([(_errors(predictor, rows, x + s, mixed).ravel() - errors) / 0.05 for s in steps])
         weights = 1.0 / np.maximum(1.0, np.abs(errors) / _HUBER) / _NOISE**2
-        normal = (slope.T * weights) @ slope + np.diag(1.0 / spread**2)
-        right = -(slope.T * weights) @ errors - (x - center) / spread**2
-        move = np.clip(np.linalg.solve(normal + damping * np.diag(np.diag(normal)), right), -0.7, 0.7)
-        tried = _errors(predictor, rows, x + move, habit).ravel()
+        normal = (slope.T * weights) @ slope + np.diag(pull)
+        right = -(slope.T * weights) @ errors - (x - center)[free] * pull
+        move = np.zeros_like(x)
+        move[free] = np.clip(np.linalg.solve(normal + damping * np.diag(np.diag(normal)), right), -0.7, 0.7)
+        tried = _errors(predictor, rows, x + move, mixed).ravel()
         if _loss(tried, x + move - center, spread) < _loss(errors, x - center, spread):
             x, errors, damping = x + move, tried, damping / 3
             if np.abs(move).max() < 0.01:
@@ -162,30 +158,29 @@ def _fit(predictor: Predictor, rows: Sequence[Point], habit: Habit, center: Floa
 
 
 def _loss(errors: Floats, away: Floats, spread: Floats) -> float:
-    size = np.abs(errors)
+    size, free = np.abs(errors), spread > 0
     huber = np.where(size < _HUBER, size**2, 2 * _HUBER * size - _HUBER**2)
-    return float(huber.sum() / _NOISE**2 + ((away / spread) ** 2).sum())
+    return float(huber.sum() / _NOISE**2 + ((away[free] / spread[free]) ** 2).sum())
 
 
-def _errors(predictor: Predictor, rows: Sequence[Point], factors: Floats, habit: Habit) -> Floats:
+def _errors(predictor: Predictor, rows: Sequence[Point], factors: Floats, mixed: bool) -> Floats:
     """Return log(predicted / measured) of TTFT and TPOT: (num_rows, 2)."""
-    engine, scale = _engine(factors)
-    predicted = np.array([predictor.predict(point, engine, habit) for point in rows]) * (scale, 1.0)
+    engine = _engine(factors)
+    predicted = np.array([predictor.predict(point, engine, mixed) for point in rows])
     exact: Floats = np.log(predicted / np.array([(point.ttft_s, point.tpot_s) for point in rows]))
     return exact
 
 
-def _judged(predictor: Predictor, rows: Sequence[Point], factors: Floats, habit: Habit) -> Calibration:
+def _judged(predictor: Predictor, rows: Sequence[Point], factors: Floats, mixed: bool) -> Calibration:
     """Attach the spread of the errors, from their 90 % point, for their tails are heavy."""
-    sizes = np.quantile(np.abs(_errors(predictor, rows, factors, habit)), 0.9, axis=0) / 1.645
+    sizes = np.quantile(np.abs(_errors(predictor, rows, factors, mixed)), 0.9, axis=0) / 1.645
     freedom = np.sqrt((len(rows) + len(factors)) / len(rows))  # the factors were fitted to these very rows
-    engine, scale = _engine(factors)
-    return Calibration(engine, scale, habit, float(sizes[0] * freedom), float(sizes[1] * freedom))
+    return Calibration(_engine(factors), mixed, float(sizes[0] * freedom), float(sizes[1] * freedom))
 
 
-def _engine(factors: Floats) -> tuple[EngineCost, float]:
-    values = [float(v) for v in np.exp(factors)]
-    return EngineCost(*values[:4]), values[4]
+def _engine(factors: Floats) -> EngineCost:
+    prefill, decode, step_s, request_s, experts = (float(v) for v in np.exp(factors))
+    return EngineCost(prefill, decode, step_s, request_s, expert_scale=experts)
 
 
 def _raised(table: Table, by_s: float) -> Table:
@@ -199,6 +194,8 @@ def _shape(point: Point) -> ModelShape:
 
 
 @functools.lru_cache(maxsize=4096)
-def _load(point: Point, shortest: float) -> Load:
+def _load(point: Point) -> Load:
     rounds = min(_MOST_ROUNDS, max(_FEWEST_ROUNDS, _MOST_REQUESTS // point.concurrency))
-    return Load.drawn(point.concurrency, point.prompt_tokens, point.output_tokens, rounds=rounds, shortest=shortest)
+    return Load.drawn(
+        point.concurrency, point.prompt_tokens, point.output_tokens, rounds=rounds, shortest=point.shortest
+    )

@@ -59,7 +59,6 @@ class Served:
     kv_capacity_tokens: int
     max_num_batched_tokens: int = 8192
     max_num_seqs: int = 1024
-    request_s: float = 0.0  # from sending until the scheduler sees the request; meanwhile the next step begins
 
 
 def measure(load: Load, served: Served) -> tuple[float, float]:
@@ -73,7 +72,6 @@ def measure(load: Load, served: Served) -> tuple[float, float]:
         pair=np.array([served.prefill.pair(n) for n in at]),
         fixed=np.array([served.decode.decode_fixed(b) for b in seqs]),
         context=np.array([served.decode.decode_context(b) for b in seqs]),
-        request_s=served.request_s,
     )
     run = _Run(
         prompt=load.prompt_tokens.astype(np.int64),
@@ -108,7 +106,6 @@ class _Costs(NamedTuple):
     pair: Floats  # at the knots `at`
     fixed: Floats  # by sequences, from 0
     context: Floats  # by sequences, from 0
-    request_s: float
 
 
 class _Run(NamedTuple):
@@ -149,12 +146,12 @@ def _kv_tokens(run: _Run, request: int) -> int:
 
 
 @_compiled
-def _take_prompts(run: _Run, costs: _Costs, room: int, cut: bool) -> tuple[int, float, int]:
+def _take_prompts(run: _Run, room: int, cut: bool) -> tuple[int, float, int]:
     """Choose the next step's prompts, in order, the last one perhaps `cut`. Return tokens, pairs and whole prompts."""
     counts = run.counts
     tokens, pairs, whole = 0, 0.0, 0
     held, i = counts[_HELD], counts[_HEAD]
-    while i < counts[_TAIL] and run.sent_s[i] + costs.request_s <= run.times[_NOW] and room > 0:
+    while i < counts[_TAIL] and room > 0:
         if counts[_SEQS] + whole >= run.limits[_PLACES]:
             break
         if not cut and run.prompt[i] > room and whole > 0:  # its own worker takes a long prompt in one step
@@ -189,7 +186,7 @@ def _start_decoding(run: _Run, requests: int) -> None:
 
 @_compiled
 def _quiet_steps(run: _Run, costs: _Costs, step_s: float) -> int:
-    """Return how many decode steps pass before a request finishes, arrives or comes from the prefill worker."""
+    """Return how many decode steps pass before a request finishes or comes from the prefill worker."""
     counts, now = run.counts, run.times[_NOW]
     steps = run.left[0]
     for j in range(1, counts[_SEQS]):
@@ -197,8 +194,6 @@ def _quiet_steps(run: _Run, costs: _Costs, step_s: float) -> int:
     until = now
     if counts[_MOVING]:
         until = run.times[_PREFILL_END]
-    elif counts[_HEAD] < counts[_TAIL]:
-        until = run.sent_s[counts[_HEAD]] + costs.request_s
     if now < until < now + step_s * steps:
         steps = int(np.ceil((until - now) / step_s))
     return max(1, int(steps))
@@ -232,8 +227,6 @@ def _serve(run: _Run, costs: _Costs, batching: int) -> None:
     """Step until every request is done."""
     counts, times = run.counts, run.times
     while counts[_DONE] < len(run.prompt):
-        if counts[_SEQS] == 0 and counts[_MOVING] == 0:
-            times[_NOW] = max(times[_NOW], run.sent_s[counts[_HEAD]] + costs.request_s)
         if counts[_MOVING] and (times[_PREFILL_END] <= times[_NOW] or counts[_SEQS] == 0):
             times[_NOW] = max(times[_NOW], times[_PREFILL_END])
             arrived, counts[_MOVING] = counts[_MOVING], 0
@@ -242,7 +235,7 @@ def _serve(run: _Run, costs: _Costs, batching: int) -> None:
         seqs = counts[_SEQS]
         beside = seqs if batching == 0 else 0  # decoding tokens in the step of the prompts
         if counts[_MOVING] == 0:
-            tokens, pairs, whole = _take_prompts(run, costs, run.limits[_BUDGET] - beside, batching != 2)
+            tokens, pairs, whole = _take_prompts(run, run.limits[_BUDGET] - beside, batching != 2)
         if tokens:
             prefill_s = _line(costs.at, costs.pair, tokens) * pairs + _line(costs.at, costs.dense, tokens + beside)
             prefill_s -= _line(costs.at, costs.dense, beside) if beside else 0.0

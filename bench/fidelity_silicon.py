@@ -1,6 +1,6 @@
 """How true the derived latency model is to measured servings: `python -m bench.fidelity_silicon SERVINGS.csv[.gz]`.
 
-Owns the command and its report. Fits four engine factors and a scale of TTFT on every other configuration of each group
+Owns the command and its report. Fits four engine factors on every other configuration of each group
 (bench.silicon_points.split) and reports on the rest; or fits on one file and reports on another with --report. Must
 not know how predictions are made (bench.calibrate).
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     judged = [judge(predictor, found, point) for point in report]
     sys.stdout.write(
-        f"{len(fit)} distinct servings to fit, {len(report)} to report on, {unknown} of unknown models\n\n"
+        f"{len(fit)} distinct servings to fit, {len(report)} to report on, {unknown} rows left out: undetermined\n\n"
     )
     sys.stdout.write("\n".join([*table(judged), "", *factors(found)]) + "\n")
     return 0
@@ -60,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def judge(predictor: Predictor, found: Mapping[str, Calibration], point: Point) -> Judged:
     """Predict one serving with its group's calibration and compare."""
     calibration = calibration_of(found, point)
-    ttft_s, tpot_s = predictor.predict(point, calibration.engine, calibration.habit)
-    ratios = np.array([ttft_s * calibration.ttft_scale / point.ttft_s, tpot_s / point.tpot_s])
+    ttft_s, tpot_s = predictor.predict(point, calibration.engine, calibration.mixed)
+    ratios = np.array([ttft_s / point.ttft_s, tpot_s / point.tpot_s])
     logs = np.abs(np.log(ratios))
     return Judged(
         point=point,
@@ -96,13 +96,13 @@ def table(judged: Sequence[Judged]) -> list[str]:
 
 def factors(found: Mapping[str, Calibration]) -> list[str]:
     """Write what was calibrated."""
-    lines = ["calibrated: prefill x, decode x, ms a step, ms a request, TTFT x; spread of TTFT, of TPOT; habit"]
+    lines = ["calibrated: prefill x, decode x, ms a step, ms a request, experts x; spread; steps"]
     for name, c in sorted(found.items()):
         e = c.engine
-        habit = ", ".join(f"{key}={value}" for key, value in asdict(c.habit).items())
         lines.append(
             f"{name:44} {e.prefill_scale:5.2f} {e.decode_scale:5.2f} {e.step_s * 1e3:6.2f} {e.request_s * 1e3:7.1f}"
-            f" {c.ttft_scale:5.2f}   {c.ttft_spread:5.2f} {c.tpot_spread:5.2f}   {habit}"
+            f" {e.expert_scale:5.2f}"
+            f"   TTFT {c.ttft_spread:.2f}, TPOT {c.tpot_spread:.2f}   {'mixed' if c.mixed else 'prefill first'}"
         )
     return lines
 

@@ -2,9 +2,15 @@
 
 Owns the columns and how they are understood. Must not predict. What the columns do not say, and how we read it:
 prompts and outputs of the public benchmark rows (lengths that are powers of two, precision named) are uniform from 0.8
-to 1.0 of the nominal length, others exact; dense fp8 models of those rows keep their cache in fp8 under vLLM (else it
-would not have held what ran); a tensor size beyond a node of an aggregated serving is the product with the expert size;
-a missing concurrency is the batch size (of all decode workers).
+to 1.0 of the nominal length; others are exact, but under vLLM, which puts prompts beside decoding sequences, requests
+do not stay in step as equal lengths would make them, so theirs vary by 3 %; a vLLM step takes 2,048 tokens in the rows
+that name no precision, else 8,192 (both are defaults of vLLM; the half of the rows that is fitted tells them apart);
+dense fp8 models of the public rows keep their cache in fp8 under vLLM (else it would not have held what ran); a tensor
+size beyond a node of an aggregated serving is the product with the expert size; a missing concurrency is the batch size
+of one decode worker.
+
+Rows of separate prefill and decode workers that do not say how many there are count as undetermined: the recipes of the
+public benchmark they come from range from one to nine decode workers for one load, some with speculative decoding.
 """
 
 from __future__ import annotations
@@ -12,7 +18,7 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.known_models import known_model
@@ -21,6 +27,8 @@ from core.errors import ConfigError
 _NODE_DEVICES = 8
 _BENCHMARK_LENGTHS = frozenset({1024, 8192})
 _BENCHMARK_SHORTEST = 0.8
+_STAGGERED_SHORTEST = 0.97
+_STEP_TOKENS, _SMALL_STEP_TOKENS = 8192, 2048
 # Bytes of a weight; microscaled 4-bit formats add a scale for each 16 or 32 values.
 _WEIGHT_BYTES = {"fp8": 1.0, "fp4": 0.53, "int4": 0.53}
 
@@ -49,6 +57,7 @@ class Point:
     prompt_tokens: int
     output_tokens: int
     shortest: float  # the shortest lengths as a share of the nominal ones
+    step_tokens: int  # at most in one step: max_num_batched_tokens of vLLM, chunked_prefill_size of SGLang
     concurrency: int  # for each decode worker
     prefill_share: float  # prefill workers for each decode worker
     ttft_s: float
@@ -94,7 +103,10 @@ def split(points: list[Point], *, by_serving: bool = False) -> tuple[list[Point]
 
 
 def read_points(path: Path) -> tuple[list[Point], int]:
-    """Read the distinct points, and how many rows name an unknown model. Raises ConfigError for an unreadable file."""
+    """Read the distinct points, and how many rows are undetermined: unknown models or numbers of workers.
+
+    Raises ConfigError for an unreadable file.
+    """
     try:
         opener = gzip.open if path.suffix == ".gz" else open
         with opener(path, "rt", encoding="utf-8", newline="") as file:
@@ -103,9 +115,20 @@ def read_points(path: Path) -> tuple[list[Point], int]:
         raise ConfigError(f"cannot read the measured servings in {path}: {exc}") from exc
     if not rows or "silicon_tpot_ms" not in rows[0]:
         raise ConfigError(f"{path} has no column silicon_tpot_ms; it should be the silicon sample of the kernel tables")
-    points = [_point(row) for row in rows]
-    found = dict.fromkeys(point for point in points if point is not None)
-    return list(found), points.count(None)
+    found: dict[Point, Point] = {}
+    undetermined = 0
+    for row in rows:
+        point = _point(row)
+        if point is None:
+            undetermined += 1
+        else:
+            found.setdefault(_rounded(point), point)
+    return list(found.values()), undetermined
+
+
+def _rounded(point: Point) -> Point:
+    """Return what a repeated row shares with the first: its figures differ in the last digits at most."""
+    return replace(point, ttft_s=round(point.ttft_s, 4), tpot_s=round(point.tpot_s, 5))
 
 
 def _number(row: dict[str, str], column: str, default: float) -> float:
@@ -129,9 +152,9 @@ def _worker(row: dict[str, str], role: str) -> Worker:
 
 def _point(row: dict[str, str]) -> Point | None:
     shape = known_model(row["model_path"])
-    if shape is None:
-        return None
     separate = row["mode"] == "disagg"
+    if shape is None or (separate and not row["decode_num_workers"]):
+        return None
     prompt, output = int(row["isl"]), int(row["osl"])
     decoders = max(1.0, _number(row, "decode_num_workers", 1))
     batch = _number(row, "decode_batch_size" if separate else "batch_size", 1)
@@ -150,7 +173,8 @@ def _point(row: dict[str, str]) -> Point | None:
         separate=separate,
         prompt_tokens=prompt,
         output_tokens=output,
-        shortest=_BENCHMARK_SHORTEST if known_benchmark else 1.0,
+        shortest=_BENCHMARK_SHORTEST if known_benchmark else _STAGGERED_SHORTEST if row["backend"] == "vllm" else 1.0,
+        step_tokens=_STEP_TOKENS if row["precision"] or row["backend"] != "vllm" else _SMALL_STEP_TOKENS,
         concurrency=max(1, round(concurrency)),
         prefill_share=_number(row, "prefill_num_workers", 1) / decoders,
         ttft_s=float(row["silicon_ttft_ms"]) / 1e3,

@@ -27,9 +27,6 @@ _ACTIVATION_RESERVE_BYTES = 3e9
 _NODE_DEVICES = 8
 _TENSOR_SIZES = (1, 2, 4, 8)
 _LEAST_KV_TOKENS = 2048  # less room than for one short conversation is no room
-# Grouped products of experts over their data-sheet floors; reading and computing overlap little, for each expert has
-# few rows. Picked by hand from seven pairs, on a sample of measured servings of seven routed models.
-_EXPERT_READ_SCALE, _EXPERT_COMPUTE_SCALE = 1.3, 5.0
 # Between nodes: 400 Gbit/s for each device (ConnectX-7, the usual H100 and H200 server) and a NIC's latency twice.
 _NETWORK_BYTES_PER_S, _NETWORK_LATENCY_S = 50e9, 30e-6
 
@@ -44,6 +41,7 @@ class EngineCost:
     request_s: float = 0.0  # time to first token beyond queue and steps
     prefill_error: float = 0.0  # standard deviation of the relative error of TTFT, on servings kept out of the fit
     decode_error: float = 0.0  # the same of TPOT
+    expert_scale: float = 1.0  # of computing experts over the data sheet's floor: each has few rows, no table covers it
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +74,8 @@ def step_cost(
     `expert_devices` share the experts when several workers attend to requests of their own beside common experts
     (attention data parallelism; default: the worker's own devices). `engine` replaces what the device's file says.
     """
-    model = _Model(device.kernels, shape, tensor_parallel, pipeline_parallel, expert_devices or tensor_parallel)
     over = engine or device.engine_for(shape)
+    model = _Model(device.kernels, shape, tensor_parallel, pipeline_parallel, expert_devices or tensor_parallel, over)
     bases = [model.decode_attention_s(b, 1.0) for b in _SEQS]
     slopes = [
         sum((model.decode_attention_s(b, c) - base) / (b * c) for c in _CONTEXTS) / len(_CONTEXTS)
@@ -164,6 +162,7 @@ class _Model:
     tensor_parallel: int
     pipeline_parallel: int
     expert_devices: int
+    engine: EngineCost
 
     def tokens_s(self, tokens: float) -> float:
         """Return all but attention and logits for `tokens` tokens."""
@@ -223,7 +222,8 @@ class _Model:
     def _experts_s(self, tokens: float) -> float:
         """Return the routed layers: reading the touched experts, and computing the routed tokens.
 
-        No kernel table covers grouped products. Both terms are physics; their two factors are calibrated.
+        No kernel table covers grouped products: the terms are the data sheet's floors, the second times a calibrated
+        factor. They are added, for with few rows for each expert they overlap little.
         """
         experts, peaks = self.shape.experts, self.kernels.peaks
         if experts is None:
@@ -235,8 +235,7 @@ class _Model:
             fp8 = peaks.fp8_flops if matrix.weight_bytes == 1.0 else None
             read_s = touched * values * matrix.weight_bytes / peaks.bytes_per_s
             compute_s = 2 * tokens * experts.per_token * values / (fp8 or peaks.bfloat16_flops)
-            once_s = GEMM_LAUNCH_S + _EXPERT_READ_SCALE * read_s + _EXPERT_COMPUTE_SCALE * compute_s
-            time_s += once_s * matrix.count
+            time_s += (GEMM_LAUNCH_S + read_s + self.engine.expert_scale * compute_s) * matrix.count
         return time_s
 
     def _sum_s(self, num_bytes: float) -> float:

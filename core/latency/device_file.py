@@ -46,8 +46,8 @@ def load_device(name_or_path: str) -> DeviceProfile:
         raise ConfigError(f"{path}: wrong or missing {exc}; compare it with {SHIPPED / 'h100-sxm.json'}") from exc
 
 
-def dump_device(device: DeviceProfile) -> str:
-    """Return the text of a device's file, whole."""
+def dump_device(device: DeviceProfile, *, kernels_of: str | None = None) -> str:
+    """Return the text of a device's file; with `kernels_of`, the name of another device in place of the slowdowns."""
     peaks = device.kernels.peaks
     head = {
         "format": FORMAT,
@@ -59,6 +59,8 @@ def dump_device(device: DeviceProfile) -> str:
         "routed_engine": {field: getattr(device.routed_engine, field) for field in _ENGINE_FIELDS},
     }
     lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    if kernels_of is not None:
+        return "{\n" + ",\n".join([*lines, f'  "kernels_of": {json.dumps(kernels_of)}']) + "\n}\n"
     grids = [(name, getattr(device.kernels, name)) for name in _KERNELS]
     inner = [
         f'    {json.dumps(n)}: {{"axes": {json.dumps(g.axes)}, "values": {json.dumps(g.values)}}}' for n, g in grids

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.errors import ConfigError
-from core.latency.grid import Floats, Grid, fit_grid
+from core.latency.grid import Floats, fit_grid
 from core.latency.kernels import (
     Kernels,
     Peaks,
@@ -69,16 +69,6 @@ def fit_kernels(peaks: Peaks, samples: Mapping[str, Samples]) -> tuple[Kernels, 
             off = np.abs(trial.at(rows.points[kept_out]) / slowdowns[kept_out] - 1)
             errors[name] = FitError(int(kept_out.sum()), float(np.median(off)), float(np.quantile(off, 0.9)))
     return Kernels(peaks, **grids), errors
-
-
-def errors_of(kernels: Kernels, samples: Mapping[str, Samples]) -> dict[str, FitError]:
-    """Return the errors of fitted kernels on rows of one's own choice."""
-    found = {}
-    for name, rows in samples.items():
-        grid: Grid = getattr(kernels, name)
-        off = np.abs(grid.at(rows.points) * _floor_s(name, kernels.peaks, rows.points) / rows.seconds - 1)
-        found[name] = FitError(len(off), float(np.median(off)), float(np.quantile(off, 0.9)))
-    return found
 
 
 def _floor_s(name: str, peaks: Peaks, points: Floats) -> Floats:

@@ -12,6 +12,10 @@ from core.errors import ConfigError
 from core.latency.model_shape import Experts, Latent, ModelShape
 
 _UNGATED = frozenset({"opt", "gpt2", "gpt_neox", "gpt_bigcode", "bloom", "falcon", "phi", "starcoder2", "gptj"})
+# Families whose output matrix is the embedding where their config.json does not say.
+_TIED = frozenset({"gpt2", "opt", "bloom", "gemma", "gemma2", "gemma3"})
+_ALTERNATING = {"gemma2": 2, "gemma3": 6}  # every so many layers one attends to all, where config.json does not say
+_STATE_SPACE = ("ssm_cfg", "state_size", "mamba_d_state", "rwkv_version")  # keys of models without a growing KV cache
 # Methods of quantisation whose width is not written beside them; microscaling adds a byte for each 32 values.
 _METHOD_BITS = {"fp8": 8.0, "fbgemm_fp8": 8.0, "modelopt": 8.0, "mxfp4": 4.25, "modelopt_fp4": 4.5, "awq": 4.0}
 _LINEAR_STATE_TOKENS = 128  # linear attention reads a state of about this many tokens' KV (head_dim x head_dim)
@@ -20,7 +24,10 @@ _Raw = Mapping[str, object]
 
 
 def shape_from_config(text: str, name: str = "") -> ModelShape:
-    """Read the shape. Raises ConfigError when the text is no config.json or lacks a size."""
+    """Read the shape; a family that is not known by name counts as a decoder like Llama, gated and untied.
+
+    Raises ConfigError when the text is no config.json, lacks a size, or is of an encoder or state-space model.
+    """
     try:
         whole = json.loads(text)
     except ValueError as exc:
@@ -29,7 +36,15 @@ def shape_from_config(text: str, name: str = "") -> ModelShape:
         raise ConfigError("config.json of the model holds no object; take the one that ships with it")
     inner = next((whole[k] for k in ("text_config", "llm_config") if isinstance(whole.get(k), dict)), None)
     raw: _Raw = {**whole, **inner} if inner else whole
-    hidden, heads = _need(raw, "hidden_size", "n_embd", "d_model"), _need(raw, "num_attention_heads", "n_head")
+    if raw.get("is_encoder_decoder") is True or any(key in raw for key in _STATE_SPACE):
+        raise ConfigError(
+            f"config.json is of a {_family(raw) or 'model'} that is no decoder-only transformer: "
+            "its cost cannot be derived, measure it with `python baton.py profile`"
+        )
+    hidden, heads = (
+        _need(raw, "hidden_size", "n_embd", "n_embed", "d_model"),
+        _need(raw, "num_attention_heads", "n_head"),
+    )
     layers = _need(raw, "num_hidden_layers", "n_layer")
     kv_heads = _size(raw, "num_key_value_heads", "num_kv_heads") or (1 if raw.get("multi_query") else heads)
     head_dim = _size(raw, "head_dim") or hidden // heads
@@ -45,7 +60,7 @@ def shape_from_config(text: str, name: str = "") -> ModelShape:
         head_dim=head_dim,
         intermediate=_dense_width(raw, hidden, layers, experts),
         vocab=_need(raw, "vocab_size"),
-        tied=raw.get("tie_word_embeddings", raw.get("model_type") in ("gpt2", "opt", "gemma", "gemma2")) is True,
+        tied=raw.get("tie_word_embeddings", _family(raw) in _TIED) is True,
         gated=raw.get("model_type") not in _UNGATED,
         weight_bytes=widths,
         attention_weight_bytes=attention_widths,
@@ -55,6 +70,10 @@ def shape_from_config(text: str, name: str = "") -> ModelShape:
         windowed_layers=windowed,
         max_model_len=_size(raw, "max_position_embeddings", "n_positions", "max_seq_len") or None,
     )
+
+
+def _family(raw: _Raw) -> str:
+    return str(raw.get("model_type", "")).removesuffix("_text")
 
 
 def _size(raw: _Raw, *names: str) -> int:
@@ -118,7 +137,7 @@ def _windows(raw: _Raw, layers: int) -> tuple[int, int]:
         return layers - layers // interval, _LINEAR_STATE_TOKENS
     if not window or raw.get("use_sliding_window") is False:
         return 0, 0
-    pattern = _size(raw, "sliding_window_pattern")
+    pattern = _size(raw, "sliding_window_pattern") or _ALTERNATING.get(_family(raw), 0)
     return (layers - layers // pattern if pattern > 1 else layers), window
 
 

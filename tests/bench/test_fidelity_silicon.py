@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from bench.calibrate import Calibration, Habit, Predictor
+from bench.calibrate import Calibration, Predictor
 from bench.fidelity_silicon import Judged, factors, judge, main, table
 from bench.silicon_points import Point, Worker
 from core.latency.device import EngineCost
 from core.latency.device_file import load_device
 
 HALF = Worker(1, 1)
-POINT = Point("Qwen3-8B", False, "h100-sxm", "vllm", 2.0, 2.0, HALF, HALF, False, 512, 32, 1.0, 2, 1.0, 1.0, 1.0)
-CALIBRATION = Calibration(EngineCost(), 1.0, Habit(mixed=True), 0.2, 0.1)
+POINT = Point("Qwen3-8B", False, "h100-sxm", "vllm", 2.0, 2.0, HALF, HALF, False, 512, 32, 1.0, 8192, 2, 1.0, 1.0, 1.0)
+CALIBRATION = Calibration(EngineCost(), True, 0.2, 0.1)
 
 
 def test_errors_are_relative_and_deviations_in_spreads() -> None:
     predictor = Predictor({"h100-sxm": load_device("h100-sxm")})
-    ttft_s, tpot_s = predictor.predict(POINT, CALIBRATION.engine, CALIBRATION.habit)
+    ttft_s, tpot_s = predictor.predict(POINT, CALIBRATION.engine, CALIBRATION.mixed)
     judged = judge(predictor, {POINT.group: CALIBRATION}, replace(POINT, ttft_s=ttft_s / 2, tpot_s=tpot_s))
     assert (judged.ttft_error, judged.tpot_error) == pytest.approx((1.0, 0.0))
     assert judged.ttft_deviations == pytest.approx(0.6931 / 0.2, rel=1e-3)

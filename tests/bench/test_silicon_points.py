@@ -57,6 +57,7 @@ def test_a_row_of_the_public_benchmark(tmp_path: Path) -> None:
         prompt_tokens=1024,
         output_tokens=8192,
         shortest=0.8,
+        step_tokens=8192,
         concurrency=16,
         prefill_share=1.0,
         ttft_s=0.1,
@@ -64,9 +65,11 @@ def test_a_row_of_the_public_benchmark(tmp_path: Path) -> None:
     )
 
 
-def test_other_lengths_are_exact_and_a_missing_concurrency_is_the_batch(tmp_path: Path) -> None:
-    (point,), _ = read(tmp_path, {"isl": "4000", "osl": "1000", "concurrency": "", "precision": ""})
-    assert (point.shortest, point.concurrency, point.weight_bytes) == (1.0, 4, 2.0)
+def test_other_lengths_are_all_but_exact_and_a_missing_concurrency_is_the_batch(tmp_path: Path) -> None:
+    other = {"isl": "4000", "osl": "1000", "concurrency": "", "precision": ""}
+    (vllm, sglang), _ = read(tmp_path, other, other | {"backend": "sglang"})
+    assert (vllm.shortest, vllm.concurrency, vllm.weight_bytes, vllm.step_tokens) == (0.97, 4, 2.0, 2048)
+    assert (sglang.shortest, sglang.step_tokens) == (1.0, 8192)
 
 
 def test_experts_over_more_devices_than_attention(tmp_path: Path) -> None:
@@ -94,11 +97,13 @@ def test_separate_workers(tmp_path: Path) -> None:
     (point,), _ = read(tmp_path, change)
     assert (point.prefill.tensor_parallel, point.decode.tensor_parallel) == (1, 2)
     assert (point.prefill_share, point.concurrency) == (2.0, 128)
+    assert read(tmp_path, change | {"decode_num_workers": ""}) == ([], 1)
 
 
 def test_repeated_rows_count_once_and_unknown_models_are_counted(tmp_path: Path) -> None:
-    points, unknown = read(tmp_path, {}, {}, {"model_path": "someone/some-model"})
-    assert (len(points), unknown) == (1, 1)
+    again = {"silicon_ttft_ms": "100.00000001"}
+    points, undetermined = read(tmp_path, {}, again, {"model_path": "someone/some-model"})
+    assert (len(points), undetermined) == (1, 1)
 
 
 def test_a_split_keeps_configurations_whole(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from core.errors import ConfigError
-from core.latency.device_fit import AXES, Samples, errors_of, fit_kernels
+from core.latency.device_fit import AXES, Samples, fit_kernels
 from core.latency.kernels import (
     Peaks,
     all_reduce_floor_s,
@@ -41,11 +41,6 @@ def test_a_constant_slowdown_is_found_in_every_kernel() -> None:
     )
     assert set(errors) == set(AXES)
     assert all(error.p90 < 1e-3 and error.rows > 100 for error in errors.values())
-
-
-def test_errors_are_those_of_the_rows_given() -> None:
-    kernels, _ = fit_kernels(PEAKS, samples(1.5))
-    assert errors_of(kernels, samples(3.0))["decode_attention"].median == pytest.approx(0.5, abs=1e-3)
 
 
 def test_a_missing_table_is_named() -> None:
