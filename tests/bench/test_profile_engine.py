@@ -12,7 +12,7 @@ import pytest
 
 from bench.core_wait import CoreTimes
 from bench.engine_process import Call, EngineFacts
-from bench.profile_engine import Driver, Effort, at_mean, kv_bytes_per_token, measure, profile_of
+from bench.profile_engine import SHARED_CORES_ERROR, Driver, Effort, at_mean, kv_bytes_per_token, measure, profile_of
 from core.errors import EngineFailed
 from core.latency.step import Step, StepCost, Table, attention_pairs
 from core.types import Role
@@ -95,7 +95,8 @@ def pair(tmp_path: Path) -> list[CostedEngine]:
 
 def test_the_profile_finds_the_cost_and_the_overheads(pair: list[CostedEngine]) -> None:
     said: list[str] = []
-    profile = profile_of([measure(pair, EFFORT, said.append)], model="m", device="d")
+    groups = [measure(pair, EFFORT, said.append)]
+    profile = profile_of(groups, model="m", device="d")
     cost = profile.shape(1).cost
     for tokens in (20, 700, 1900):
         assert cost.prefill_s(tokens) == pytest.approx(TRUTH.prefill_s(tokens), rel=0.03)
@@ -105,6 +106,8 @@ def test_the_profile_finds_the_cost_and_the_overheads(pair: list[CostedEngine]) 
     # Beyond a request served whole: that one's overhead is part of both.
     assert profile.handover_overhead_s == pytest.approx(HANDOVER_S, rel=0.01)
     assert profile.shape(1).prefill_error < 0.1
+    on_cpu = profile_of(groups, model="m", device="cpu-x-1-core")
+    assert SHARED_CORES_ERROR <= on_cpu.shape(1).prefill_error < 0.15
     assert profile.kv_bytes_per_token == (1 << 20) // (2000 * 32)
     assert len(profile.shapes) == 1
     assert profile.source.endswith("which waited for cores 25% of their time")
