@@ -99,13 +99,13 @@ def workloads_of(data: Path, name: str, *, requests: int = 3000) -> tuple[Worklo
         rows = {"conv": 6000, "code": 4000}[name]
         table = _table(folder / f"azure-2023-{name}.csv.gz")[:rows]
         return (Workload(name, table[:, 0], table[:, 1].astype(np.int64), table[:, 2].astype(np.int64)),)
-    table = chat_lengths(data)
+    lengths = chat_lengths(data)
     drawn = []
     for seed in range(3):
         rng = np.random.default_rng(seed)
-        rows_of = rng.choice(len(table), requests, replace=False)
+        rows_of = rng.choice(len(lengths), requests, replace=False)
         arrived_s = np.concatenate(([0.0], np.cumsum(rng.exponential(1.0, requests - 1))))
-        drawn.append(Workload(name, arrived_s, table[rows_of, 0], table[rows_of, 1]))
+        drawn.append(Workload(name, arrived_s, lengths[rows_of, 0], lengths[rows_of, 1]))
     return tuple(drawn)
 
 
@@ -172,7 +172,7 @@ class Rungs:
     def _best(self, placements: Sequence[Placement]) -> Found | None:
         demand = Demand.of(self.question.workload, self.question.targets)
         race = Race(self.question, self._judge, Bounds(demand), Estimates(demand), lambda best: None)
-        return race.nearby(placements, None)
+        return race.confirmed(race.nearby(placements, None), None, thorough=True)
 
     def _routed(self, found: Found, routing: Routing) -> float:
         return self._per_gpu(self._best([found.placement.routed(routing)]))
@@ -205,7 +205,8 @@ def report(data: Path, columns: Sequence[Column]) -> Iterator[str]:
             best = max(best, rate)
             yield f"  {name:<40}{rate:8.3f}"
         began_s = time.perf_counter()
-        plan = search(question_of(column, workloads[0], profile, GPUS), workloads=workloads, run=token_at_prefill)
+        asked = question_of(column, workloads[0], profile, GPUS)
+        plan = search(asked, workloads=workloads, run=token_at_prefill, recheck=None)
         ours = plan.best.goodput_per_gpu if plan.best else 0.0
         yield f"  {'planned':<40}{ours:8.3f}   {described(plan.best.cluster) if plan.best else '-'}"
         yield (

@@ -83,11 +83,15 @@ class Demand:
         return max(target.tpot_s for target in self.targets)
 
     def cheapest(self, work_s: Floats) -> tuple[float, float]:
-        """Add up the cheapest requests of each class, as many as must be in time; and weigh their outputs by work."""
+        """Add up the cheapest requests of each class, as many as must be in time; and weigh their outputs by work.
+
+        Work below 0 is added of all requests, for more than must may be in time.
+        """
         total_s = weighed = 0.0
         for index, target in enumerate(self.targets):
             chosen = np.flatnonzero(self.slo_class == index)
             needed = int(np.ceil(target.attainment * len(chosen) - 1e-9))
+            needed = max(needed, int(np.count_nonzero(work_s[chosen] < 0.0)))
             kept = chosen[np.argsort(work_s[chosen], kind="stable")[:needed]]
             total_s += float(work_s[kept].sum())
             weighed += float((work_s[kept] * self.output[kept]).sum())
@@ -137,24 +141,32 @@ class Bounds:
     """Bounds of many clusters under one workload; the work of equal workers is added up once."""
 
     demand: Demand
-    _known: dict[tuple[object, ...], tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    _known: dict[tuple[object, ...], tuple[tuple[float, float | None], ...]] = field(default_factory=dict)
     _ratios: dict[tuple[object, ...], float] = field(default_factory=dict)
 
     def highest_rate(self, cluster: ClusterSpec) -> float:
         """Return requests per second that the cluster cannot exceed (MARGIN included); 0 when not even idle ones do."""
-        if not self._kept_when_idle(cluster):
-            return 0.0
+        return self._least_of_pools(cluster, lasting=False) if self._kept_when_idle(cluster) else 0.0
+
+    def lasting_rate(self, cluster: ClusterSpec) -> float:
+        """Return what the cluster cannot exceed for long.
+
+        A short run can, because much of its work comes after the last arrival; that is not goodput.
+        """
+        return self._least_of_pools(cluster, lasting=True)
+
+    def _least_of_pools(self, cluster: ClusterSpec, *, lasting: bool) -> float:
         decode, prefill = cluster.decode, cluster.prefill
         if prefill is None:
             beside = Prompts.IN_CHUNKS if cluster.mode is Mode.ONE_POOL_CHUNKED else Prompts.ALONE
-            return self._rate(Work(decode, beside, tokens=True), lanes(decode))
-        tokens = self._rate(Work(decode, Prompts.NONE, tokens=True), lanes(decode))
+            return self._rate(Work(decode, beside, tokens=True), lanes(decode), lasting=lasting)
+        tokens = self._rate(Work(decode, Prompts.NONE, tokens=True), lanes(decode), lasting=lasting)
         if cluster.mode is Mode.DISAGGREGATED:
-            return min(tokens, self._rate(Work(prefill, Prompts.ALONE), lanes(prefill)))
+            return min(tokens, self._rate(Work(prefill, Prompts.ALONE), lanes(prefill), lasting=lasting))
         # Hybrid: what prefill workers do counts as the time that decode workers would need for it, at the best ratio.
         ratio = self._best_ratio(prefill, decode)
         both = Work(decode, Prompts.IN_CHUNKS, tokens=True)
-        return min(tokens, self._rate(both, lanes(decode) + lanes(prefill) * ratio))
+        return min(tokens, self._rate(both, lanes(decode) + lanes(prefill) * ratio, lasting=lasting))
 
     def _kept_when_idle(self, cluster: ClusterSpec) -> bool:
         """Say whether requests that meet an idle cluster keep the promise; if they do not, no rate does."""
@@ -172,25 +184,29 @@ class Bounds:
                 return False
         return True
 
-    def _rate(self, work: Work, workers: float) -> float:
+    def _rate(self, work: Work, workers: float, *, lasting: bool) -> float:
         """Return the rate at which so many workers are busy all the time; the best weight counts."""
         best = float("inf")
         for total_s, after_s in self._totals(work):
-            if total_s / workers > after_s:
+            if lasting:
+                after_s = 0.0
+            if after_s is not None and total_s / workers > after_s:
                 best = min(best, len(self.demand.tokens) / (total_s / workers - after_s))
         return best * (1 + MARGIN)
 
-    def _totals(self, work: Work) -> tuple[tuple[float, float], ...]:
-        """Return, by weight, the seconds of the cheapest requests, and those that may come after the last arrival."""
+    def _totals(self, work: Work) -> tuple[tuple[float, float | None], ...]:
+        """Return, by weight, the seconds of the cheapest requests, and those that may come after the last arrival.
+
+        None: a weight that makes some work negative bounds the sum, but says nothing of what is left then.
+        """
         key = work.key
         if key not in self._known:
-            found = []
+            found: list[tuple[float, float | None]] = []
             for row in self._rows(work):
-                if row.min(initial=0.0) < 0.0:
-                    continue  # such a weight bounds the sum, but says nothing of what is left after the last arrival
                 total_s, outputs = self.demand.cheapest(row)
                 # By the last arrival the average request that is not done is half way through.
-                found.append((total_s, self.demand.ttft_s + outputs * self.demand.tpot_s / 2))
+                after_s = self.demand.ttft_s + outputs * self.demand.tpot_s / 2
+                found.append((total_s, None if row.min(initial=0.0) < 0.0 else after_s))
             self._known[key] = tuple(found)
         return self._known[key]
 

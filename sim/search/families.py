@@ -26,6 +26,7 @@ from sim.search.placements import (
 )
 from sim.search.race import Found, Race
 
+_NEAR = 48  # steps, a fifth: what a search in haste may miss
 _AROUND = (0.6, 0.75, 0.87, 1.0, 1.15, 1.33, 1.6)  # times the analytic number of decode workers
 
 
@@ -44,18 +45,25 @@ class Bests:
             return self.one_pool or self.disaggregated
         return self.one_pool if self.one_pool.step >= self.disaggregated.step else self.disaggregated
 
+    def reach(self, step: int) -> bool:
+        """Say whether the better of both keeps a step of rate."""
+        return self.best is not None and self.best.step >= step
+
 
 def climb(race: Race) -> Iterator[Bests]:
-    """Yield the bests of one budget after another, up to all devices or the cheapest that carries the rate."""
+    """Yield the bests of one budget after another, up to all devices or the cheapest that carries the rate.
+
+    A budget on the way is searched in haste; in full the last one, and one whose best is near the rate.
+    """
     question = race.question
-    fits = fits_of(question)
-    bests = Bests(0.0)
+    fits, budgets = fits_of(question), levels(question)
     wanted = None if question.rate is None else step_below(question.rate)
-    budgets = levels(question)
+    bests = Bests(0.0)
     for price in budgets:
-        thorough = wanted is not None or price == budgets[-1]
-        below, bests = bests, within(race, fits, price, bests, thorough=thorough)
-        if wanted is not None and bests.best is not None and bests.best.step >= wanted:
+        below, bests = bests, within(race, fits, price, bests, thorough=price == budgets[-1])
+        if wanted is not None and bests.reach(wanted - _NEAR) and not bests.reach(wanted) and price != budgets[-1]:
+            bests = within(race, fits, price, bests, thorough=True)
+        if wanted is not None and bests.reach(wanted):
             yield _cheapest(race, fits, below, bests, wanted)
             return
         yield bests
@@ -66,24 +74,30 @@ def _cheapest(race: Race, fits: tuple[Fit, ...], below: Bests, enough: Bests, wa
     smallest = min(group.price_per_hour for group in race.question.groups)
     while enough.price - below.price > smallest * (1 + 1e-9):
         middle = within(race, fits, (below.price + enough.price) / 2, below, thorough=True)
-        if middle.best is not None and middle.best.step >= wanted:
+        if middle.reach(wanted):
             enough = middle
         else:
             below = middle
-    return enough
+    return within(race, fits, enough.price, below, thorough=True)
 
 
 def within(race: Race, fits: tuple[Fit, ...], price: float, below: Bests, *, thorough: bool) -> Bests:
-    """Return the bests of a budget, given those of a smaller one; settings are refined at length when `thorough`."""
+    """Return the bests of a budget, given those of a smaller one; in haste unless `thorough`.
+
+    A thorough search lists what the smaller budgets hold too, for those may have been searched in haste.
+    """
     question = race.question
-    one_pool = race.best(one_pools(question, fits, price, above=below.price), below.one_pool, thorough=thorough)
+    above = 0.0 if thorough else below.price
+    found = race.best(one_pools(question, fits, price, above=above), below.one_pool, thorough=thorough)
+    one_pool = race.confirmed(found, below.one_pool, thorough=thorough)
     disaggregated = below.disaggregated
     if not ONE_POOL_MODES.issuperset(question.modes):
-        boards = [Board(question, mode, pair, price, below.price) for mode, pair in _boards(question, fits)]
+        boards = [Board(question, mode, pair, price, above) for mode, pair in _boards(question, fits)]
         opening = [placement for board in boards for placement in board.opening(race)]
-        disaggregated = race.best(opening, disaggregated, thorough=thorough)
+        found = race.best(opening, disaggregated, thorough=thorough)
         for board in boards:
-            disaggregated = board.climbed(race, disaggregated)
+            found = board.climbed(race, found)
+        disaggregated = race.confirmed(found, disaggregated, thorough=thorough)
     return Bests(price, one_pool, disaggregated)
 
 

@@ -14,18 +14,20 @@ from typing import Protocol
 
 import numpy as np
 
-from sim.cluster import ClusterSpec
+from sim.cluster import ClusterSpec, PoolSpec
 from sim.outcome import Outcome, Target
+from sim.search.crossing import highest_kept
 from sim.search.placements import Placement
 from sim.simulate import simulate
 from sim.workload import Workload
 
 RESOLUTION = 0.005  # rates are tried on the grid (1 + RESOLUTION) ** step: goodput is exact to 0.5 %, never above
-_STRIDE = 8  # steps, 4 %
 WARM_UP_SHARE = 0.05  # of the requests: they meet an empty cluster, so they do not count
-CLEAR = 0.03  # attainment this far from the share needs no further seed
 BLOCK = 50  # requests that a resampled trace keeps together, so that bursts survive
-FLOOR_STEPS = 1400  # below a hint, a rate 1,000 times lower counts as none
+# The part of a long workload on which placements are compared; the winner meets all of it.
+_ENOUGH_REQUESTS, _ENOUGH_PER_GPU = 3000, 100  # whichever is more
+_SLICE_GPUS = 128  # of a larger cluster that much is compared, at its share of the rate; the winner is met whole
+_TOP_STEP = 13_000  # 1e28 requests per second: beyond any bound
 
 
 class Simulate(Protocol):
@@ -44,7 +46,9 @@ def rate_of(step: int) -> float:
 
 
 def step_below(rate: float) -> int:
-    """Return the highest step of the grid that is not above `rate`."""
+    """Return the highest step of the grid that is not above `rate`, which is above 0."""
+    if rate >= rate_of(_TOP_STEP):
+        return _TOP_STEP
     return math.floor(math.log(rate) / math.log1p(RESOLUTION) + 1e-9)
 
 
@@ -87,129 +91,135 @@ class Judge:
     scenario: Scenario
     run: Simulate = simulate
     simulated_requests: int = 0
-    _attained: dict[tuple[Placement, int, int], tuple[float, ...]] = field(default_factory=dict)  # by seed, step
-    _glimpsed: dict[tuple[Placement, int], tuple[float, ...]] = field(default_factory=dict)
-    _two_passes: Workload = field(init=False)
-    _third: Workload = field(init=False)
+    _attained: dict[tuple[Placement, int, int, int, bool], tuple[float, ...]] = field(default_factory=dict)
+    _parts: dict[tuple[int, int], Workload] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        first = self.scenario.workloads[0]
-        self._two_passes = twice(first)
-        self._third = first.part(0, max(1, len(first) // 3))
-
-    def attainment(self, placement: Placement, rate: float) -> tuple[float, ...]:
-        """Return attainment by class at `rate`, mean over the seeds."""
-        seeds = range(len(self.scenario.workloads))
+    def attainment(self, placement: Placement, rate: float, *, whole: bool = True) -> tuple[float, ...]:
+        """Return attainment by class at `rate`, mean over the seeds; not `whole`: as in `margin`."""
         step = step_below(rate)
+        sizes = [self._size(placement, seed, whole=whole) for seed in range(len(self.scenario.workloads))]
         if rate_of(step) == rate:
-            return tuple(np.mean([self._memoised(placement, seed, step) for seed in seeds], axis=0).tolist())
-        return tuple(np.mean([self._once(placement, seed, rate) for seed in seeds], axis=0).tolist())
+            attained = [self._memoised(placement, seed, size, step, whole) for seed, size in enumerate(sizes)]
+        else:
+            attained = [self._once(placement, seed, size, rate, whole) for seed, size in enumerate(sizes)]
+        return tuple(np.mean(attained, axis=0).tolist())
 
-    def keeps(self, placement: Placement, step: int) -> bool:
-        """Say whether every class has its share at a step of the grid, by a sequential test over the seeds.
+    def margin(self, placement: Placement, step: int, *, whole: bool) -> float:
+        """Return by how much the class that is worst off exceeds its share, in the mean over all seeds.
 
-        The mean so far decides when it is CLEAR of the share, else that of all seeds does; equal questions get equal
-        answers. What wins is confirmed with all seeds.
+        Not `whole`: on the part of a long workload and the slice of a large cluster that are enough to compare
+        placements by.
         """
-        shares = np.array([target.attainment for target in self.scenario.targets])
-        attained = np.zeros(len(shares))
-        for seed in range(len(self.scenario.workloads)):
-            attained += self._memoised(placement, seed, step)
-            gap = attained / (seed + 1) - shares
-            if np.any(gap < -CLEAR):
-                return False
-            # Nobody is more than always in time: a share near 1 is clear when no request missed.
-            if np.all(gap >= np.minimum(CLEAR, 1 - shares)):
-                return True
-        return bool(np.all(gap >= -1e-9))
+        sizes = [self._size(placement, seed, whole=whole) for seed in range(len(self.scenario.workloads))]
+        attained = [self._memoised(placement, seed, size, step, whole) for seed, size in enumerate(sizes)]
+        return self._worst(np.mean(attained, axis=0).tolist())
 
-    def confirms(self, placement: Placement, step: int) -> bool:
-        """Say whether every class has its share in the mean over all seeds, and in a second pass."""
-        attained = self.attainment(placement, rate_of(step))
-        kept = all(a >= t.attainment - 1e-9 for a, t in zip(attained, self.scenario.targets, strict=True))
-        return kept and self.sustains(placement, step)
+    def quick_margin(self, placement: Placement, step: int) -> float:
+        """Return the same for the first seed alone, and for no more requests than are enough."""
+        return self._worst(self._memoised(placement, 0, self._size(placement, 0, whole=False), step, False))
 
-    def sustains(self, placement: Placement, step: int) -> bool:
+    def glimpse(self, placement: Placement, step: int) -> tuple[float, ...]:
+        """Return attainment of the first third of those requests: cheap, to compare placements by."""
+        size = max(1, self._size(placement, 0, whole=False) // 3)
+        return self._memoised(placement, 0, size, step, False)
+
+    def sustains(self, placement: Placement, step: int, *, whole: bool = True) -> bool:
         """Say whether the share is kept in a second pass of the first workload, begun where the first one ends.
 
         A queue that grows through the first pass, or decode batches not yet full in it, show in the second.
         """
-        outcome = self._simulate(placement, self._two_passes, rate_of(step), 0)
-        attained = outcome.attainment(self.scenario.targets, skip=len(self._two_passes) // 2)
+        size = self._size(placement, 0, whole=whole)
+        sliced = not whole and _slices(placement) > 1
+        outcome = self._simulate(placement, twice(self._part(0, size)), rate_of(step), 0, sliced)
+        attained = outcome.attainment(self.scenario.targets, skip=size)
         # Half the misses more than allowed: a single pass is noisy, a growing queue loses far more.
         allowed = (1.5 * (1 - target.attainment) for target in self.scenario.targets)
         return all(1 - share <= missed + 1e-9 for share, missed in zip(attained, allowed, strict=True))
 
-    def glimpse(self, placement: Placement, step: int) -> tuple[float, ...]:
-        """Return attainment of the first third of the first seed's requests: cheap, to compare placements by."""
-        key = (placement, step)
-        if key not in self._glimpsed:
-            outcome = self._simulate(placement, self._third, rate_of(step), 0)
-            self._glimpsed[key] = outcome.attainment(self.scenario.targets)
-        return self._glimpsed[key]
+    def highest_step(
+        self, placement: Placement, *, hint: float, ceiling: float = math.inf, above: int | None = None, width: int = 1
+    ) -> int | None:
+        """Find the highest step that the first seed keeps up to `ceiling`, from `hint` (requests per second).
 
-    def highest_step(self, placement: Placement, *, hint: float, above: int | None = None) -> int | None:
-        """Find the highest step of the grid that is kept, from `hint` (requests per second).
-
-        Returns None when there is none above `above`, at the cost of one try, or none at all.
+        Returns None when there is none above `above`, at the cost of one try, or none at all. What wins has still to be
+        confirmed. `width`: see crossing.highest_kept.
         """
-        near = step_below(hint)
-        if above is None:
-            low = self._first_kept(placement, near)
-        else:
-            low = above + 1 if self.keeps(placement, above + 1) else None
-        return None if low is None else self._highest_above(placement, low, near)
+        return highest_kept(
+            lambda step: self.quick_margin(placement, step),
+            step_below(hint),
+            ceiling=step_below(ceiling),
+            above=above,
+            width=width,
+        )
 
-    def confirmed_step(self, placement: Placement, step: int, *, above: int) -> int | None:
+    def highest_confirmed(self, placement: Placement, near: int, *, ceiling: float, above: int) -> int | None:
+        """Find the highest step above `above` that all seeds and a second pass keep, from the guess `near`."""
+        step = highest_kept(
+            lambda step: self.margin(placement, step, whole=True),
+            max(near, above + 1),
+            ceiling=step_below(ceiling),
+            above=above,
+            stride=2,
+        )
+        return None if step is None else self.confirmed_step(placement, step, above=above)
+
+    def confirmed_step(self, placement: Placement, step: int, *, above: int, whole: bool = True) -> int | None:
         """Return a step up to `step` that all seeds and a second pass confirm; None: none is found above `above`.
 
         Strides down grow by one each time, so that k tries reach k * k / 2 steps down and the last stride is what may
         be missed.
         """
         stride = 1
-        while step > above and not self.confirms(placement, step):
+        while step > above and not self._confirms(placement, step, whole=whole):
             step, stride = step - stride, stride + 1
         return step if step > above else None
 
-    def _first_kept(self, placement: Placement, near: int) -> int | None:
-        """Return a kept step near a guess, in strides down from it that double."""
-        step, stride = near, _STRIDE
-        while not self.keeps(placement, step):
-            if near - step > FLOOR_STEPS:
-                return None
-            step, stride = step - stride, stride * 2
-        return step
+    def _confirms(self, placement: Placement, step: int, *, whole: bool) -> bool:
+        return self.margin(placement, step, whole=whole) >= -1e-9 and self.sustains(placement, step, whole=whole)
 
-    def _highest_above(self, placement: Placement, low: int, near: int) -> int:
-        """Return the highest kept step above the kept `low`: strides from the guess until one fails, then halves."""
-        high, stride = max(near, low + 1), _STRIDE
-        if self.keeps(placement, high):
-            while self.keeps(placement, high):
-                low, high, stride = high, high + stride, stride * 2
-        else:
-            while (step := high - stride) > low and not self.keeps(placement, step):
-                high, stride = step, stride * 2
-            low = max(low, step)
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self.keeps(placement, middle):
-                low = middle
-            else:
-                high = middle
-        return low
+    def _worst(self, attained: Sequence[float]) -> float:
+        return min(a - t.attainment for a, t in zip(attained, self.scenario.targets, strict=True))
 
-    def _memoised(self, placement: Placement, seed: int, step: int) -> tuple[float, ...]:
-        key = (placement, seed, step)
+    def _size(self, placement: Placement, seed: int, *, whole: bool) -> int:
+        size = len(self.scenario.workloads[seed])
+        enough = max(_ENOUGH_REQUESTS, _ENOUGH_PER_GPU * placement.unit.gpus // _slices(placement))
+        return size if whole else min(size, enough)
+
+    def _part(self, seed: int, size: int) -> Workload:
+        workload = self.scenario.workloads[seed]
+        if size == len(workload):
+            return workload
+        if (seed, size) not in self._parts:
+            self._parts[seed, size] = workload.part(0, size)
+        return self._parts[seed, size]
+
+    def _memoised(self, placement: Placement, seed: int, size: int, step: int, whole: bool) -> tuple[float, ...]:
+        key = (placement, seed, size, step, not whole and _slices(placement) > 1)
         if key not in self._attained:
-            self._attained[key] = self._once(placement, seed, rate_of(step))
+            self._attained[key] = self._once(placement, seed, size, rate_of(step), whole)
         return self._attained[key]
 
-    def _once(self, placement: Placement, seed: int, rate: float) -> tuple[float, ...]:
-        workload = self.scenario.workloads[seed]
-        outcome = self._simulate(placement, workload, rate, seed)
-        return outcome.attainment(self.scenario.targets, skip=int(WARM_UP_SHARE * len(workload)))
+    def _once(self, placement: Placement, seed: int, size: int, rate: float, whole: bool) -> tuple[float, ...]:
+        sliced = not whole and _slices(placement) > 1
+        outcome = self._simulate(placement, self._part(seed, size), rate, seed, sliced)
+        return outcome.attainment(self.scenario.targets, skip=int(WARM_UP_SHARE * size))
 
-    def _simulate(self, placement: Placement, workload: Workload, rate: float, seed: int) -> Outcome:
+    def _simulate(self, placement: Placement, workload: Workload, rate: float, seed: int, sliced: bool) -> Outcome:
         self.simulated_requests += len(workload)
-        offered = workload.at_rate(rate / placement.copies)
-        return self.run(placement.unit, offered, self.scenario.targets, seed=seed)
+        cluster = slice_of(placement) if sliced else placement.unit
+        offered = workload.at_rate(rate * cluster.gpus / placement.cluster.gpus)
+        return self.run(cluster, offered, self.scenario.targets, seed=seed)
+
+
+def _slices(placement: Placement) -> int:
+    return max(1, placement.unit.gpus // _SLICE_GPUS)
+
+
+def slice_of(placement: Placement) -> ClusterSpec:
+    """Return about _SLICE_GPUS of a large unit, with its pools in proportion as near as whole workers allow."""
+    unit, parts = placement.unit, _slices(placement)
+
+    def part(pool: PoolSpec) -> PoolSpec:
+        return replace(pool, replicas=max(1, round(pool.replicas / parts)))
+
+    return replace(unit, decode=part(unit.decode), prefill=unit.prefill and part(unit.prefill))

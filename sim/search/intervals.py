@@ -15,13 +15,14 @@ import numpy as np
 
 from sim.cluster import PoolSpec
 from sim.plan import DeviceGroup, Interval
-from sim.search.goodput import BLOCK, FLOOR_STEPS, Judge, Scenario, Simulate, rate_of
+from sim.search.crossing import STRIDE, highest_kept
+from sim.search.goodput import BLOCK, Judge, Scenario, Simulate, rate_of, step_below
 from sim.search.placements import Placement
 from sim.search.race import Found
 from sim.workload import Floats, Workload
 
-DRAWS = 20
-_STRIDE = 8  # steps of the grid of rates, 4 %, between which attainment is taken as straight
+DRAWS, FEWER_DRAWS = 20, 10
+_LONG = 5_000  # requests from which on fewer draws must do
 _SEED = 20_240
 _LOW, _HIGH = 0.05, 0.95
 
@@ -35,8 +36,9 @@ class Draw:
     workload: Workload
 
 
-def draws_of(scenario: Scenario, *, groups: int, count: int = DRAWS) -> tuple[Draw, ...]:
+def draws_of(scenario: Scenario, *, groups: int, count: int | None = None) -> tuple[Draw, ...]:
     """Draw worlds; equal arguments give equal ones. The seeds' workloads are resampled in turn."""
+    count = count or (DRAWS if len(scenario.workloads[0]) < _LONG else FEWER_DRAWS)
     rng = np.random.default_rng(_SEED)
     return tuple(
         Draw(
@@ -48,27 +50,33 @@ def draws_of(scenario: Scenario, *, groups: int, count: int = DRAWS) -> tuple[Dr
     )
 
 
-def in_world(placement: Placement, groups: Sequence[DeviceGroup], draw: Draw) -> Placement:
-    """Return the placement with its costs off as the draw says."""
+def in_world(placement: Placement, groups: Sequence[DeviceGroup], draw: Draw) -> tuple[Placement, float]:
+    """Return the placement with its costs off as the draw says, and how many times as fast its fastest part is."""
+    speeds: list[float] = []
 
     def off(pool: PoolSpec, group: int) -> PoolSpec:
         shape = groups[group].profile.shape(pool.tensor_parallel, pool.pipeline_parallel)
         prefill = math.exp(draw.prefill_z[group] * shape.prefill_error)
         decode = math.exp(draw.decode_z[group] * shape.decode_error)
+        speeds.extend((1 / prefill, 1 / decode))
         return replace(pool, cost=pool.cost.scaled(prefill=prefill, decode=decode))
 
     cluster = placement.cluster
     prefill = cluster.prefill and off(cluster.prefill, placement.group[0])
-    return replace(
-        placement, cluster=replace(cluster, decode=off(cluster.decode, placement.group[-1]), prefill=prefill)
-    )
+    decode = off(cluster.decode, placement.group[-1])
+    return replace(placement, cluster=replace(cluster, decode=decode, prefill=prefill)), max(speeds)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spread:
-    """Goodput in every draw, and attainment at one rate; 0 goodput where no rate is kept."""
+    """Goodput in every draw over that in the undisturbed world, and attainment at one rate.
 
-    goodput: Floats  # by draw
+    Both goodputs are crossings of the first pass alone, so that the strictness of a second pass does not count as luck;
+    of a long workload and a large cluster the part is run that placements are compared by.
+    """
+
+    goodput: Floats  # by draw; 0 where no rate is kept
+    undisturbed: float
     attainment: Floats  # (draws, classes)
 
 
@@ -82,35 +90,38 @@ class Worlds:
     run: Simulate
     simulated_requests: int = 0
 
-    def spread(self, found: Found, rate: float) -> Spread:
-        """Return how the goodput of a placement, and its attainment at `rate`, spread."""
+    def spread(self, found: Found, rate: float, *, ceiling: float, roughly: bool = False) -> Spread:
+        """Return how the goodput of a placement, and its attainment at `rate`, spread.
+
+        `ceiling`: the rate above which the undisturbed placement cannot last. `roughly`: in FEWER_DRAWS.
+        """
         goodput, attainment = [], []
-        for draw in self.draws:
+        for draw in self.draws[: FEWER_DRAWS if roughly else None]:
             judge = Judge(Scenario((draw.workload,), self.scenario.targets), self.run)
-            placement = in_world(found.placement, self.groups, draw)
-            attainment.append(judge.attainment(placement, rate))
-            goodput.append(_crossing(judge, placement, found.step))
-            self.simulated_requests += judge.simulated_requests
-        return Spread(np.array(goodput), np.array(attainment))
+            placement, speed = in_world(found.placement, self.groups, draw)
+            attainment.append(judge.attainment(placement, rate, whole=False))
+            goodput.append(self._crossing(judge, placement, found.step, ceiling * speed))
+        judge = Judge(self.scenario, self.run)
+        undisturbed = self._crossing(judge, found.placement, found.step, ceiling)
+        return Spread(np.array(goodput), undisturbed, np.array(attainment))
 
+    def _crossing(self, judge: Judge, placement: Placement, step: int, ceiling: float) -> float:
+        """Return the rate at which the worst class falls below its share, from `step` on; 0: at none."""
+        margins: dict[int, float] = {}
 
-def _crossing(judge: Judge, placement: Placement, step: int) -> float:
-    """Return the rate at which the worst class falls below its share, near `step`; 0: at none."""
-    targets = judge.scenario.targets
+        def margin(at: int) -> float:
+            margins[at] = judge.margin(placement, at, whole=False)
+            return margins[at]
 
-    def margin(at: int) -> float:
-        attained = judge.attainment(placement, rate_of(at))
-        return min(a - t.attainment for a, t in zip(attained, targets, strict=True))
-
-    here = margin(step)
-    direction = 1 if here >= 0 else -1
-    for tried in range(step + direction * _STRIDE, step + direction * FLOOR_STEPS, direction * _STRIDE):
-        there = margin(tried)
-        if (there >= 0) != (here >= 0):
-            share = here / (here - there)
-            return float(rate_of(step) * (rate_of(tried) / rate_of(step)) ** share)
-        step, here = tried, there
-    return 0.0 if direction < 0 else rate_of(step)
+        kept = highest_kept(margin, step, ceiling=step_below(ceiling), width=STRIDE)
+        self.simulated_requests += judge.simulated_requests
+        if kept is None:
+            return 0.0
+        failed = min((at for at in margins if at > kept), default=None)
+        if failed is None:
+            return rate_of(kept)
+        share = margins[kept] / (margins[kept] - margins[failed])  # attainment is taken as straight in between
+        return float(rate_of(kept) * (rate_of(failed) / rate_of(kept)) ** max(0.0, share))
 
 
 def interval(values: Floats, mid: float) -> Interval:
@@ -119,11 +130,19 @@ def interval(values: Floats, mid: float) -> Interval:
     return Interval(min(low, mid), mid, max(high, mid))
 
 
+def goodput_interval(spread: Spread, mid: float) -> Interval:
+    """Return the 90 % interval of a goodput that differs from the undisturbed one in the draws as `spread` says."""
+    if spread.undisturbed <= 0:
+        return Interval(mid, mid, mid)
+    return interval(spread.goodput * (mid / spread.undisturbed), mid)
+
+
 def separate(a: Spread, b: Spread) -> bool:
     """Say whether the goodput of one exceeds that of the other in at least 95 of 100 draws.
 
     The draws are shared, so an error of the profile or an unlucky trace that hits both does not blur the comparison.
     """
-    ahead = float(np.mean(a.goodput > b.goodput))
-    behind = float(np.mean(a.goodput < b.goodput))
+    shared = min(len(a.goodput), len(b.goodput))
+    ahead = float(np.mean(a.goodput[:shared] > b.goodput[:shared]))
+    behind = float(np.mean(a.goodput[:shared] < b.goodput[:shared]))
     return max(ahead, behind) >= _HIGH

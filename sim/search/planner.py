@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from core.errors import ConfigError
 from sim.plan import Candidate, Interval, Plan, PlanQuestion, Progress, SearchStats, Shortfall, Verdict
+from sim.policy_gear import gears_differ
 from sim.search.bounds import Bounds, Demand
 from sim.search.curve import curve_of
 from sim.search.estimate import Estimates
@@ -17,14 +18,16 @@ from sim.search.families import Bests, climb
 from sim.search.fixed import fixed_placement
 from sim.search.goodput import Judge, Scenario, Simulate, resampled, step_below
 from sim.search.infeasible import Loosening
-from sim.search.intervals import Spread, Worlds, draws_of, interval, separate
-from sim.search.notes import notes_on
+from sim.search.intervals import Spread, Worlds, draws_of, goodput_interval, interval, separate
+from sim.search.notes import Findings, notes_on
 from sim.search.pareto import front
 from sim.search.placements import ONE_POOL_MODES, Placement, fits_of, levels
 from sim.search.race import Found, Race
+from sim.search.recheck import Recheck, gears_apart
 from sim.simulate import simulate
 from sim.workload import Workload
 
+_FAR_BEHIND = 0.7  # of the best goodput: fewer draws show well enough that a family loses
 _VANISHING = 0.02  # of the estimated rate: about what an idle cluster meets
 
 
@@ -34,12 +37,13 @@ def search(
     progress: Progress | None = None,
     workloads: tuple[Workload, ...] = (),
     run: Simulate = simulate,
+    recheck: Recheck | None = gears_differ,
 ) -> Plan:
     """Find the cheapest placement that carries the rate, or the one of most goodput when no rate is asked for.
 
     Equal questions give equal plans, but for the time taken. `workloads`: those of the seeds, when they are not to be
-    resampled from the question's. `run` judges placements. Raises ConfigError for a question without devices, targets
-    or requests.
+    resampled from the question's. `run` judges placements, `recheck` says how far the router's own policies are from
+    it. Raises ConfigError for a question without devices, targets or requests.
     """
     for name, given in (("groups", question.groups), ("targets", question.targets), ("seeds", question.seeds)):
         if not given:
@@ -49,7 +53,7 @@ def search(
     if question.rate is not None and question.rate <= 0:
         raise ConfigError(f"rate must be above 0 requests per second, not {question.rate:g}")
     scenario = Scenario(workloads or resampled(question.workload, question.seeds), question.targets)
-    return _Search(question, scenario, run, progress).plan()
+    return _Search(question, scenario, run, recheck, progress).plan()
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +61,7 @@ class _Search:
     question: PlanQuestion
     scenario: Scenario
     run: Simulate
+    recheck: Recheck | None
     progress: Progress | None
     race: Race = field(init=False)
     worlds: Worlds = field(init=False)
@@ -82,24 +87,36 @@ class _Search:
         wanted = self.question.rate
         short = wanted is not None and bests.best.step < step_below(wanted)
         finalists = tuple(f for f in (bests.one_pool, bests.disaggregated) if f is not None)
-        spreads = {found: self.worlds.spread(found, wanted or found.rate) for found in finalists}
+        ceilings = {found: self.race.ceiling(found.placement) for found in finalists}
+        spreads = {f: self._spread(f, bests.best, ceilings[f]) for f in finalists}
         best, doubtful = self._choose(climbed, spreads)
         shortfall = self._shortfall(tuple(f.placement for f in finalists), wanted or best.rate, best) if short else None
         candidates = {found: self._candidate(found, found, spreads[found]) for found in finalists}
         front_of = tuple(self._candidate(f, best, spreads[best]) for b in climbed if (f := b.best) is not None)
         verdict = Verdict.ONE_POOL if best is bests.one_pool else Verdict.DISAGGREGATE
+        rate = wanted or best.rate
+        apart = gears_apart(self.recheck, self.scenario, best.placement, rate)
+        overlap = len(finalists) > 1 and _overlap(*(candidates[f].goodput for f in finalists))
+        limited = best.step >= step_below(ceilings[best])
+        findings = Findings(len(self.scenario.workloads), doubtful, overlap, limited, apart is None)
         return Plan(
             verdict=Verdict.INFEASIBLE if shortfall else verdict,
             best=candidates[best],
-            best_one_pool=candidates.get(bests.one_pool) if bests.one_pool else None,
-            best_disaggregated=candidates.get(bests.disaggregated) if bests.disaggregated else None,
+            best_one_pool=candidates[bests.one_pool] if bests.one_pool else self._unkept(rate, one_pool=True),
+            best_disaggregated=(
+                candidates[bests.disaggregated] if bests.disaggregated else self._unkept(rate, one_pool=False)
+            ),
             front=front((*candidates.values(), *front_of)),
             curve=curve_of(self.race.judge, best, wanted),
             shortfall=shortfall,
-            gears_differ=None,
+            gears_differ=apart,
             stats=self._stats(),
-            notes=notes_on(self.question, best, bests, seeds=len(self.scenario.workloads), doubtful=doubtful),
+            notes=notes_on(self.question, best, bests, findings),
         )
+
+    def _spread(self, found: Found, best: Found, ceiling: float) -> Spread:
+        behind = found.rate < _FAR_BEHIND * best.rate
+        return self.worlds.spread(found, self.question.rate or found.rate, ceiling=ceiling, roughly=behind)
 
     def _climb(self) -> list[Bests]:
         if self.question.fixed is not None:
@@ -136,7 +153,7 @@ class _Search:
     def _candidate(self, found: Found, like: Found, spread: Spread) -> Candidate:
         """Describe a finalist; the intervals of others have the relative width of the one that they are `like`."""
         placement, rate = found.placement, self.question.rate or found.rate
-        goodput = interval(spread.goodput * (found.rate / like.rate), found.rate)
+        goodput = goodput_interval(spread, found.rate)
         attained = self.race.judge.attainment(placement, rate)
         if found is like:
             shares = tuple(interval(spread.attainment[:, i], share) for i, share in enumerate(attained))
@@ -144,6 +161,21 @@ class _Search:
             shares = tuple(Interval(share, share, share) for share in attained)
         return Candidate(
             placement.cluster, placement.group, goodput, shares, placement.price_per_hour, placement.nodes_spanned
+        )
+
+    def _unkept(self, rate: float, *, one_pool: bool) -> Candidate | None:
+        """Describe the largest placement of a kind that keeps the promise at no rate; None when none fits."""
+        tried = [p for p in self.race.considered if (p.cluster.mode in ONE_POOL_MODES) is one_pool]
+        if not tried:
+            return None
+        placement = max(tried, key=lambda p: (p.price_per_hour, self.race.estimate(p)))
+        return self._at_no_rate(placement, rate)
+
+    def _at_no_rate(self, placement: Placement, rate: float) -> Candidate:
+        shares = tuple(Interval(a, a, a) for a in self.race.judge.attainment(placement, rate))
+        none = Interval(0.0, 0.0, 0.0)
+        return Candidate(
+            placement.cluster, placement.group, none, shares, placement.price_per_hour, placement.nodes_spanned
         )
 
     def _nothing_kept(self) -> Plan:
@@ -162,10 +194,8 @@ class _Search:
     def _plan_without(self, shortfall: Shortfall, placement: Placement | None) -> Plan:
         best = None
         if placement is not None:
-            none = Interval(0.0, 0.0, 0.0)
             rate = self.question.rate or self.race.estimate(placement) * _VANISHING
-            shares = tuple(Interval(a, a, a) for a in self.race.judge.attainment(placement, rate))
-            best = Candidate(placement.cluster, placement.group, none, shares, placement.price_per_hour)
+            best = self._at_no_rate(placement, rate)
         family = best is not None and best.cluster.mode in ONE_POOL_MODES
         return Plan(
             verdict=Verdict.INFEASIBLE,
@@ -212,3 +242,7 @@ class _Search:
             placement.price_per_hour,
             placement.nodes_spanned,
         )
+
+
+def _overlap(a: Interval, b: Interval) -> bool:
+    return a.low <= b.high and b.low <= a.high

@@ -1,33 +1,40 @@
 """The best placement of a family within a budget: bounded, ordered, and raced against the best so far.
 
-Owns the order of trials and what is left out: a placement whose bound lies below the best, one that fails at one step
-of rate above the best, and one that at that rate falls far behind the best on the first requests alone. Only the winner
-is confirmed with all seeds and a second pass. Must not know families or budgets.
+Owns the order of trials and what is left out: a placement whose bound lies below the best, one that just above the rate
+of the best falls far behind it on the first requests alone, and one that fails there. Races are run on the first seed;
+the winner, and those close behind it, are confirmed with all seeds and a second pass. Must not know families or
+budgets.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from sim.cluster import Admission, Mode, Routing
 from sim.plan import PlanQuestion
 from sim.search.bounds import Bounds
+from sim.search.crossing import FLOOR_STEPS
 from sim.search.estimate import Estimates
-from sim.search.goodput import FLOOR_STEPS, Judge, rate_of
+from sim.search.goodput import Judge, rate_of
 from sim.search.placements import Placement
 from sim.search.routings import neighbours
 
-BEHIND = 0.05  # of attainment, on a third of the first seed's requests
+BEHIND = 0.02  # of attainment, on a third of the first seed's requests
 _MAX_ROUNDS = 4  # of settings after placements after settings; each round but the last found something better
+_WIDTH = 4  # steps: how exactly a race knows its best, and by how many another must beat it; confirming is exact
+_CLOSE, _MOST_CLOSE = 6, 2  # so many steps behind the winner of a race, so many others are confirmed too
+_FEW = 5  # splits of a mode that a budget on the way gets to try
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A placement and the highest step of rate that it keeps."""
+    """A placement, the highest step of rate that it keeps, and the one that the race saw."""
 
     placement: Placement
     step: int
+    raced: int
 
     @property
     def rate(self) -> float:
@@ -44,55 +51,78 @@ class Race:
     bounds: Bounds
     estimates: Estimates
     heard: Callable[[Found | None], None]
-    considered: set[Placement] = field(default_factory=set)  # all that were ever raced, settings included
+    considered: dict[Placement, None] = field(default_factory=dict)  # all ever raced, settings included, in order
     simulated: set[Placement] = field(default_factory=set)  # those of them that were simulated
     _calibration: dict[Mode, float] = field(default_factory=dict)  # the last rate found over its estimate
     _settings: dict[Mode, tuple[Routing, int]] = field(default_factory=dict)  # the best found, and the decode chunk
+    _beaten: list[Found] = field(default_factory=list)  # in the race under way
 
-    def best(self, placements: Iterable[Placement], best: Found | None, *, thorough: bool) -> Found | None:
-        """Return the best of `placements` and `best`: settings are refined, then all placements tried with them.
+    def best(self, placements: Iterable[Placement], given: Found | None, *, thorough: bool) -> Found | None:
+        """Return the best of `placements` and `given`: settings are refined, then all placements tried with them.
 
-        Unless `thorough`, settings are refined only for a mode that has none from a smaller budget.
+        Unless `thorough`, only the most promising placements are tried, and settings are refined only for a mode that
+        has none from a smaller budget. What is found has still to be confirmed.
         """
-        placements, given = tuple(placements), best
-        for _ in range(_MAX_ROUNDS):
-            entered, best = best, self._first(map(self._with_settings, placements), best)
-            if thorough:  # refusal moves the balance of the pools, so it is tried with every split
-                best = self._first(map(_refusing, placements), best)
-            if best is None or best is entered:
+        placements, best = tuple(placements), given
+        self._beaten.clear()
+        for turn in range(_MAX_ROUNDS):
+            entered, best = best, self._first(map(self._with_settings, placements), best, few=not thorough)
+            if best is not None:  # refusal moves the balance of the pools; it helps no placement that fails when idle
+                best = self._first(map(_refusing, placements), best, few=not thorough)
+            if best is None or (best is entered and not (thorough and turn == 0)):
                 break
             if not thorough and best.placement.cluster.mode in self._settings:
                 break
             best = self._refined(best)
             cluster = best.placement.cluster
             self._settings[cluster.mode] = (cluster.routing, cluster.decode.max_num_batched_tokens)
-        return self._confirmed(best, given)
+        return best
 
     def judged(self, placement: Placement) -> Found | None:
         """Return what the placement keeps as it is."""
-        return self._confirmed(self._against(placement, None), None)
+        return self.confirmed(self._against(placement, None), None, thorough=True)
 
     def nearby(self, placements: Iterable[Placement], best: Found | None) -> Found | None:
-        """Return the best of `placements`, as they are, and `best`."""
-        return self._confirmed(self._first(map(self._with_settings, placements), best), best)
+        """Return the best of `placements`, as they are, and `best`; it has still to be confirmed."""
+        return self._first(map(self._with_settings, placements), best)
+
+    def confirmed(self, found: Found | None, given: Found | None, *, thorough: bool) -> Found | None:
+        """Return `found` at the step that all seeds and a second pass confirm; `given` when that is no better.
+
+        When `thorough`, the step is the highest, and those close behind in the race are given the same chance.
+        """
+        if found is None or (found is given and not thorough):
+            return given
+        confirmed = None if found is given else given  # that was perhaps confirmed in haste
+        if thorough:
+            close = sorted((f for f in self._beaten if f.raced >= found.raced - _CLOSE), key=lambda f: -f.raced)
+            for one in (found, *close[:_MOST_CLOSE]):
+                confirmed = self._highest(one, confirmed) or confirmed
+        else:
+            floor = given.step if given else found.step - FLOOR_STEPS
+            step = self.judge.confirmed_step(found.placement, found.step, above=floor, whole=False)
+            confirmed = given if step is None else replace(found, step=step)
+        self.heard(confirmed)
+        return confirmed
+
+    def ceiling(self, placement: Placement) -> float:
+        """Return the rate above which the placement cannot last, by arithmetic."""
+        return self.bounds.lasting_rate(placement.unit) * placement.copies
 
     def bound(self, placement: Placement) -> float:
-        """Return the rate that the placement cannot exceed."""
-        return self.bounds.highest_rate(placement.unit) * placement.copies
+        """Return the rate that the placement cannot exceed, in this run or for long."""
+        return min(self.bounds.highest_rate(placement.unit) * placement.copies, self.ceiling(placement))
 
     def estimate(self, placement: Placement) -> float:
         """Return about the rate that the placement keeps."""
         return self.estimates.rate(placement.unit) * placement.copies
 
-    def _confirmed(self, found: Found | None, given: Found | None) -> Found | None:
-        """Return `found` at the step that all seeds and a second pass confirm; `given` when that is no better."""
-        if found is None or found is given:
-            return found
-        floor = given.step if given else found.step - FLOOR_STEPS
-        step = self.judge.confirmed_step(found.placement, found.step, above=floor)
-        confirmed = given if step is None else replace(found, step=step)
-        self.heard(confirmed)
-        return confirmed
+    def _highest(self, found: Found, best: Found | None) -> Found | None:
+        """Return `found` at the highest step that is confirmed, if that is above `best`."""
+        floor = best.step if best else found.step - FLOOR_STEPS
+        ceiling = self.ceiling(found.placement)
+        step = self.judge.highest_confirmed(found.placement, found.step, ceiling=ceiling, above=floor)
+        return None if step is None else replace(found, step=step)
 
     def _refined(self, found: Found) -> Found:
         """Change one setting at a time for as long as that helps."""
@@ -103,35 +133,44 @@ class Race:
                 found = self._against(placement, found) or found
         return found
 
-    def _first(self, placements: Iterable[Placement], best: Found | None) -> Found | None:
-        ranked = sorted(
-            ((min(self.estimate(p), self.bound(p)), p) for p in placements), key=lambda pair: pair[0], reverse=True
-        )
+    def _first(self, placements: Iterable[Placement], best: Found | None, *, few: bool = False) -> Found | None:
+        ranked = sorted(((self._promise(p), p) for p in placements), key=lambda pair: pair[0], reverse=True)
+        splits = Counter[Mode]()
         for _, placement in ranked:
+            splits[placement.cluster.mode] += placement.cluster.prefill is not None
+            if few and splits[placement.cluster.mode] > _FEW:
+                continue
             best = self._against(placement, best) or best
             self.heard(best)
         return best
 
+    def _promise(self, placement: Placement) -> float:
+        """Return about what the placement keeps, by what others of its mode did."""
+        expected = self.estimate(placement) * self._calibration.get(placement.cluster.mode, 1.0)
+        return min(expected, self.bound(placement))
+
     def _against(self, placement: Placement, best: Found | None) -> Found | None:
         """Return what the placement keeps if that is more than `best`."""
-        self.considered.add(placement)
+        self.considered[placement] = None
         bound = self.bound(placement)
-        if bound <= 0 or (best is not None and bound < rate_of(best.step + 1)):
+        if bound <= 0 or (best is not None and bound < rate_of(best.raced + _WIDTH)):
             return None
         self.simulated.add(placement)
         if best is not None and self._far_behind(placement, best):
             return None
-        mode = placement.cluster.mode
-        guess = max(1e-6, self._calibration.get(mode, 1.0) * self.estimate(placement))
-        step = self.judge.highest_step(placement, hint=guess, above=best.step if best else None)
+        above = best.raced + _WIDTH - 1 if best else None
+        guess = max(1e-6, self._promise(placement))
+        step = self.judge.highest_step(placement, hint=guess, ceiling=bound, above=above, width=_WIDTH)
         if step is None:
             return None
-        self._calibration[mode] = rate_of(step) / self.estimate(placement)
-        return Found(placement, step)
+        self._calibration[placement.cluster.mode] = rate_of(step) / self.estimate(placement)
+        if best is not None:
+            self._beaten.append(best)
+        return Found(placement, step, step)
 
     def _far_behind(self, placement: Placement, best: Found) -> bool:
-        """Say whether the first requests alone show that the placement loses to the best, at one step above it."""
-        step = best.step + 1
+        """Say whether the first requests alone show that the placement loses to the best, just above its rate."""
+        step = best.raced + _WIDTH
         pairs = zip(self.judge.glimpse(placement, step), self.judge.glimpse(best.placement, step), strict=True)
         shares = (target.attainment for target in self.judge.scenario.targets)
         return any(own < share and own < other - BEHIND for (own, other), share in zip(pairs, shares, strict=True))

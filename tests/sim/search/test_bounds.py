@@ -70,6 +70,8 @@ def test_the_bound_is_near_enough_to_leave_placements_out(mode: Mode) -> None:
     step = Judge(Scenario((workload,), PROMISE), simulate).highest_step(Placement(cluster, (0,), 1.0), hint=5.0)
     assert step is not None
     assert bound / 2.5 < rate_of(step) <= bound
+    lasting = Bounds(Demand.of(workload, PROMISE)).lasting_rate(cluster)
+    assert bound / 2.5 < rate_of(step) <= lasting <= bound
 
 
 def test_nothing_is_kept_where_an_idle_worker_is_too_slow() -> None:

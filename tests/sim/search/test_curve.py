@@ -13,7 +13,11 @@ from tests.sim.search.queue_model import PROMISE, queue_model, requests, shape
 
 
 def test_points_rise_in_rate_and_include_what_was_asked_for() -> None:
-    found = Found(Placement(ClusterSpec(Mode.ONE_POOL, PoolSpec(2, shape().cost, 60_000)), (0,), 2.0), step_below(5.0))
+    found = Found(
+        Placement(ClusterSpec(Mode.ONE_POOL, PoolSpec(2, shape().cost, 60_000)), (0,), 2.0),
+        step_below(5.0),
+        step_below(5.0),
+    )
     points = curve_of(Judge(Scenario((requests(100),), PROMISE), queue_model), found, 4.321)
     rates = [point.rate for point in points]
     assert rates == sorted(rates)

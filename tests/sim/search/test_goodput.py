@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -69,32 +71,44 @@ def test_a_queue_that_grows_lowers_the_goodput_to_what_a_second_pass_keeps() -> 
     step = judge.highest_step(ONE, hint=8.0)
     assert step == step_below(8.0)
     confirmed = judge.confirmed_step(ONE, step, above=0)
+    assert judge.highest_confirmed(ONE, step, ceiling=1e3, above=0) == confirmed
     assert confirmed is not None
     assert 0.94 * 6.0 <= rate_of(confirmed) <= 6.0
     assert judge.confirmed_step(ONE, step, above=step_below(6.0)) is None
 
 
-def test_clear_answers_spare_seeds_and_none_is_asked_twice() -> None:
+def test_nothing_is_simulated_twice() -> None:
     run = Limited(5.0)
     judge = judge_of(run, seeds=3)
-    assert not judge.keeps(ONE, step_below(5.0) + 1)
+    assert judge.quick_margin(ONE, step_below(5.0)) == pytest.approx(0.1)
     assert run.runs == 1
-    assert judge.keeps(ONE, step_below(5.0))
-    assert run.runs == 2
-    assert judge.keeps(ONE, step_below(5.0))
-    assert run.runs == 2
+    assert judge.margin(ONE, step_below(5.0), whole=True) == pytest.approx(0.1)
+    assert run.runs == 3
+    assert judge.quick_margin(ONE, step_below(5.0)) == judge.margin(ONE, step_below(5.0), whole=False)
+    assert run.runs == 3
 
 
-@pytest.mark.parametrize(("shares", "kept", "asked"), [((0.91, 0.88, 0.92), True, 3), ((0.91, 0.82, 1.0), False, 2)])
-def test_answers_that_are_not_clear_take_the_mean_so_far(shares: tuple[float, ...], kept: bool, asked: int) -> None:
-    judge = judge_of(Limited(5.0), seeds=3)
-    for seed, share in enumerate(shares):
-        judge._attained[ONE, seed, 7] = (share,)
-    assert judge.keeps(ONE, 7) is kept
-    del judge._attained[ONE, asked - 1, 7]
-    runs = judge.simulated_requests
-    judge.keeps(ONE, 7)
-    assert judge.simulated_requests > runs  # that seed was looked at
+def test_all_seeds_decide_what_is_confirmed() -> None:
+    judge, size = judge_of(Limited(100.0), seeds=3), 60
+    for step, shares in ((7, (0.91, 0.88, 0.92)), (8, (0.95, 0.82, 0.92))):
+        for seed, share in enumerate(shares):
+            judge._attained[ONE, seed, size, step, False] = (share,)
+    assert judge.margin(ONE, 7, whole=True) == pytest.approx(0.0033, abs=1e-4)
+    assert judge.margin(ONE, 8, whole=True) < 0 < judge.quick_margin(ONE, 8)
+    assert judge.confirmed_step(ONE, 8, above=0) == 7
+
+
+def test_the_search_ends_at_the_ceiling() -> None:
+    assert judge_of(Limited(1e9)).highest_step(ONE, hint=3.0, ceiling=40.0) == step_below(40.0)
+
+
+def test_a_long_workload_is_raced_on_its_beginning_and_confirmed_as_a_whole() -> None:
+    run = Limited(1e9)
+    judge = judge_of(run, size=5000)
+    judge.quick_margin(ONE, 7)
+    assert judge.simulated_requests == 3000
+    judge.margin(ONE, 7, whole=True)
+    assert judge.simulated_requests == 8000
 
 
 def test_units_carry_their_share_of_the_rate() -> None:
@@ -120,3 +134,24 @@ def test_a_second_pass_follows_at_the_same_rate_and_shares_no_prefix() -> None:
     assert both.rate == one.rate
     assert both.prefix_start.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert both.prefix_ids.tolist() == [0, 0, 1, 2, 2, 3]
+
+
+def test_a_slice_of_a_large_cluster_keeps_its_proportions_and_its_share_of_the_rate() -> None:
+    seen: list[tuple[ClusterSpec, float]] = []
+
+    class Watched(Limited):
+        def __call__(
+            self, cluster: ClusterSpec, workload: Workload, targets: tuple[Target, ...], *, seed: int = 0
+        ) -> Outcome:
+            seen.append((cluster, workload.rate))
+            return super().__call__(cluster, workload, targets, seed=seed)
+
+    pool = PoolSpec(768, shape().cost, 60_000)
+    large = Placement(ClusterSpec(Mode.DISAGGREGATED, pool, prefill=replace(pool, replicas=256)), (0, 0), 1024.0)
+    judge, step = judge_of(Watched(1e9)), step_below(800.0)
+    judge.quick_margin(large, step)
+    judge.margin(large, step, whole=True)
+    (part, at), (whole, rate) = seen
+    assert part.prefill is not None
+    assert (part.prefill.replicas, part.decode.replicas, whole.num_workers) == (32, 96, 1024)
+    assert at == pytest.approx(rate / 8)

@@ -5,13 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.cluster import ClusterSpec, Mode, PoolSpec
+from sim.outcome import Target
 from sim.plan import DeviceGroup
-from sim.search.goodput import Scenario, resampled, step_below
-from sim.search.intervals import Spread, Worlds, draws_of, in_world, interval, separate
+from sim.search.goodput import Scenario, rate_of, resampled, step_below
+from sim.search.intervals import (
+    DRAWS,
+    FEWER_DRAWS,
+    Spread,
+    Worlds,
+    draws_of,
+    goodput_interval,
+    in_world,
+    interval,
+    separate,
+)
 from sim.search.placements import Placement
 from sim.search.race import Found
 from tests.sim.search.queue_model import PROMISE, group, queue_model, requests, shape
@@ -28,7 +40,8 @@ def spread_with_error(error: float) -> Spread:
     scenario = Scenario(resampled(requests(200), (0, 1)), PROMISE)
     draws = draws_of(scenario, groups=1, count=10)
     worlds = Worlds(draws, (group_with_error(error),), scenario, queue_model)
-    return worlds.spread(Found(PLACEMENT, step_below(6.0)), 6.0)
+    step = step_below(6.0)
+    return worlds.spread(Found(PLACEMENT, step, step), 6.0, ceiling=1e3)
 
 
 def test_more_error_of_the_fit_gives_a_wider_interval() -> None:
@@ -47,7 +60,9 @@ def test_equal_arguments_draw_equal_worlds() -> None:
 def test_a_world_scales_prompts_and_decode_steps_apart() -> None:
     scenario = Scenario(resampled(requests(50), (0,)), PROMISE)
     (draw,) = draws_of(scenario, groups=1, count=1)
-    cost = in_world(PLACEMENT, (group_with_error(0.1),), draw).cluster.decode.cost
+    placement, speed = in_world(PLACEMENT, (group_with_error(0.1),), draw)
+    cost = placement.cluster.decode.cost
+    assert np.isclose(speed, np.exp(-0.1 * min(draw.prefill_z[0], draw.decode_z[0])))
     known = PLACEMENT.cluster.decode.cost
     assert np.isclose(cost.prefill_s(100), known.prefill_s(100) * np.exp(0.1 * draw.prefill_z[0]))
     assert np.isclose(cost.decode_s(4, 100), known.decode_s(4, 100) * np.exp(0.1 * draw.decode_z[0]))
@@ -62,6 +77,28 @@ def test_an_interval_holds_its_figure(values: list[float], mid: float) -> None:
 def test_shared_luck_does_not_blur_a_comparison() -> None:
     luck = np.linspace(1.0, 3.0, 20)
     shares = np.ones((20, 1))
-    assert separate(Spread(luck * 1.02, shares), Spread(luck, shares))
-    assert not separate(Spread(luck, shares), Spread(luck[::-1].copy(), shares))
-    assert not separate(Spread(luck, shares), Spread(luck, shares))
+    assert separate(Spread(luck * 1.02, 1.0, shares), Spread(luck, 1.0, shares))
+    assert not separate(Spread(luck, 1.0, shares), Spread(luck[::-1].copy(), 1.0, shares))
+    assert not separate(Spread(luck, 1.0, shares), Spread(luck, 1.0, shares))
+
+
+def test_a_goodput_that_the_second_pass_lowered_lies_inside_its_interval() -> None:
+    spread = Spread(np.linspace(9.0, 11.0, 20), 10.0, np.ones((20, 1)))
+    found = goodput_interval(spread, 8.0)
+    assert found.low == pytest.approx(8.0 * 0.91)
+    assert found.high == pytest.approx(8.0 * 1.09)
+
+
+def test_a_draw_that_queues_at_no_rate_ends_at_what_the_devices_can_do() -> None:
+    scenario = Scenario(resampled(requests(200), (0, 1)), (Target("chat", 1e6, 1e6),))
+    worlds = Worlds(draws_of(scenario, groups=1, count=4), (group_with_error(0.0),), scenario, queue_model)
+    spread = worlds.spread(Found(PLACEMENT, step_below(6.0), step_below(6.0)), 6.0, ceiling=9.0)
+    assert spread.goodput == pytest.approx(np.full(4, rate_of(step_below(9.0))), rel=0.05)
+
+
+def test_a_rough_spread_takes_fewer_draws() -> None:
+    scenario = Scenario(resampled(requests(60), (0,)), PROMISE)
+    worlds = Worlds(draws_of(scenario, groups=1), (group_with_error(0.1),), scenario, queue_model)
+    step = step_below(6.0)
+    assert len(worlds.spread(Found(PLACEMENT, step, step), 6.0, ceiling=1e3, roughly=True).goodput) == FEWER_DRAWS
+    assert len(worlds.draws) == DRAWS

@@ -10,15 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import ConfigError
-from sim.outcome import Target
-from sim.plan import Candidate, Plan, PlanQuestion, Verdict
+from sim.cluster import ClusterSpec
+from sim.outcome import Outcome, Target
+from sim.plan import Candidate, DeviceGroup, Plan, PlanQuestion, Verdict
 from sim.search.planner import search
 from sim.workload import Workload
 from tests.sim.search.queue_model import group, question, queue_model, shape
 
 
 def plan_of(asked: PlanQuestion) -> Plan:
-    return search(asked, run=queue_model)
+    return search(asked, run=queue_model, recheck=None)
 
 
 def without_time(plan: Plan) -> Plan:
@@ -67,6 +68,70 @@ def test_more_devices_never_lower_the_reported_goodput(devices: int, ttft_s: flo
         return best.goodput.mid if best else 0.0
 
     assert goodput(devices + 1) >= goodput(devices)
+
+
+@settings(max_examples=3)
+@given(st.integers(8, 11), st.floats(0.2, 1.5), st.floats(0.02, 0.08), st.booleans())
+def test_more_devices_never_lower_it_beyond_eight(devices: int, ttft_s: float, tpot_s: float, pairs: bool) -> None:
+    shapes = (shape(2, speed=1.7, capacity=130_000),) if pairs else (shape(),)  # with pairs, odd devices stay idle
+
+    def goodput(count: int) -> float:
+        targets = (Target("chat", ttft_s, tpot_s),)
+        best = plan_of(question(group(count, shapes=shapes), targets=targets, count=60, seeds=(0, 1))).best
+        return best.goodput.mid if best else 0.0
+
+    assert goodput(devices + 1) >= goodput(devices)
+
+
+@settings(max_examples=3)
+@given(st.integers(1, 3), st.integers(1, 3), st.floats(0.2, 1.0))
+def test_the_order_of_groups_does_not_matter(fast: int, slow: int, ttft_s: float) -> None:
+    first = group(fast, name="fast", price=3.0, shapes=(shape(speed=2.0),))
+    second = group(slow, name="slow", price=1.0, shapes=(shape(),))
+
+    def planned(*groups: DeviceGroup) -> Plan:
+        return plan_of(question(*groups, targets=(Target("chat", ttft_s, 0.05),), count=60, seeds=(0, 1)))
+
+    one, other = planned(first, second), planned(second, first)
+    assert one.verdict is other.verdict
+    assert one.best is not None
+    assert other.best is not None
+    assert one.best.goodput.mid == other.best.goodput.mid
+    assert one.best.price_per_hour == other.best.price_per_hour
+
+
+def test_the_family_that_loses_is_reported_even_when_it_keeps_nothing() -> None:
+    def no_pairs(cluster: ClusterSpec, workload: Workload, targets: tuple[Target, ...], *, seed: int = 0) -> Outcome:
+        outcome = queue_model(cluster, workload, targets, seed=seed)
+        if cluster.prefill is not None:
+            outcome.ttft_s[:] = 1e9
+        return outcome
+
+    plan = search(question(), run=no_pairs, recheck=None)
+    assert plan.verdict is Verdict.ONE_POOL
+    assert plan.best_disaggregated is not None
+    assert plan.best_disaggregated.goodput.high == 0.0
+    assert plan.best_disaggregated.attainment[0].mid == 0.0
+    assert search(question(group(1, shapes=(shape(),))), run=no_pairs, recheck=None).best_disaggregated is None
+
+
+def test_a_trace_too_short_to_queue_stops_at_what_the_devices_can_do() -> None:
+    plan = plan_of(question(targets=(Target("chat", 1e4, 1e4),)))
+    assert plan.best is not None
+    assert np.isfinite(plan.best.goodput.high)
+    assert any("give a longer trace" in note for note in plan.notes)
+
+
+def test_the_best_is_checked_by_the_full_gear() -> None:
+    asked: list[int] = []
+
+    def recheck(cluster: ClusterSpec, workload: Workload, targets: tuple[Target, ...], *, skip: int = 0) -> float:
+        asked.append(cluster.num_workers)
+        return 0.013
+
+    plan = search(question(), run=queue_model, recheck=recheck)
+    assert plan.best is not None
+    assert (plan.gears_differ, asked) == (0.013, [plan.best.cluster.num_workers])
 
 
 def test_a_rate_is_carried_by_the_cheapest_placement() -> None:
@@ -143,7 +208,7 @@ def test_progress_never_runs_back_and_ends_with_the_best() -> None:
     def progress(*, done: int, total: int, best: Candidate | None) -> None:
         heard.append((done, total, best))
 
-    plan = search(question(), progress=progress, run=queue_model)
+    plan = search(question(), progress=progress, run=queue_model, recheck=None)
     assert [done for done, _, _ in heard] == sorted(done for done, _, _ in heard)
     assert all(done <= total for done, total, _ in heard)
     assert heard[-1][2] is not None

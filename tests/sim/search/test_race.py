@@ -39,7 +39,7 @@ def test_the_winner_keeps_what_judging_every_placement_alone_finds() -> None:
     heard: list[Found | None] = []
     race = race_of(queue_model, heard)
     placements = all_placements(race)
-    winner = race.nearby(placements, None)
+    winner = race.confirmed(race.nearby(placements, None), None, thorough=True)
     alone = [race_of(queue_model, []).judged(p) for p in placements]
     assert winner is not None
     # Only the winner is confirmed, by strides that grow: another could end up to a few steps higher.
@@ -52,7 +52,8 @@ def test_the_winner_keeps_what_judging_every_placement_alone_finds() -> None:
 def test_the_order_of_placements_does_not_matter() -> None:
     one, other = race_of(queue_model, []), race_of(queue_model, [])
     placements = all_placements(one)
-    first, second = one.nearby(placements, None), other.nearby(placements[::-1], None)
+    first = one.confirmed(one.nearby(placements, None), None, thorough=True)
+    second = other.confirmed(other.nearby(placements[::-1], None), None, thorough=True)
     assert first is not None
     assert second is not None
     assert first.step == second.step
