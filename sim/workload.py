@@ -67,6 +67,10 @@ class Workload:
         chosen = np.flatnonzero(self.prompt_tokens + self.output_tokens <= max_total_tokens)
         return self if len(chosen) == len(self) else self._of(chosen, _from_zero(self.arrived_s[chosen]))
 
+    def chosen(self, places: Ints) -> Workload:
+        """Take the requests at `places`, rising, at their times."""
+        return self._of(places, _from_zero(self.arrived_s[places]))
+
     def bootstrap(self, rng: np.random.Generator, block: int) -> Workload:
         """Draw as many requests again, in runs of `block` neighbours that keep their gaps, lengths and order.
 

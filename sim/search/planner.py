@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 from core.errors import ConfigError
 from sim.plan import Candidate, Interval, Plan, PlanQuestion, Progress, SearchStats, Shortfall, Verdict
 from sim.policy_gear import gears_differ
 from sim.search.bounds import Bounds, Demand
+from sim.search.cells import is_large, search_in_cells
 from sim.search.curve import curve_of
 from sim.search.estimate import Estimates
 from sim.search.families import Bests, climb
@@ -52,6 +54,8 @@ def search(
         raise ConfigError("a plan needs requests; the workload has none: choose another --trace or --workload")
     if question.rate is not None and question.rate <= 0:
         raise ConfigError(f"rate must be above 0 requests per second, not {question.rate:g}")
+    if is_large(question) and not workloads:
+        return search_in_cells(question, partial(search, progress=progress, run=run, recheck=recheck))
     scenario = Scenario(workloads or resampled(question.workload, question.seeds), question.targets)
     return _Search(question, scenario, run, recheck, progress).plan()
 
