@@ -8,14 +8,13 @@ from __future__ import annotations
 from sim.kernel.compiled import entry
 from sim.kernel.routing import assign, refuse
 from sim.kernel.run import advance
-from sim.kernel.state import NEXT_ARRIVAL, NOBODY, State
+from sim.kernel.state import NOBODY, State
 
 
 @entry
 def place_and_advance(st: State, request: int, prefill: int, decode: int, now_s: float, until_s: float) -> None:
     """Send a request to its workers, or refuse it if `decode` is NOBODY; then let all events up to `until_s` happen."""
     advance(st, now_s)
-    st.counts[NEXT_ARRIVAL] = request + 1
     if decode == NOBODY:
         refuse(st, request)
     else:

@@ -79,7 +79,7 @@ def _lose_decode(st: State, request: int, now_s: float) -> None:
     reqs, workers = st.reqs, st.workers
     worker, sender = reqs.decode_on[request], reqs.prefill_on[request]
     if not reqs.whole[request] and reqs.hand[request] != LANDED:
-        _leave_prefill(st, request, now_s)
+        _leave_prefill(st, request)
     else:
         forget_owed(st, worker, request)
     remove(st, request)
@@ -98,7 +98,7 @@ def _lose_prefill(st: State, request: int, now_s: float) -> None:
     """Let the decode worker compute the prompt itself."""
     reqs, workers = st.reqs, st.workers
     worker = reqs.decode_on[request]
-    _leave_prefill(st, request, now_s)
+    _leave_prefill(st, request)
     remove(st, request)
     if reqs.hand[request] == GRANTED or reqs.hand[request] == SENDING:
         workers.seqs_held[worker] -= 1
@@ -118,7 +118,7 @@ def _lose_prefill(st: State, request: int, now_s: float) -> None:
 
 
 @compiled
-def _leave_prefill(st: State, request: int, now_s: float) -> None:
+def _leave_prefill(st: State, request: int) -> None:
     """Take a request out of its prefill worker, running, queued or sending."""
     reqs, workers = st.reqs, st.workers
     sender = reqs.prefill_on[request]

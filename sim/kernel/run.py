@@ -7,7 +7,7 @@ from sim.kernel.handover import grant, land
 from sim.kernel.heap import DOWN, SENT, STAGE_FREE, STEP_END, pop
 from sim.kernel.outages import bring_up, take_down
 from sim.kernel.routing import route
-from sim.kernel.state import HEAP_SIZE, NEXT_ARRIVAL, SENDING, State
+from sim.kernel.state import HEAP_SIZE, SENDING, State
 from sim.kernel.steps import end_step, wake
 from sim.kernel.stretches import settle_all
 
@@ -21,14 +21,12 @@ def advance(st: State, until_s: float) -> None:
         pop(st)
         if kind == STEP_END:
             if st.lanes.epoch[subject] == epoch:
-                st.clock[0] = now_s
                 end_step(st, subject, now_s)
         elif kind == STAGE_FREE:
             st.workers.stage_awaited[subject] = 0
             wake(st, subject, now_s)
         elif kind == SENT:
             if st.reqs.attempt[subject] == epoch and st.reqs.hand[subject] == SENDING:
-                st.clock[0] = now_s
                 _end_transfer(st, subject, now_s)
         elif kind == DOWN:
             take_down(st, subject, now_s)
@@ -52,6 +50,5 @@ def run_all(st: State) -> None:
     for request in range(len(st.reqs.stage)):
         now_s = st.reqs.arrived[request]
         advance(st, now_s)
-        st.counts[NEXT_ARRIVAL] = request + 1
         route(st, request, now_s)
     advance(st, 1e300)

@@ -29,7 +29,7 @@ FUTURE, QUEUED, PREFILLING, PREFILLED, DECODING, HELD, ENDED = range(7)
 # Requests.hand: what a hand-over has of its decode worker
 NOT_ASKED, ASKED, GRANTED, SENDING, LANDED = range(5)
 # Counts
-HEAP_SIZE, PUSHED, NEXT_ARRIVAL, STEPS, PREEMPTIONS, MAX_QUEUE, RANDOM, TURN, DONE, DONE_TOKENS = range(10)
+HEAP_SIZE, PUSHED, STEPS, PREEMPTIONS, MAX_QUEUE, RANDOM, TURN, DONE, DONE_TOKENS = range(9)
 
 
 class Columns:
@@ -190,7 +190,6 @@ class Requests(Columns):
     owed_pairs: F64
     attempt: I64  # counts the routes taken; an event of an earlier one is void
     prefill_from: F64  # or when blocks were granted, if later: from then on KV can be sent
-    prefill_until: F64
 
 
 class PrefixBlocks(Columns):
@@ -214,7 +213,6 @@ class Events(Columns):
 class State(NamedTuple):
     """A cluster at one time."""
 
-    clock: F64  # [now]
     counts: I64  # see the constants above
     rules: Rules
     targets: Targets
@@ -236,14 +234,13 @@ def make_state(cluster: ClusterSpec, workload: Workload, targets: tuple[Target, 
     """Lay out an empty cluster at time 0 with all arrivals to come; outages have still to be pushed."""
     pools, lanes = _pools(cluster), _lanes(cluster)
     tokens, seqs = _costs(cluster, workload, pools)
-    counts = np.zeros(10, np.int64)
+    counts = np.zeros(9, np.int64)
     counts[RANDOM] = 2 * seed + 1
     queues = Queues.make(2 * cluster.num_workers)
     queues.head[:] = queues.tail[:] = NOBODY
     has_prefixes = cluster.prefix_cache and len(workload.prefix_ids) > 0
     num_ids = int(workload.prefix_ids.max()) + 1 if has_prefixes else 1
     return State(
-        clock=np.zeros(1),
         counts=counts,
         rules=_rules(cluster, workload),
         targets=_targets(targets),

@@ -262,7 +262,6 @@ def _end_prompt(st: State, worker: int, request: int, now_s: float) -> bool:
     if reqs.whole[request]:
         return _emit(st, worker, request, now_s)
     reqs.stage[request] = PREFILLED
-    reqs.prefill_until[request] = now_s
     st.workers.seqs_held[worker] -= 1
     if st.rules.token_from_prefill and not _emit(st, reqs.decode_on[request], request, now_s):
         grant(st, reqs.decode_on[request], now_s)
