@@ -13,7 +13,7 @@ from functools import cache
 from cluster.pb import worker_pb2 as pb
 from core.engine import HttpCall
 from core.errors import BatonError, WorkerError, error_classes
-from core.types import Fingerprint, Handover, Leg, Membership, Role, WorkerHello, WorkerRecord, WorkerState
+from core.types import Fingerprint, Handover, Leg, LegFacts, Membership, Role, WorkerHello, WorkerRecord, WorkerState
 
 _LEG_TO_PB = {Leg.WHOLE: pb.WHOLE, Leg.PREFILL: pb.PREFILL, Leg.DECODE: pb.DECODE}
 _LEG_FROM_PB = {number: leg for leg, number in _LEG_TO_PB.items()}
@@ -27,6 +27,8 @@ class Submission:
     leg: Leg
     call: HttpCall
     handover: Handover | None
+    slack_s: float = 0.0  # until the prompt must be begun to keep its SLO
+    prompt_tokens: int = 0  # the router's estimate
 
 
 def headers_to_pb(headers: Iterable[tuple[str, str]]) -> list[pb.Header]:
@@ -55,6 +57,8 @@ def submit_command(submission: Submission) -> pb.Command:
             headers=headers_to_pb(call.headers),
             body=call.body,
             handover=ticket,
+            slack_s=submission.slack_s,
+            prompt_tokens=submission.prompt_tokens,
         )
     )
 
@@ -72,7 +76,7 @@ def submission_from_pb(submit: pb.Submit) -> Submission:
         ticket = submit.handover
         handover = Handover(ticket.transfer_id, ticket.kv_address, ticket.lease_s)
     call = HttpCall(submit.request_id, submit.method, submit.path, headers_from_pb(submit.headers), submit.body)
-    return Submission(submit.call_id, leg, call, handover)
+    return Submission(submit.call_id, leg, call, handover, submit.slack_s, submit.prompt_tokens)
 
 
 def fingerprint_to_pb(value: Fingerprint) -> pb.Fingerprint:
@@ -147,6 +151,8 @@ def state_to_pb(value: WorkerState) -> pb.WorkerState:
         kv_blocks_total=value.kv_blocks_total,
         step_s=value.step_s,
         draining=value.draining,
+        step_prompt_tokens=value.step_prompt_tokens,
+        step_seqs=value.step_seqs,
     )
 
 
@@ -159,6 +165,30 @@ def state_from_pb(message: pb.WorkerState) -> WorkerState:
         message.kv_blocks_total,
         message.step_s,
         message.draining,
+        message.step_prompt_tokens,
+        message.step_seqs,
+    )
+
+
+def facts_to_pb(value: LegFacts) -> pb.LegFacts:
+    """Encode what a worker measured of a leg."""
+    return pb.LegFacts(
+        prompt_tokens=value.prompt_tokens,
+        cached_tokens=value.cached_tokens,
+        received_tokens=value.received_tokens,
+        queued_s=value.queued_s,
+        prefill_s=value.prefill_s,
+    )
+
+
+def facts_from_pb(message: pb.LegFacts) -> LegFacts:
+    """Decode what a worker measured of a leg."""
+    return LegFacts(
+        message.prompt_tokens,
+        message.cached_tokens,
+        message.received_tokens,
+        message.queued_s,
+        message.prefill_s,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cluster import codec
 from cluster.pb import worker_pb2 as pb
+from core.types import LegFacts
 
 
 class Outbox:
@@ -32,6 +33,10 @@ class Outbox:
         """Add the next bytes of a reply."""
         self._of(call_id).parts.append(data)
         self.unsent_bytes += len(data)
+
+    def facts(self, call_id: int, facts: LegFacts) -> None:
+        """Add what was measured of a call; it leaves with the end of its reply."""
+        self._of(call_id).facts = facts
 
     def end(self, call_id: int, error: str = "", message: str = "") -> None:
         """Add the end of a reply; with `error`, the name of a core error, it is incomplete."""
@@ -62,7 +67,7 @@ class Outbox:
 class _Pending:
     """The unsent part of one reply."""
 
-    __slots__ = ("error", "headers", "last", "message", "parts", "status")
+    __slots__ = ("error", "facts", "headers", "last", "message", "parts", "status")
 
     def __init__(self) -> None:
         self.status = 0
@@ -71,6 +76,7 @@ class _Pending:
         self.last = False
         self.error = ""
         self.message = ""
+        self.facts: LegFacts | None = None
 
     def chunk(self, call_id: int) -> pb.Chunk:
         parts = self.parts
@@ -85,4 +91,5 @@ class _Pending:
             last=self.last,
             error=self.error,
             error_message=self.message,
+            facts=None if self.facts is None else codec.facts_to_pb(self.facts),
         )

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 
 from core.errors import BatonError, EngineFailed, Overloaded
+from core.types import LegFacts
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -29,6 +30,7 @@ class Reply:
         "_waiter",
         "call_id",
         "context_tokens",
+        "facts",
         "prompt_tokens",
     )
 
@@ -43,6 +45,7 @@ class Reply:
         self.call_id = call_id
         self.prompt_tokens = prompt_tokens  # that the worker still owes the prefill of
         self.context_tokens = 0  # of the prompt, held by the worker while it makes the output; kept by the session
+        self.facts: LegFacts | None = None  # what the worker measured; known once the reply has ended
         self._max_unread_bytes = max_unread_bytes
         self._on_abort = on_abort
         self._status = 0

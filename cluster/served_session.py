@@ -18,6 +18,7 @@ from cluster import channel, codec
 from cluster.outbox import Outbox
 from cluster.pb import worker_pb2 as pb
 from core.errors import BatonError, EngineFailed, WorkerDraining
+from core.types import LegFacts
 from core.worker import Worker
 
 _LOG = logging.getLogger(__name__)
@@ -202,6 +203,10 @@ class ServedSession:
         except Exception:  # the boundary of this task: the transfer's own lease still ends it
             _LOG.exception("cancelling transfer %s failed", transfer_id)
 
+    def add_facts(self, call_id: int, facts: LegFacts) -> None:
+        """Take what was measured of a call."""
+        self._outbox.facts(call_id, facts)
+
     def _end_reply(self, call_id: int, error: str, message: str) -> None:
         self._outbox.end(call_id, error, message)
         self._wake()
@@ -285,3 +290,7 @@ class _Call:
     def body(self, data: bytes) -> None:
         if self.live:
             self._session.add_body(self.call_id, data)
+
+    def facts(self, facts: LegFacts) -> None:
+        if self.live:
+            self._session.add_facts(self.call_id, facts)

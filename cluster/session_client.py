@@ -139,9 +139,12 @@ class WorkerSession:
         self._timer = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
         return self._hello
 
-    def submit(self, leg: Leg, call: HttpCall, handover: Handover | None, *, prompt_tokens: int = 0) -> Reply:
+    def submit(
+        self, leg: Leg, call: HttpCall, handover: Handover | None, *, prompt_tokens: int = 0, slack_s: float = 0.0
+    ) -> Reply:
         """Send one leg of a request to the worker; return at once.
 
+        `slack_s` is the time until the prompt must be begun to keep its SLO; the worker orders its queue by it.
         `prompt_tokens` is what the worker has to prefill, counted until its first output byte; a decode leg owes none,
         and its tokens are context only.
         Raises WorkerLost, PayloadTooLarge for a body beyond the limit, Overloaded when the worker takes no commands.
@@ -162,7 +165,7 @@ class WorkerSession:
         self._inflight.add(leg, prompt_tokens, _now_s())
         self.idle.clear()
         self._queued_bytes += size_bytes
-        self._send(codec.submit_command(codec.Submission(call_id, leg, call, handover)))
+        self._send(codec.submit_command(codec.Submission(call_id, leg, call, handover, slack_s, prompt_tokens)))
         self._on_change()
         return reply
 
@@ -265,6 +268,8 @@ class WorkerSession:
                 self._on_change()
             reply.add_body(data)
         if chunk.last:
+            if chunk.HasField("facts"):
+                reply.facts = codec.facts_from_pb(chunk.facts)
             reply.end(codec.error_from_name(chunk.error, chunk.error_message) if chunk.error else None)
             self._forget(reply)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from core.events import (
     Event,
+    HeldChanged,
     Load,
     LogOpened,
     Skipped,
@@ -19,12 +20,12 @@ from core.events import (
     own_counts_of,
     state_of,
 )
-from core.types import ClusterView, WorkerView
+from core.types import ClusterView, HeldWork, WorkerView
 
 
 def load_of(worker: WorkerView) -> Load:
     """Take out what changes of a worker, in the order of LOAD_FIELDS."""
-    state = worker.state
+    state, speed = worker.state, worker.speed
     return (
         state.num_running,
         state.num_waiting,
@@ -32,12 +33,18 @@ def load_of(worker: WorkerView) -> Load:
         state.kv_blocks_total,
         state.step_s,
         state.draining,
+        state.step_prompt_tokens,
+        state.step_seqs,
         worker.inflight_requests,
         worker.inflight_prompt_tokens,
         worker.inflight_prompts,
         worker.inflight_prompt_pairs,
         worker.inflight_context_tokens,
         worker.prompting_since_s,
+        speed.prefill_factor,
+        speed.decode_factor,
+        speed.prefill_spread,
+        speed.decode_spread,
     )
 
 
@@ -53,11 +60,13 @@ class ViewDeltas:
         self._told = {}
         self._view = ClusterView()
 
-    def next(self, view: ClusterView) -> Iterator[WorkerJoined | WorkerLoaded | WorkerLeft]:
+    def next(self, view: ClusterView) -> Iterator[WorkerJoined | WorkerLoaded | WorkerLeft | HeldChanged]:
         """Yield what leads from the view before to this one; take all of it before the next call."""
         if view is self._view:
             return
-        self._view = view
+        before_held, self._view = self._view.held, view
+        if view.held != before_held:
+            yield HeldChanged(view.held)
         told = self._told
         for worker in view.workers:
             worker_id = worker.record.worker_id
@@ -82,6 +91,7 @@ class ClusterState:
 
     def __init__(self) -> None:
         self._workers: dict[str, WorkerView] = {}  # all and only the workers that take work, by id
+        self._held = HeldWork()
         self._view: ClusterView | None = None  # None: something changed since it was made
 
     def apply(self, event: Event) -> None:
@@ -100,8 +110,10 @@ class ClusterState:
             case WorkerLeft(worker_id):
                 self._known(worker_id)
                 del self._workers[worker_id]
+            case HeldChanged(held):
+                self._held = held
             case LogOpened() | Skipped():
-                self._workers = {}
+                self._workers, self._held = {}, HeldWork()
             case _:
                 return
         self._view = None
@@ -109,7 +121,8 @@ class ClusterState:
     def view(self) -> ClusterView:
         """Return the cluster as it is after the events so far."""
         if self._view is None:
-            self._view = ClusterView(tuple(self._workers[worker_id] for worker_id in sorted(self._workers)))
+            workers = tuple(self._workers[worker_id] for worker_id in sorted(self._workers))
+            self._view = ClusterView(workers, self._held)
         return self._view
 
     def _known(self, worker_id: str) -> WorkerView:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from core.types import Fingerprint, WorkerState
+from core.types import Fingerprint, LegFacts, WorkerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class HttpCall:
 
 
 class ReplySink(Protocol):
-    """Receives one HTTP reply as it is made; both calls return at once and are made from the event loop."""
+    """Receives one HTTP reply as it is made; the calls return at once and are made from the event loop."""
 
     def start(self, status: int, headers: tuple[tuple[str, str], ...]) -> None:
         """Take status and headers; called exactly once, before any body."""
@@ -33,6 +33,10 @@ class ReplySink(Protocol):
 
     def body(self, data: bytes) -> None:
         """Take the next bytes of the body; never empty."""
+        ...
+
+    def facts(self, facts: LegFacts) -> None:
+        """Take what was measured of the leg; called at most once, before the reply is complete."""
         ...
 
 

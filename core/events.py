@@ -8,6 +8,7 @@ A log is a sequence of lines, each an object with the key `event`:
     log        a router began here with this policy; what it knew of workers before counts no more
     worker     a worker is connected and takes work, or is another one than before
     load       what changed of one worker, as the list LOAD_FIELDS names
+    held       the requests that the router holds back
     left       a worker takes no more work
     decision   a request, who it must not go to, and what the policy said
     skipped    decisions that were not written; what was known of workers counts no more
@@ -21,9 +22,23 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from core.policy.context import PolicyContext
-from core.types import Fingerprint, Rejection, RequestShape, Role, Route, WorkerHello, WorkerRecord, WorkerState
+from core.types import (
+    Decision,
+    Fingerprint,
+    Forecast,
+    HeldWork,
+    Hold,
+    Rejection,
+    RequestShape,
+    Role,
+    Route,
+    WorkerHello,
+    WorkerRecord,
+    WorkerSpeed,
+    WorkerState,
+)
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _STATE_FIELDS: Final = tuple(WorkerState.__dataclass_fields__)
 _OWN_FIELDS: Final = (
     "inflight_requests",
@@ -33,7 +48,8 @@ _OWN_FIELDS: Final = (
     "inflight_context_tokens",
     "prompting_since_s",
 )
-LOAD_FIELDS: Final = (*_STATE_FIELDS, *_OWN_FIELDS)
+_SPEED_FIELDS: Final = tuple(WorkerSpeed.__dataclass_fields__)
+LOAD_FIELDS: Final = (*_STATE_FIELDS, *_OWN_FIELDS, *_SPEED_FIELDS)
 
 Load = tuple[float | bool | None, ...]  # one value for each of LOAD_FIELDS
 Fields = dict[str, Any]  # plain values, as JSON has them
@@ -71,13 +87,20 @@ class WorkerLeft:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldChanged:
+    """What the router holds back."""
+
+    held: HeldWork
+
+
+@dataclass(frozen=True, slots=True)
 class Decided:
     """What the policy said at `at_s` of a cluster without the `excluded` workers."""
 
     at_s: float
     request: RequestShape
     excluded: tuple[str, ...]
-    decision: Route | Rejection
+    decision: Decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +110,8 @@ class Skipped:
     decisions: int
 
 
-Event = LogOpened | WorkerJoined | WorkerLoaded | WorkerLeft | Decided | Skipped
+Event = LogOpened | WorkerJoined | WorkerLoaded | WorkerLeft | HeldChanged | Decided | Skipped
+_KIND_OF: Final = {Route: "route", Hold: "hold", Rejection: "rejection"}
 
 
 def fields_of(event: Event) -> Fields:
@@ -96,18 +120,19 @@ def fields_of(event: Event) -> Fields:
         case WorkerLoaded(worker_id, load):
             return {"event": "load", "worker": worker_id, "load": load}
         case Decided():
-            kind = "rejection" if isinstance(event.decision, Rejection) else "route"
             return {
                 "event": "decision",
                 "at_s": event.at_s,
                 "request": _plain(event.request),
                 "excluded": event.excluded,
-                kind: _plain(event.decision),
+                _KIND_OF[type(event.decision)]: _plain(event.decision),
             }
         case WorkerJoined(record, hello):
             return {"event": "worker", "record": asdict(record), "hello": asdict(hello)}
         case WorkerLeft(worker_id):
             return {"event": "left", "worker": worker_id}
+        case HeldChanged(held):
+            return {"event": "held", **_plain(held)}
         case Skipped(decisions):
             return {"event": "skipped", "decisions": decisions}
         case LogOpened(policy, context):
@@ -120,9 +145,12 @@ def fields_of(event: Event) -> Fields:
             }
 
 
-def _plain(flat: RequestShape | Route | Rejection) -> Fields:
+def _plain(flat: RequestShape | Decision | HeldWork | Forecast) -> Fields:
     """Take a dataclass of plain values apart; dataclasses.asdict is ten times as slow, and this runs per decision."""
-    return {name: getattr(flat, name) for name in flat.__dataclass_fields__}
+    fields = {name: getattr(flat, name) for name in flat.__dataclass_fields__}
+    if isinstance(forecast := fields.get("forecast"), Forecast):
+        fields["forecast"] = _plain(forecast)
+    return fields
 
 
 def event_of(fields: Mapping[str, Any]) -> Event:
@@ -146,8 +174,9 @@ def state_of(load: Load) -> WorkerState:
 
 
 def own_counts_of(load: Load) -> Fields:
-    """Read the part of a load that the router counts itself, by the names of WorkerView's fields."""
-    return dict(zip(_OWN_FIELDS, load[len(_STATE_FIELDS) :], strict=True))
+    """Read the part of a load that the router counts and reckons itself, by the names of WorkerView's fields."""
+    own = dict(zip((*_OWN_FIELDS, *_SPEED_FIELDS), load[len(_STATE_FIELDS) :], strict=True))
+    return {name: own[name] for name in _OWN_FIELDS} | {"speed": WorkerSpeed(*(own[name] for name in _SPEED_FIELDS))}  # type: ignore[arg-type]
 
 
 def _opened(fields: Mapping[str, Any]) -> LogOpened:
@@ -173,9 +202,25 @@ def _loaded(fields: Mapping[str, Any]) -> WorkerLoaded:
 
 
 def _decided(fields: Mapping[str, Any]) -> Decided:
-    decision: Route | Rejection
-    decision = Route(**fields["route"]) if "route" in fields else Rejection(**fields["rejection"])
-    return Decided(fields["at_s"], RequestShape(**fields["request"]), tuple(fields["excluded"]), decision)
+    decision: Decision
+    if "route" in fields:
+        decision = Route(**_with_forecast(fields["route"]))
+    elif "hold" in fields:
+        decision = Hold(**_with_forecast(fields["hold"]))
+    else:
+        decision = Rejection(**fields["rejection"])
+    request = dict(fields["request"])
+    request["cached"] = tuple((str(worker_id), int(tokens)) for worker_id, tokens in request["cached"])
+    return Decided(fields["at_s"], RequestShape(**request), tuple(fields["excluded"]), decision)
+
+
+def _with_forecast(fields: Mapping[str, Any]) -> Fields:
+    forecast = fields["forecast"]
+    return {**fields, "forecast": None if forecast is None else Forecast(**forecast)}
+
+
+def _held(fields: Mapping[str, Any]) -> HeldChanged:
+    return HeldChanged(HeldWork(tuple(fields["keys_s"]), tuple(fields["tokens_before"])))
 
 
 _READERS: Final[Mapping[str, Callable[[Mapping[str, Any]], Event]]] = {
@@ -183,6 +228,7 @@ _READERS: Final[Mapping[str, Callable[[Mapping[str, Any]], Event]]] = {
     "worker": _joined,
     "load": _loaded,
     "left": lambda fields: WorkerLeft(str(fields["worker"])),
+    "held": _held,
     "decision": _decided,
     "skipped": lambda fields: Skipped(fields["decisions"]),
 }

@@ -13,7 +13,7 @@ from core.config.models import BatonConfig, PoolConfig
 from core.config.specs import default_slo_class, named_pools
 from core.errors import ConfigError
 from core.latency.profile import EngineProfile, read_profile
-from core.policy.context import ClassTarget, LinkFacts, PolicyContext, PoolFacts
+from core.policy.context import ClassTarget, LinkFacts, PolicyContext, PoolFacts, Tier
 from core.types import Role
 
 
@@ -25,6 +25,7 @@ class SLOTarget:
     ttft_s: float
     tpot_s: float
     attainment: float = 0.9
+    tier: Tier = Tier.STANDARD
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,14 @@ class RouterSpec:
     max_concurrent_requests: int = 4096
     request_timeout_s: float = 600.0
     drain_s: float = 30.0  # how long running requests may take to finish after SIGTERM
+    admission: bool = True  # refuse what is predicted to miss its SLO
+    max_held_requests: int = 1024
+    prefix_index_bytes: int = 64 << 20
+    explained_requests: int = 2048
+    tenants_file: str = ""  # absolute; empty: no key is asked for
+    tls_cert: str = ""  # absolute; empty: no TLS
+    tls_key: str = ""
+    otlp_endpoint: str = ""
     token: str = ""  # shared secret of the cluster; empty: no check
     events_fd: int | None = None  # JSON lines for the parent process; None: nowhere
 
@@ -64,7 +73,8 @@ class RouterSpec:
         Raises ConfigError for a profile that cannot be read, or that lacks the size of a pool.
         """
         classes = tuple(
-            SLOTarget(name, c.ttft_ms / 1000, c.tpot_ms / 1000, c.attainment) for name, c in config.slo.classes.items()
+            SLOTarget(name, c.ttft_ms / 1000, c.tpot_ms / 1000, c.attainment, Tier(c.tier))
+            for name, c in config.slo.classes.items()
         )
         return cls(
             host=config.router.host,
@@ -81,6 +91,14 @@ class RouterSpec:
             max_body_bytes=int(config.router.max_body_mb * (1 << 20)),
             max_concurrent_requests=config.router.max_concurrent_requests,
             request_timeout_s=config.router.request_timeout_s,
+            admission=config.router.admission,
+            max_held_requests=config.router.max_held_requests,
+            prefix_index_bytes=int(config.router.prefix_index_mb * (1 << 20)),
+            explained_requests=config.router.explained_requests,
+            tenants_file=_absolute(config.router.tenants),
+            tls_cert=_absolute(config.router.tls_cert),
+            tls_key=_absolute(config.router.tls_key),
+            otlp_endpoint=config.router.otlp_endpoint or "",
             token=token,
             events_fd=events_fd,
         )
@@ -94,16 +112,20 @@ class RouterSpec:
         """Parse what `to_json` wrote."""
         raw = json.loads(text)
         raw["policy_context"] = PolicyContext.from_json(json.dumps(raw["policy_context"]))
-        raw["slo_classes"] = tuple(SLOTarget(**c) for c in raw["slo_classes"])
+        raw["slo_classes"] = tuple(SLOTarget(**{**c, "tier": Tier(c["tier"])}) for c in raw["slo_classes"])
         return cls(**raw)
+
+
+def _absolute(path: str | None) -> str:
+    return str(Path(path).absolute()) if path else ""
 
 
 def _policy_context(config: BatonConfig, classes: tuple[SLOTarget, ...]) -> PolicyContext:
     context = PolicyContext(
-        targets={c.name: ClassTarget(c.ttft_s, c.tpot_s) for c in classes},
+        targets={c.name: ClassTarget(c.ttft_s, c.tpot_s, c.tier) for c in classes},
         whole_below_tokens=config.router.whole_below_tokens,
-        admit_by_ttft=True,
-        admit_by_tpot=True,
+        admit_by_ttft=config.router.admission,
+        admit_by_tpot=config.router.admission,
     )
     if config.router.policy != "slo-aware" or config.plan.profile is None:
         return context

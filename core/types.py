@@ -88,6 +88,29 @@ class WorkerState:
     kv_blocks_total: int = 0
     step_s: float = 0.0  # time of the latest engine step
     draining: bool = False
+    step_prompt_tokens: int = 0  # computed in that step
+    step_seqs: int = 0  # sequences that got a token from it
+
+
+@dataclass(frozen=True, slots=True)
+class LegFacts:
+    """What a worker measured of one leg; zero where it cannot tell."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt, found in the worker's own prefix cache
+    received_tokens: int = 0  # of the prompt, handed over by a prefill worker
+    queued_s: float = 0.0  # from the engine's taking the leg to its first step
+    prefill_s: float = 0.0  # from there to its first token
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpeed:
+    """How a worker's steps compare with what was predicted of them, as observed of late."""
+
+    prefill_factor: float = 1.0  # observed over predicted time of prompts; 1 until enough was seen
+    decode_factor: float = 1.0  # and of decode steps
+    prefill_spread: float = 0.0  # half width of the 90 % interval of that ratio, as a share of it
+    decode_spread: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +126,23 @@ class WorkerView:
     inflight_prompt_pairs: float = 0.0  # their attention pairs, see core.latency.step
     inflight_context_tokens: int = 0  # prompt tokens, estimated, of the requests that decode or will decode here
     prompting_since_s: float | None = None  # when the oldest of those prompts came to its turn; None: none is owed
+    speed: WorkerSpeed = WorkerSpeed()
+
+
+@dataclass(frozen=True, slots=True)
+class HeldWork:
+    """The requests that the router holds back until a worker has room, in the order in which they will be let go."""
+
+    keys_s: tuple[float, ...] = ()  # ascending: the queue's keys, see core.policy.slack_queue
+    tokens_before: tuple[int, ...] = (0,)  # prompt tokens of the first i requests, one longer than keys_s
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """All and only the workers that are connected and take work, ordered by worker id."""
+    """All and only the workers that are connected and take work, ordered by worker id, and what waits for them."""
 
     workers: tuple[WorkerView, ...] = ()
+    held: HeldWork = HeldWork()
 
     def of_role(self, role: Role) -> tuple[WorkerView, ...]:
         """List the workers of one role, ordered by worker id."""
@@ -119,7 +152,7 @@ class ClusterView:
         """Leave some workers out; the same object when there are none to leave out."""
         if not worker_ids:
             return self
-        return ClusterView(tuple(w for w in self.workers if w.record.worker_id not in worker_ids))
+        return ClusterView(tuple(w for w in self.workers if w.record.worker_id not in worker_ids), self.held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +165,36 @@ class RequestShape:
     slo_class: str
     whole_only: str | None = None  # why this request cannot use handed-over KV, e.g. "n>1"
     sequence: int = 0  # how many decisions its router took before this one
+    tenant: str = ""  # whose request it is; empty where there are no keys
+    ttft_s: float | None = None  # its own target; None: that of its class
+    tpot_s: float | None = None  # its own target; None: that of its class
+    waited_s: float = 0.0  # since it arrived: its time to the first token runs already
+    priority: int = 0  # within its class, less is sooner (vLLM's `priority`)
+    cached: tuple[tuple[str, int], ...] = ()  # (worker id, prompt tokens believed in its cache), by worker id
+    over_share_s: float = 0.0  # service that its tenant had beyond its fair share, see core.policy.fairness
+    is_reserved: bool = False  # it was promised this time, see core.policy.reservations
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What is predicted of one route, from the decision on; the parts of the TTFT follow one another.
+
+    A spread is the half width of the 90 % interval, as a share of the predicted value.
+    """
+
+    queue_s: float  # until the prompt is begun
+    prefill_s: float  # of the part that is not cached
+    transfer_s: float  # of KV, as far as it is not hidden behind prefill
+    blocks_s: float  # until the decode worker has blocks
+    first_step_s: float  # fixed costs and the decode step that makes the first token
+    tpot_s: float  # once the request has joined the decode batch
+    ttft_spread: float = 0.0
+    tpot_spread: float = 0.0
+
+    @property
+    def ttft_s(self) -> float:
+        """Add up the parts."""
+        return self.queue_s + self.prefill_s + self.transfer_s + self.blocks_s + self.first_step_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +204,17 @@ class Route:
     decode: str
     prefill: str | None
     reason: str
+    forecast: Forecast | None = None  # None: the policy does not predict
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The request stays with the router, for no worker has room: ask again when one has, at the latest at `until_s`."""
+
+    reason: str
+    until_s: float  # of the clock that decisions are asked with
+    key_s: float  # its place in the queue: less goes sooner
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +224,11 @@ class Rejection:
     error: str
     reason: str
     retry_after_s: float | None = None
+    earliest_s: float | None = None  # from now: when an equal request is expected to be admitted and to keep its SLO
+    confidence: float | None = None  # that it is
+
+
+Decision = Route | Hold | Rejection
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from core.engine import HttpCall
 from core.errors import BatonError
+from core.types import LegFacts
 from core.worker_spec import WorkerSpec
 from engine.process_guard import die_with_parent, guard_forks
 from engine.vllm_engine import VllmEngine
@@ -59,6 +60,9 @@ class _TimingSink:
             self.first_s = time.monotonic()
         if self.status != 200:
             self.data += data
+
+    def facts(self, facts: LegFacts) -> None:
+        pass
 
 
 async def _call(engine: VllmEngine, index: int, body: dict[str, object], after_s: float) -> CallTimes:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from core.engine import EngineDescription, HttpCall, ReplySink
 from core.errors import EngineFailed, KVTransferError, StartFailed
-from core.types import WorkerState
+from core.types import LegFacts, WorkerState
 from core.worker_spec import WorkerSpec
 from engine.asgi import AsgiApp, call_asgi
 from engine.process_guard import share_heap_with_fork
@@ -206,6 +206,9 @@ class _LiveSink:
         if not self.dead:
             self._sink.body(data)
 
+    def facts(self, facts: LegFacts) -> None:
+        self._sink.facts(facts)
+
 
 def _closed(sentinels: list[int]) -> list[int]:
     """Wait a little until one of the sentinels is ready; return all that are."""
@@ -226,6 +229,9 @@ class _KeptReply:
 
     def body(self, data: bytes) -> None:
         self.data += data
+
+    def facts(self, facts: LegFacts) -> None:
+        pass
 
 
 async def _warm_up(app: AsgiApp, spec: WorkerSpec) -> None:

@@ -17,7 +17,7 @@ from core.engine import HttpCall
 from core.errors import BatonError, DeadlineExceeded, InvalidRequest, Overloaded, PayloadTooLarge, WorkerError
 from core.policy.protocol import Policy
 from core.router_spec import RouterSpec
-from core.types import Rejection, RequestShape, Route
+from core.types import Decision, Hold, Rejection, RequestShape, Route
 from router.errors import answer, rejection_error, stream_event
 from router.event_log import EventLog
 from router.exchange import FORWARDED, ClientGone, Exchange
@@ -162,6 +162,8 @@ class Dispatcher:
         failure: WorkerError | None = None
         while True:
             decision = self._decide(life) if worker_id is None else Route(worker_id, None, "asked for by name")
+            if isinstance(decision, Hold):
+                raise Overloaded(decision.reason)
             if isinstance(decision, Rejection):
                 life.retry_after_s = decision.retry_after_s
                 # What the last worker failed with says more than that there is no further one.
@@ -180,7 +182,7 @@ class Dispatcher:
                 failure = exc
                 life.excluded.add(decision.decode)
 
-    def _decide(self, life: Life) -> Route | Rejection:
+    def _decide(self, life: Life) -> Decision:
         """Ask the policy, without the workers that failed this request."""
         shape = RequestShape(
             request_id=life.exchange.request_id,

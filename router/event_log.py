@@ -23,7 +23,7 @@ from core.cluster_state import ViewDeltas
 from core.errors import ConfigError
 from core.events import Decided, Event, LogOpened, Skipped, fields_of
 from core.policy.context import PolicyContext
-from core.types import ClusterView, Rejection, RequestShape, Route
+from core.types import ClusterView, Decision, RequestShape
 
 MAX_FILE_BYTES: Final = 256 << 20  # and as much again in the file before it
 MAX_WAITING_BYTES: Final = 16 << 20
@@ -70,7 +70,7 @@ class EventLog:
         excluded: Collection[str],
         view: ClusterView,
         now_s: float,
-        decision: Route | Rejection,
+        decision: Decision,
     ) -> None:
         """Note one decision, taken of `view` without the `excluded` workers; `view` is the whole cluster."""
         if self._broken:

@@ -19,9 +19,9 @@ from core.policy.registry import policy_named
 from core.types import (
     ClusterView,
     Fingerprint,
-    Rejection,
     RequestShape,
     Role,
+    Route,
     WorkerHello,
     WorkerRecord,
     WorkerState,
@@ -156,7 +156,7 @@ class _Router:
         view = self._view(self._frames.popleft())
         shape = RequestShape(str(request), prompt_tokens, None, self._classes[slo_class], None, request)
         decision = self._policy.decide(shape, view, now_s)
-        if isinstance(decision, Rejection):
+        if not isinstance(decision, Route):
             return NOBODY, NOBODY
         decode = self._number[decision.decode]
         prefill = NOBODY if decision.prefill is None else self._number[decision.prefill]

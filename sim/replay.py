@@ -16,7 +16,7 @@ from core.errors import ConfigError
 from core.events import Decided, Event, LogOpened, Skipped, event_of
 from core.policy.protocol import Policy
 from core.policy.registry import policy_named
-from core.types import Rejection, Route
+from core.types import Decision
 
 MAX_DIFFERING: Final = 100  # kept; the rest is only counted
 
@@ -27,8 +27,8 @@ class Difference:
 
     line: int
     request_id: str
-    logged: Route | Rejection
-    replayed: Route | Rejection
+    logged: Decision
+    replayed: Decision
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,43 +24,45 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63luster/pb/worker.proto\x12\rbaton.cluster\"%\n\x06Header\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"D\n\x08Handover\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x12\n\nkv_address\x18\x02 \x01(\t\x12\x0f\n\x07lease_s\x18\x03 \x01(\x01\"\xcd\x01\n\x06Submit\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x1f\n\x03leg\x18\x03 \x01(\x0e\x32\x12.baton.cluster.Leg\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x0c\n\x04path\x18\x05 \x01(\t\x12&\n\x07headers\x18\x06 \x03(\x0b\x32\x15.baton.cluster.Header\x12\x0c\n\x04\x62ody\x18\x07 \x01(\x0c\x12)\n\x08handover\x18\x08 \x01(\x0b\x32\x17.baton.cluster.Handover\"\x18\n\x05\x41\x62ort\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\"5\n\x0e\x43\x61ncelTransfer\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x07\n\x05\x44rain\"\xc2\x01\n\x07\x43ommand\x12\'\n\x06submit\x18\x01 \x01(\x0b\x32\x15.baton.cluster.SubmitH\x00\x12%\n\x05\x61\x62ort\x18\x02 \x01(\x0b\x32\x14.baton.cluster.AbortH\x00\x12\x38\n\x0f\x63\x61ncel_transfer\x18\x03 \x01(\x0b\x32\x1d.baton.cluster.CancelTransferH\x00\x12%\n\x05\x64rain\x18\x04 \x01(\x0b\x32\x14.baton.cluster.DrainH\x00\x42\x06\n\x04kind\"\xcd\x01\n\x0b\x46ingerprint\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\ttokenizer\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x13\n\x0b\x63\x61\x63he_dtype\x18\x05 \x01(\t\x12\x12\n\nblock_size\x18\x06 \x01(\r\x12\x0e\n\x06layout\x18\x07 \x01(\t\x12\x17\n\x0ftensor_parallel\x18\x08 \x01(\r\x12\x19\n\x11pipeline_parallel\x18\t \x01(\r\x12\x10\n\x08\x61\x64\x61pters\x18\n \x01(\t\"\xb9\x01\n\x05Hello\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x12\n\nkv_address\x18\x06 \x01(\t\x12\x15\n\rnum_kv_blocks\x18\x07 \x01(\r\x12/\n\x0b\x66ingerprint\x18\x08 \x01(\x0b\x32\x1a.baton.cluster.Fingerprint\"\x8a\x01\n\x0bWorkerState\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x16\n\x0ekv_blocks_used\x18\x03 \x01(\r\x12\x17\n\x0fkv_blocks_total\x18\x04 \x01(\r\x12\x0e\n\x06step_s\x18\x05 \x01(\x01\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\"\x92\x01\n\x05\x43hunk\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\r\x12&\n\x07headers\x18\x03 \x03(\x0b\x32\x15.baton.cluster.Header\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0c\n\x04last\x18\x05 \x01(\x08\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x15\n\rerror_message\x18\x07 \x01(\t\"}\n\x05\x46rame\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x14.baton.cluster.Hello\x12$\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x14.baton.cluster.Chunk\x12)\n\x05state\x18\x03 \x01(\x0b\x32\x1a.baton.cluster.WorkerState\"\x0e\n\x0cWatchRequest\"]\n\x0cWorkerRecord\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0c\n\x04node\x18\x05 \x01(\t\"K\n\nMembership\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12,\n\x07workers\x18\x02 \x03(\x0b\x32\x1b.baton.cluster.WorkerRecord*)\n\x03Leg\x12\t\n\x05WHOLE\x10\x00\x12\x0b\n\x07PREFILL\x10\x01\x12\n\n\x06\x44\x45\x43ODE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63luster/pb/worker.proto\x12\rbaton.cluster\"%\n\x06Header\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"D\n\x08Handover\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x12\n\nkv_address\x18\x02 \x01(\t\x12\x0f\n\x07lease_s\x18\x03 \x01(\x01\"\xf5\x01\n\x06Submit\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x1f\n\x03leg\x18\x03 \x01(\x0e\x32\x12.baton.cluster.Leg\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x0c\n\x04path\x18\x05 \x01(\t\x12&\n\x07headers\x18\x06 \x03(\x0b\x32\x15.baton.cluster.Header\x12\x0c\n\x04\x62ody\x18\x07 \x01(\x0c\x12)\n\x08handover\x18\x08 \x01(\x0b\x32\x17.baton.cluster.Handover\x12\x0f\n\x07slack_s\x18\t \x01(\x01\x12\x15\n\rprompt_tokens\x18\n \x01(\r\"\x18\n\x05\x41\x62ort\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\"5\n\x0e\x43\x61ncelTransfer\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x07\n\x05\x44rain\"\xc2\x01\n\x07\x43ommand\x12\'\n\x06submit\x18\x01 \x01(\x0b\x32\x15.baton.cluster.SubmitH\x00\x12%\n\x05\x61\x62ort\x18\x02 \x01(\x0b\x32\x14.baton.cluster.AbortH\x00\x12\x38\n\x0f\x63\x61ncel_transfer\x18\x03 \x01(\x0b\x32\x1d.baton.cluster.CancelTransferH\x00\x12%\n\x05\x64rain\x18\x04 \x01(\x0b\x32\x14.baton.cluster.DrainH\x00\x42\x06\n\x04kind\"\xcd\x01\n\x0b\x46ingerprint\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\ttokenizer\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x13\n\x0b\x63\x61\x63he_dtype\x18\x05 \x01(\t\x12\x12\n\nblock_size\x18\x06 \x01(\r\x12\x0e\n\x06layout\x18\x07 \x01(\t\x12\x17\n\x0ftensor_parallel\x18\x08 \x01(\r\x12\x19\n\x11pipeline_parallel\x18\t \x01(\r\x12\x10\n\x08\x61\x64\x61pters\x18\n \x01(\t\"\xb9\x01\n\x05Hello\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x12\n\nkv_address\x18\x06 \x01(\t\x12\x15\n\rnum_kv_blocks\x18\x07 \x01(\r\x12/\n\x0b\x66ingerprint\x18\x08 \x01(\x0b\x32\x1a.baton.cluster.Fingerprint\"\xb9\x01\n\x0bWorkerState\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x16\n\x0ekv_blocks_used\x18\x03 \x01(\r\x12\x17\n\x0fkv_blocks_total\x18\x04 \x01(\r\x12\x0e\n\x06step_s\x18\x05 \x01(\x01\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12\x1a\n\x12step_prompt_tokens\x18\x07 \x01(\r\x12\x11\n\tstep_seqs\x18\x08 \x01(\r\"v\n\x08LegFacts\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x17\n\x0freceived_tokens\x18\x03 \x01(\r\x12\x10\n\x08queued_s\x18\x04 \x01(\x01\x12\x11\n\tprefill_s\x18\x05 \x01(\x01\"\xba\x01\n\x05\x43hunk\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\r\x12&\n\x07headers\x18\x03 \x03(\x0b\x32\x15.baton.cluster.Header\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0c\n\x04last\x18\x05 \x01(\x08\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x15\n\rerror_message\x18\x07 \x01(\t\x12&\n\x05\x66\x61\x63ts\x18\x08 \x01(\x0b\x32\x17.baton.cluster.LegFacts\"}\n\x05\x46rame\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x14.baton.cluster.Hello\x12$\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x14.baton.cluster.Chunk\x12)\n\x05state\x18\x03 \x01(\x0b\x32\x1a.baton.cluster.WorkerState\"\x0e\n\x0cWatchRequest\"]\n\x0cWorkerRecord\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x0c\n\x04node\x18\x05 \x01(\t\"K\n\nMembership\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12,\n\x07workers\x18\x02 \x03(\x0b\x32\x1b.baton.cluster.WorkerRecord*)\n\x03Leg\x12\t\n\x05WHOLE\x10\x00\x12\x0b\n\x07PREFILL\x10\x01\x12\n\n\x06\x44\x45\x43ODE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'cluster.pb.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LEG']._serialized_start=1647
-  _globals['_LEG']._serialized_end=1688
+  _globals['_LEG']._serialized_start=1894
+  _globals['_LEG']._serialized_end=1935
   _globals['_HEADER']._serialized_start=42
   _globals['_HEADER']._serialized_end=79
   _globals['_HANDOVER']._serialized_start=81
   _globals['_HANDOVER']._serialized_end=149
   _globals['_SUBMIT']._serialized_start=152
-  _globals['_SUBMIT']._serialized_end=357
-  _globals['_ABORT']._serialized_start=359
-  _globals['_ABORT']._serialized_end=383
-  _globals['_CANCELTRANSFER']._serialized_start=385
-  _globals['_CANCELTRANSFER']._serialized_end=438
-  _globals['_DRAIN']._serialized_start=440
-  _globals['_DRAIN']._serialized_end=447
-  _globals['_COMMAND']._serialized_start=450
-  _globals['_COMMAND']._serialized_end=644
-  _globals['_FINGERPRINT']._serialized_start=647
-  _globals['_FINGERPRINT']._serialized_end=852
-  _globals['_HELLO']._serialized_start=855
-  _globals['_HELLO']._serialized_end=1040
-  _globals['_WORKERSTATE']._serialized_start=1043
-  _globals['_WORKERSTATE']._serialized_end=1181
-  _globals['_CHUNK']._serialized_start=1184
-  _globals['_CHUNK']._serialized_end=1330
-  _globals['_FRAME']._serialized_start=1332
-  _globals['_FRAME']._serialized_end=1457
-  _globals['_WATCHREQUEST']._serialized_start=1459
-  _globals['_WATCHREQUEST']._serialized_end=1473
-  _globals['_WORKERRECORD']._serialized_start=1475
-  _globals['_WORKERRECORD']._serialized_end=1568
-  _globals['_MEMBERSHIP']._serialized_start=1570
-  _globals['_MEMBERSHIP']._serialized_end=1645
+  _globals['_SUBMIT']._serialized_end=397
+  _globals['_ABORT']._serialized_start=399
+  _globals['_ABORT']._serialized_end=423
+  _globals['_CANCELTRANSFER']._serialized_start=425
+  _globals['_CANCELTRANSFER']._serialized_end=478
+  _globals['_DRAIN']._serialized_start=480
+  _globals['_DRAIN']._serialized_end=487
+  _globals['_COMMAND']._serialized_start=490
+  _globals['_COMMAND']._serialized_end=684
+  _globals['_FINGERPRINT']._serialized_start=687
+  _globals['_FINGERPRINT']._serialized_end=892
+  _globals['_HELLO']._serialized_start=895
+  _globals['_HELLO']._serialized_end=1080
+  _globals['_WORKERSTATE']._serialized_start=1083
+  _globals['_WORKERSTATE']._serialized_end=1268
+  _globals['_LEGFACTS']._serialized_start=1270
+  _globals['_LEGFACTS']._serialized_end=1388
+  _globals['_CHUNK']._serialized_start=1391
+  _globals['_CHUNK']._serialized_end=1577
+  _globals['_FRAME']._serialized_start=1579
+  _globals['_FRAME']._serialized_end=1704
+  _globals['_WATCHREQUEST']._serialized_start=1706
+  _globals['_WATCHREQUEST']._serialized_end=1720
+  _globals['_WORKERRECORD']._serialized_start=1722
+  _globals['_WORKERRECORD']._serialized_end=1815
+  _globals['_MEMBERSHIP']._serialized_start=1817
+  _globals['_MEMBERSHIP']._serialized_end=1892
 # @@protoc_insertion_point(module_scope)

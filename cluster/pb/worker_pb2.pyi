@@ -35,7 +35,7 @@ class Handover(_message.Message):
     def __init__(self, transfer_id: _Optional[str] = ..., kv_address: _Optional[str] = ..., lease_s: _Optional[float] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("call_id", "request_id", "leg", "method", "path", "headers", "body", "handover")
+    __slots__ = ("call_id", "request_id", "leg", "method", "path", "headers", "body", "handover", "slack_s", "prompt_tokens")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     LEG_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +44,8 @@ class Submit(_message.Message):
     HEADERS_FIELD_NUMBER: _ClassVar[int]
     BODY_FIELD_NUMBER: _ClassVar[int]
     HANDOVER_FIELD_NUMBER: _ClassVar[int]
+    SLACK_S_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     request_id: str
     leg: Leg
@@ -52,7 +54,9 @@ class Submit(_message.Message):
     headers: _containers.RepeatedCompositeFieldContainer[Header]
     body: bytes
     handover: Handover
-    def __init__(self, call_id: _Optional[int] = ..., request_id: _Optional[str] = ..., leg: _Optional[_Union[Leg, str]] = ..., method: _Optional[str] = ..., path: _Optional[str] = ..., headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., body: _Optional[bytes] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ...) -> None: ...
+    slack_s: float
+    prompt_tokens: int
+    def __init__(self, call_id: _Optional[int] = ..., request_id: _Optional[str] = ..., leg: _Optional[_Union[Leg, str]] = ..., method: _Optional[str] = ..., path: _Optional[str] = ..., headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., body: _Optional[bytes] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., slack_s: _Optional[float] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("call_id",)
@@ -129,23 +133,41 @@ class Hello(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., kv_address: _Optional[str] = ..., num_kv_blocks: _Optional[int] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ...) -> None: ...
 
 class WorkerState(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "kv_blocks_used", "kv_blocks_total", "step_s", "draining")
+    __slots__ = ("num_running", "num_waiting", "kv_blocks_used", "kv_blocks_total", "step_s", "draining", "step_prompt_tokens", "step_seqs")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     KV_BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
     KV_BLOCKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     STEP_S_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    STEP_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STEP_SEQS_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     kv_blocks_used: int
     kv_blocks_total: int
     step_s: float
     draining: bool
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., step_s: _Optional[float] = ..., draining: _Optional[bool] = ...) -> None: ...
+    step_prompt_tokens: int
+    step_seqs: int
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., step_s: _Optional[float] = ..., draining: _Optional[bool] = ..., step_prompt_tokens: _Optional[int] = ..., step_seqs: _Optional[int] = ...) -> None: ...
+
+class LegFacts(_message.Message):
+    __slots__ = ("prompt_tokens", "cached_tokens", "received_tokens", "queued_s", "prefill_s")
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_S_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_S_FIELD_NUMBER: _ClassVar[int]
+    prompt_tokens: int
+    cached_tokens: int
+    received_tokens: int
+    queued_s: float
+    prefill_s: float
+    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., received_tokens: _Optional[int] = ..., queued_s: _Optional[float] = ..., prefill_s: _Optional[float] = ...) -> None: ...
 
 class Chunk(_message.Message):
-    __slots__ = ("call_id", "status", "headers", "data", "last", "error", "error_message")
+    __slots__ = ("call_id", "status", "headers", "data", "last", "error", "error_message", "facts")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     HEADERS_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +175,7 @@ class Chunk(_message.Message):
     LAST_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FACTS_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     status: int
     headers: _containers.RepeatedCompositeFieldContainer[Header]
@@ -160,7 +183,8 @@ class Chunk(_message.Message):
     last: bool
     error: str
     error_message: str
-    def __init__(self, call_id: _Optional[int] = ..., status: _Optional[int] = ..., headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ..., error: _Optional[str] = ..., error_message: _Optional[str] = ...) -> None: ...
+    facts: LegFacts
+    def __init__(self, call_id: _Optional[int] = ..., status: _Optional[int] = ..., headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ..., error: _Optional[str] = ..., error_message: _Optional[str] = ..., facts: _Optional[_Union[LegFacts, _Mapping]] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("hello", "chunks", "state")

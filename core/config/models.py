@@ -63,6 +63,11 @@ class SLOClass(Section):
     ttft_ms: float = Field(ge=1, le=3_600_000, description="target for the time to the first token")
     tpot_ms: float = Field(ge=0.1, le=600_000, description="target for the mean time per output token after the first")
     attainment: float = Field(default=0.9, gt=0, le=1, description="share of requests that meet both targets")
+    tier: Literal["protected", "standard", "best_effort"] = Field(
+        default="standard",
+        description="who gives way when not every promise can be kept: protected classes are never refused or delayed "
+        "for the others, best_effort takes what they leave",
+    )
 
 
 class SLOConfig(Section):
@@ -205,6 +210,31 @@ class RouterConfig(Section):
         default=4096, ge=1, le=1 << 20, description="requests in flight before new ones are refused"
     )
     request_timeout_s: float = Field(default=600, gt=0, le=86_400, description="longest life of one request")
+    admission: bool = Field(
+        default=True, description="refuse requests that are predicted to miss their SLO, if the policy predicts"
+    )
+    max_held_requests: int = Field(
+        default=1024, ge=0, le=1 << 20, description="requests that wait in the router until a worker has room"
+    )
+    prefix_index_mb: float = Field(
+        default=64, ge=0, le=65536, description="memory for what is known of the workers' prefix caches; 0: none"
+    )
+    explained_requests: int = Field(
+        default=2048, ge=0, le=1 << 20, description="ended requests that `baton explain` can still tell of"
+    )
+    processes: int = Field(default=1, ge=1, le=64, description="processes that share the port")
+    tenants: str | None = Field(
+        default=None,
+        min_length=1,
+        description="file of tenants with their hashed API keys and limits; null: no key is asked for",
+    )
+    tls_cert: str | None = Field(
+        default=None, min_length=1, description="PEM file of the certificate chain; null: no TLS"
+    )
+    tls_key: str | None = Field(default=None, min_length=1, description="PEM file of its private key")
+    otlp_endpoint: str | None = Field(
+        default=None, min_length=1, description="URL that takes OpenTelemetry traces by HTTP; null: none are sent"
+    )
 
 
 class RayConfig(Section):

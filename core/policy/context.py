@@ -5,6 +5,7 @@ Owns the values and their JSON form, which goes into router specs and event logs
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -35,12 +36,21 @@ class LinkFacts:
     tail_share: float = 0.0  # of a prompt's KV that is sent when its prefill has ended: 1 / layers; 1: all of it
 
 
+class Tier(enum.StrEnum):
+    """Who gives way to whom when not every promise can be kept."""
+
+    PROTECTED = "protected"  # never refused or delayed for the sake of the others
+    STANDARD = "standard"
+    BEST_EFFORT = "best_effort"  # takes what the others leave
+
+
 @dataclass(frozen=True, slots=True)
 class ClassTarget:
     """The promise to one class of requests."""
 
     ttft_s: float
     tpot_s: float
+    tier: Tier = Tier.STANDARD
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,18 +8,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from core.types import ClusterView, Rejection, RequestShape, Role, Route, WorkerView
+from core.types import ClusterView, Decision, RequestShape, Role, Route, WorkerView
 
 
 class Policy(Protocol):
     """Decides where a request goes; pure, total and deterministic."""
 
-    def decide(self, request: RequestShape, cluster: ClusterView, now_s: float) -> Route | Rejection:
+    def decide(self, request: RequestShape, cluster: ClusterView, now_s: float) -> Decision:
         """Place one request on `cluster` as it looks at `now_s`, a monotonic time.
 
         Equal arguments give equal answers whatever the order of the workers. Never raises, never pairs workers
         of unequal fingerprints, never names a worker that is draining or not in `cluster`.
         """
+        ...
+
+
+class PredictingPolicy(Policy, Protocol):
+    """A policy that can say what it expected of the routes it did not take."""
+
+    def options(self, request: RequestShape, cluster: ClusterView, now_s: float, *, limit: int) -> tuple[Route, ...]:
+        """List the routes that were open to the request, best first, each with its forecast; at most `limit`."""
         ...
 
 

@@ -11,7 +11,7 @@ import pytest
 from cluster.worker import RoleWorker
 from core.engine import EngineDescription, HttpCall, ReplySink
 from core.errors import InvalidRequest, WorkerDraining
-from core.types import Fingerprint, Handover, Leg, Role, WorkerHello, WorkerState
+from core.types import Fingerprint, Handover, Leg, LegFacts, Role, WorkerHello, WorkerState
 from core.worker_spec import EngineSpec, WorkerSpec
 
 HANDOVER = Handover("t-1", "10.0.0.2:7000", 10.0)
@@ -63,6 +63,9 @@ class Body:
 
     def body(self, data: bytes) -> None:
         self.data += data
+
+    def facts(self, facts: LegFacts) -> None:
+        self.measured = facts
 
 
 @pytest.fixture

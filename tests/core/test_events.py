@@ -12,6 +12,7 @@ from core.events import (
     LOAD_FIELDS,
     Decided,
     Event,
+    HeldChanged,
     LogOpened,
     Skipped,
     WorkerJoined,
@@ -22,11 +23,24 @@ from core.events import (
     own_counts_of,
     state_of,
 )
-from core.types import Rejection, RequestShape, Role, Route, WorkerState, WorkerView
+from core.types import (
+    Forecast,
+    HeldWork,
+    Hold,
+    Rejection,
+    RequestShape,
+    Role,
+    Route,
+    WorkerSpeed,
+    WorkerState,
+    WorkerView,
+)
 from tests.support.contexts import context
 from tests.support.views import worker
 
 VIEW = worker("p0", Role.PREFILL, requests=2, tokens=300, prompts=2, since_s=1.25, num_running=1, kv_blocks_used=3)
+FORECAST = Forecast(0.01, 0.2, 0.03, 0.0, 0.05, 0.02, ttft_spread=0.3, tpot_spread=0.1)
+OWN_TARGET = RequestShape("r-2", 100, 8, "interactive", tenant="acme", ttft_s=0.3, cached=(("p0", 64), ("p1", 0)))
 REQUEST = RequestShape("r-1", 100, None, "interactive", "n>1", 7)
 
 EVENTS: tuple[Event, ...] = (
@@ -35,7 +49,10 @@ EVENTS: tuple[Event, ...] = (
     WorkerLoaded("p0", load_of(VIEW)),
     WorkerLeft("p0"),
     Decided(1 / 3, REQUEST, ("d1",), Route("d0", None, "n>1")),
-    Decided(0.1, REQUEST, (), Rejection("overloaded", "busy", 0.7)),
+    Decided(0.1, REQUEST, (), Rejection("overloaded", "busy", 0.7, earliest_s=0.6, confidence=0.9)),
+    HeldChanged(HeldWork((1.5, 2.0), (0, 100, 150))),
+    Decided(0.2, OWN_TARGET, (), Hold("no worker has room", 0.7, 0.4, FORECAST)),
+    Decided(0.3, OWN_TARGET, (), Route("d0", "p0", "least predicted TTFT", FORECAST)),
     Skipped(3),
 )
 
@@ -46,8 +63,9 @@ def test_json_round_trip(event: Event) -> None:
 
 
 def test_a_load_holds_all_that_changes_of_a_worker() -> None:
-    fixed = {"record", "hello", "state"}
-    changing = [f.name for f in fields(WorkerState)] + [f.name for f in fields(WorkerView) if f.name not in fixed]
+    grouped = {"record", "hello", "state", "speed"}
+    own = [f.name for f in fields(WorkerView) if f.name not in grouped]
+    changing = [*(f.name for f in fields(WorkerState)), *own, *(f.name for f in fields(WorkerSpeed))]
     assert sorted(LOAD_FIELDS) == sorted(changing)
     load = load_of(VIEW)
     assert WorkerView(VIEW.record, VIEW.hello, state_of(load), **own_counts_of(load)) == VIEW
@@ -60,7 +78,7 @@ def test_a_load_holds_all_that_changes_of_a_worker() -> None:
         ("{}", "no event is called None"),
         ('{"event": ["load"]}', "no event is called"),
         ('{"event": "left"}', "a left event does not look like this"),
-        ('{"event": "load", "worker": "p0", "load": [1, 2]}', "12 values, not 2"),
+        ('{"event": "load", "worker": "p0", "load": [1, 2]}', "18 values, not 2"),
         ('{"event": "worker", "record": {"role": "cook"}, "hello": {"role": "cook"}}', "'cook' is not a valid Role"),
         ('{"event": "decision", "at_s": 1, "request": {}, "excluded": [], "route": {}}', "does not look like this"),
         ('{"event": "log", "format": 99, "policy": "random", "context": {}}', "format 99"),

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from core.engine import HttpCall
 from core.errors import EngineFailed
+from core.types import LegFacts
 from engine import asgi
 from engine.asgi import AsgiApp, call_asgi
 
@@ -38,6 +39,9 @@ class Recorder:
         assert data
         self.parts.append(data)
         self.first.set()
+
+    def facts(self, facts: LegFacts) -> None:
+        self.measured = facts
 
 
 def app_of(endpoint: Endpoint) -> AsgiApp:

@@ -11,7 +11,7 @@ import pytest
 
 from core.engine import HttpCall
 from core.errors import ConfigError, EngineFailed
-from core.types import Role, WorkerState
+from core.types import LegFacts, Role, WorkerState
 from core.worker_spec import EngineSpec, WorkerSpec
 from engine.simulated import Deliveries, SimulatedEngine
 from engine.simulated_timing import SimulatedTiming
@@ -38,6 +38,9 @@ class Sink:
         assert data
         self.data += data
         self.first.set()
+
+    def facts(self, facts: LegFacts) -> None:
+        self.measured = facts
 
     @property
     def events(self) -> list[dict[str, object]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from core.engine import EngineDescription, HttpCall, ReplySink
-from core.types import Fingerprint, Handover, WorkerState
+from core.types import Fingerprint, Handover, LegFacts, WorkerState
 
 HANDOVER = Handover("t-1", "10.0.0.2:7000", 10.0)
 CALL = HttpCall("r", "POST", "/v1/completions", (), b'{"prompt": "p", "max_tokens": 9}')
@@ -51,3 +51,6 @@ class Status:
 
     def body(self, data: bytes) -> None:
         raise AssertionError(data)
+
+    def facts(self, facts: LegFacts) -> None:
+        self.measured = facts

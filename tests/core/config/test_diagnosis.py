@@ -25,7 +25,7 @@ def problems_of(tmp_path: Path, yaml: str) -> list[ConfigProblem]:
 
 CLASS = "slo:\n  classes:\n    chat: {"
 MS = "number from 1 to 3600000, in milliseconds"
-CLASS_KEYS = "the keys ttft_ms, tpot_ms, attainment"
+CLASS_KEYS = "the keys ttft_ms, tpot_ms, attainment, tier"
 
 
 @pytest.mark.parametrize(
