@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 
 import grpc
+from grpc._cython import cygrpc
 
 from core.cluster_token import token_metadata, token_presented
 from core.errors import ConfigError, KVTransferError, TransferAborted, TransferTimeout
@@ -57,6 +58,15 @@ def translate(exc: grpc.RpcError) -> KVTransferError:
     return TransferAborted(f"the stream to the peer broke ({code.name if code else exc})")
 
 
+def is_worth_logging(record: logging.LogRecord) -> bool:
+    """Tell gRPC's errors from its report that a peer left between the last message of a stream and its status.
+
+    gRPC logs that as an error with a traceback, unless it has heard of the departure by then. Here it is how every
+    sender ends a stream: it has the verdict and wants no status.
+    """
+    return record.exc_info is None or not isinstance(record.exc_info[1], cygrpc.ExecuteBatchError)
+
+
 class GrpcServer:
     """Listens for hand-over streams and control calls."""
 
@@ -79,6 +89,7 @@ class GrpcServer:
         except RuntimeError as exc:
             raise OSError(f"cannot listen for KV on {host}:{port}; choose another port") from exc
         await server.start()
+        logging.getLogger(cygrpc.__name__).addFilter(is_worth_logging)
         self._server = server
         return int(bound)
 

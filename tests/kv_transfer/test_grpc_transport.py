@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import grpc
 import grpc.aio
 import pytest
+from grpc._cython import cygrpc
 
 from core.cluster_token import token_metadata
 from core.errors import KVTransferError, TransferAborted
@@ -61,3 +63,25 @@ async def test_write_to_a_stream_that_has_ended_is_a_transfer_error(make_side: M
             await stream.write(b"x")
     finally:
         await peers.close()
+
+
+async def test_peer_that_leaves_with_its_answer_is_no_error(
+    make_side: MakeSide, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One in a few thousand such departures meets the status on its way, which gRPC reports with a traceback."""
+    decode = make_side()
+    async with grpc.aio.insecure_channel(decode.address) as channel:
+        open_stream = channel.stream_stream(f"/{SERVICE}/Push")
+        for _ in range(200):
+            call = open_stream(metadata=token_metadata("secret"))
+            async with asyncio.timeout(WAIT_S):
+                await call.write(b"garbage")
+                await call.read()
+            call.cancel()
+    late = cygrpc.ExecuteBatchError("SendStatusFromServerOperation")
+    cygrpc_log = logging.getLogger(cygrpc.__name__)
+    cygrpc_log.error("raised in core by servicer method", exc_info=late)
+    assert caplog.records == [r for r in caplog.records if r.levelno < logging.ERROR]
+    cygrpc_log.error("something else", exc_info=ValueError("x"))
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == ["something else"]
+    caplog.clear()  # of what no_errors_logged would find
