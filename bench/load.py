@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 import aiohttp
 import orjson
@@ -24,6 +25,8 @@ class Timing:
     sent_s: float
     tokens_s: list[float] = field(default_factory=list)  # arrival of each token event
     error: str = ""
+    is_refused: bool = False  # with 429
+    earliest_ms: float | None = None  # that a refusal named: when an equal request would be admitted
 
     @property
     def ttft_ms(self) -> float:
@@ -92,12 +95,19 @@ async def stream_completion(
             session.post(f"{url}/v1/completions", data=body, headers=headers) as response,
         ):
             if response.status != 200:
-                timing.error = f"status {response.status}: {(await response.text())[:200]}"
+                _note_refusal(timing, response.status, await response.read())
                 return timing
             await _read_events(response, timing, leave_after)
     except (TimeoutError, aiohttp.ClientError) as exc:
         timing.error = f"{type(exc).__name__}: {exc}"
     return timing
+
+
+def _note_refusal(timing: Timing, status: int, body: bytes) -> None:
+    timing.error = f"status {status}: {body[:200].decode(errors='replace')}"
+    timing.is_refused = status == HTTPStatus.TOO_MANY_REQUESTS
+    if timing.is_refused:
+        timing.earliest_ms = orjson.loads(body)["error"].get("earliest_feasible_ms")
 
 
 async def _read_events(response: aiohttp.ClientResponse, timing: Timing, leave_after: int | None) -> None:
