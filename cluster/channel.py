@@ -1,6 +1,6 @@
-"""What both ends of every gRPC stream of the cluster agree on: method names and channel options.
+"""What both ends of the controller's gRPC stream agree on: method names and channel options.
 
-Knows nothing of the messages that the streams carry.
+Knows nothing of the messages that the stream carries.
 """
 
 from __future__ import annotations
@@ -13,17 +13,8 @@ import grpc.aio
 
 from core.errors import StartFailed
 
-WORKER_SERVICE: Final = "baton.cluster.Worker"
 CONTROLLER_SERVICE: Final = "baton.cluster.Controller"
-SESSION_METHOD: Final = f"/{WORKER_SERVICE}/Session"
 WATCH_METHOD: Final = f"/{CONTROLLER_SERVICE}/Watch"
-
-DEFAULT_MAX_BODY_BYTES: Final = 128 << 20
-MAX_BODY_BYTES: Final = 1 << 30
-_ENVELOPE_BYTES: Final = 1 << 20  # headers and ids around the largest body
-
-HEARTBEAT_S: Final = 1.0  # a worker's stream is never silent for longer
-SILENCE_S: Final = 3.0  # a router gives a worker up that was silent for this long
 
 # Each end pings each second and gives the other two seconds to answer. The answer comes from gRPC's own threads, so
 # a busy event loop passes and a frozen process or a cut host does not. gRPC's defence against ping floods (at most
@@ -39,24 +30,21 @@ _KEEPALIVE: Final[tuple[tuple[str, int], ...]] = (
 )
 
 
-def server_options(max_body_bytes: int) -> tuple[tuple[str, int], ...]:
-    """List the options of a server that takes request bodies up to `max_body_bytes`."""
-    return (
-        *_KEEPALIVE,
-        ("grpc.so_reuseport", 0),  # a taken port is an error, not a second owner
-        ("grpc.max_receive_message_length", max_body_bytes + _ENVELOPE_BYTES),
-        ("grpc.max_send_message_length", -1),
-    )
+_SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+    *_KEEPALIVE,
+    ("grpc.so_reuseport", 0),  # a taken port is an error, not a second owner
+    ("grpc.max_send_message_length", -1),
+)
 
 
 async def start_server(
-    address: str, service: str, handlers: Mapping[str, grpc.RpcMethodHandler], *, max_body_bytes: int
+    address: str, service: str, handlers: Mapping[str, grpc.RpcMethodHandler]
 ) -> tuple[grpc.aio.Server, int]:
     """Serve the methods of one service at `address` (host:port, 0 for any port); return the server and its port.
 
     Raises StartFailed when the address cannot be bound.
     """
-    server = grpc.aio.server(options=server_options(max_body_bytes))
+    server = grpc.aio.server(options=_SERVER_OPTIONS)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, dict(handlers)),))
     try:
         port = int(server.add_insecure_port(address))

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
+from google.protobuf.message import DecodeError
+
 from cluster.pb import worker_pb2 as pb
 from core.engine import HttpCall
 from core.errors import BatonError, WorkerError, error_classes
@@ -29,6 +31,22 @@ class Submission:
     handover: Handover | None
     slack_s: float = 0.0  # until the prompt must be begun to keep its SLO
     prompt_tokens: int = 0  # the router's estimate
+
+
+def command_from_bytes(message: bytes) -> pb.Command:
+    """Parse a command. Raises WorkerError."""
+    try:
+        return pb.Command.FromString(message)
+    except DecodeError as exc:
+        raise WorkerError("a message is no command of this version") from exc
+
+
+def frame_from_bytes(message: bytes) -> pb.Frame:
+    """Parse a frame. Raises WorkerError."""
+    try:
+        return pb.Frame.FromString(message)
+    except DecodeError as exc:
+        raise WorkerError("a message is no frame of this version") from exc
 
 
 def headers_to_pb(headers: Iterable[tuple[str, str]]) -> list[pb.Header]:

@@ -72,12 +72,7 @@ class MembershipServer:
             request_deserializer=pb.WatchRequest.FromString,
             response_serializer=pb.Membership.SerializeToString,
         )
-        self._server, port = await channel.start_server(
-            self._address,
-            channel.CONTROLLER_SERVICE,
-            {"Watch": handler},
-            max_body_bytes=channel.DEFAULT_MAX_BODY_BYTES,
-        )
+        self._server, port = await channel.start_server(self._address, channel.CONTROLLER_SERVICE, {"Watch": handler})
         return port
 
     def publish(self, membership: Membership) -> None:

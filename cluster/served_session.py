@@ -12,9 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-import grpc.aio
-
-from cluster import channel, codec
+from cluster import codec, wire
+from cluster.connection import Connection
 from cluster.outbox import Outbox
 from cluster.pb import worker_pb2 as pb
 from core.errors import BatonError, EngineFailed, WorkerDraining
@@ -28,6 +27,7 @@ _LAST_WRITE_S: Final = 60.0  # for a router that reads again, or whose connectio
 _FAR_BEHIND: Final = 4  # times the limit on unsent bytes, at which the length of the write does not matter
 _STATE_INTERVAL_S: Final = 0.05  # least time between frames that carry nothing but a changed state
 _TICKS_PER_HEARTBEAT: Final = 2
+_SILENT_TICKS: Final = round(wire.SILENCE_S / wire.HEARTBEAT_S * _TICKS_PER_HEARTBEAT)
 _MAX_GATHER_PASSES: Final = 8  # passes of the loop that one frame waits for stragglers of its step
 
 
@@ -37,59 +37,95 @@ class ServedSession:
     def __init__(
         self,
         worker: Worker,
-        context: grpc.aio.ServicerContext,
         *,
         max_unsent_bytes: int,
         accepts_calls: Callable[[], bool],
+        on_open: Callable[[ServedSession], None],
     ) -> None:
+        """Prepare a session; `on_open` is called once its router is known."""
         self._worker = worker
-        self._context = context
         self._max_unsent_bytes = max_unsent_bytes
         self._accepts_calls = accepts_calls
+        self._on_open = on_open
         self._loop = asyncio.get_running_loop()
         self._group = asyncio.TaskGroup()
         self._calls: dict[int, _Call] = {}  # all and only the calls whose task is not done
         self._outbox = Outbox()
-        self._over: asyncio.Future[None] = self._loop.create_future()  # done when this side ends the session
+        self._over: asyncio.Future[None] = self._loop.create_future()  # done when the session is to end
         self._over_reason = ""
         self._ending = False
-        self._wake_due = False
-        self._waiter: asyncio.Future[None] | None = None  # the writer, while it has nothing to do
-        self._write_began_s: float | None = None
+        self.connection: Connection  # given by the owner, before anything else
+        self._gather_due = False
+        self._gather_passes = 0
+        self._gathered = 0  # of the outbox, when the latest pass looked
         self._flushed: asyncio.Future[None] | None = None
         self._state_dirty = False
         self._state_timer: asyncio.TimerHandle | None = None
         self._tick_timer: asyncio.TimerHandle | None = None
-        self._silent_ticks = 0
+        self._unsent_ticks = 0  # since the latest frame
+        self._silent_ticks = 0  # since the router was heard
         self.frames_sent = 0
         self.closed = asyncio.Event()  # set by the owner once `run` has returned or raised
 
-    async def run(self) -> str:
-        """Serve until the router closes the stream; return why this side ended it, empty if it did not.
+    @property
+    def peer(self) -> str:
+        """Name the router's address."""
+        return self.connection.peer
 
-        Leaves no task behind: every call still running is cancelled and awaited.
+    async def run(self) -> str:
+        """Serve until the router is gone or `end` is called; return why this side ended it, empty if it did not.
+
+        Leaves no task behind: every call still running is cancelled and awaited. The connection is closed once what
+        was written before has reached the router.
         """
         try:
             async with self._group:
-                reader = self._group.create_task(self._read_commands(), name="session-reader")
-                writer = self._group.create_task(self._write_frames(), name="session-writer")
-                self._tick_timer = self._loop.call_later(channel.HEARTBEAT_S / _TICKS_PER_HEARTBEAT, self._tick)
-                await asyncio.wait({reader, writer, self._over}, return_when=asyncio.FIRST_COMPLETED)
+                self._send_frame(pb.Frame(hello=codec.hello_to_pb(self._worker.hello)))
+                self._tick_timer = self._loop.call_later(wire.HEARTBEAT_S / _TICKS_PER_HEARTBEAT, self._tick)
+                await self._over
                 self._ending = True
-                for task in (reader, *self.call_tasks()):
+                for task in self.call_tasks():
                     task.cancel()
                 self._outbox.take()
-                self._wake()
-                # gRPC cannot send a status past a write that is under way, and a cancelled write still is.
-                await asyncio.wait({writer}, timeout=_LAST_WRITE_S)
-                writer.cancel()
         finally:
             self._ending = True
             self._tell_flushed()
             for timer in (self._tick_timer, self._state_timer):
                 if timer is not None:
                     timer.cancel()
+            goodbye = pb.Frame(goodbye=self._over_reason).SerializeToString() if self._over_reason else b""
+            self.connection.end(goodbye, _LAST_WRITE_S)
         return self._over_reason
+
+    def cut_off(self) -> None:
+        """Close the connection at once, whatever is unsent."""
+        self.connection.abort()
+
+    async def wait_closed(self) -> None:
+        """Wait until `run` is done and the connection closed."""
+        await self.closed.wait()
+        await asyncio.wait([self.connection.closed])
+
+    # -- what the connection tells, see cluster.connection.Receiver ---------------------------------------------------
+
+    def on_open(self) -> None:
+        """Begin: the router is known."""
+        self._on_open(self)
+
+    def on_message(self, message: bytes) -> None:
+        """Obey one command."""
+        if not self._ending:
+            self._obey(codec.command_from_bytes(message))
+
+    def on_writable(self) -> None:
+        """Send what was gathered while the router did not read."""
+        self._wake()
+
+    def on_lost(self, error: Exception | None) -> None:
+        """End: the router is gone."""
+        if error is not None:
+            _LOG.debug("session with %s: %r", self.peer, error)
+        self.end("")
 
     def call_tasks(self) -> list[asyncio.Task[None]]:
         """List the tasks of the calls that run."""
@@ -103,7 +139,7 @@ class ServedSession:
 
     async def flush(self, timeout_s: float) -> None:
         """Wait until everything produced is written, or `timeout_s` has passed."""
-        if not self._ending and (self._outbox or self._write_began_s is not None):
+        if not self._ending and (self._outbox or self.connection.unsent_messages or self.connection.is_paused):
             self._flushed = self._loop.create_future()
             await asyncio.wait([self._flushed], timeout=timeout_s)
 
@@ -127,13 +163,6 @@ class ServedSession:
         outbox.body(call_id, data)
         self._wake()
 
-    async def _read_commands(self) -> None:
-        try:
-            while (command := await self._context.read()) is not grpc.aio.EOF:
-                self._obey(command)
-        except grpc.aio.BaseError as exc:
-            _LOG.debug("session reader ends: %r", exc)
-
     def _obey(self, command: pb.Command) -> None:
         match command.WhichOneof("kind"):
             case "submit":
@@ -147,7 +176,7 @@ class ServedSession:
             case "drain":
                 self._worker.drain()
             case _:
-                _LOG.warning("command of an unknown kind from %s ignored", self._context.peer())
+                _LOG.warning("command of an unknown kind from %s ignored", self.peer)
 
     def _submit(self, submit: pb.Submit) -> None:
         call_id = submit.call_id
@@ -211,51 +240,47 @@ class ServedSession:
         self._outbox.end(call_id, error, message)
         self._wake()
 
-    async def _write_frames(self) -> None:
-        frame = pb.Frame(hello=codec.hello_to_pb(self._worker.hello))
-        try:
-            while not self._ending:
-                self._state_dirty = False
-                self._silent_ticks = 0
-                frame.state.CopyFrom(codec.state_to_pb(self._worker.state()))
-                self._write_began_s = self._loop.time()
-                await self._context.write(frame)
-                self._write_began_s = None
-                self.frames_sent += 1
-                await self._something_to_send()
-                frame = pb.Frame(chunks=self._outbox.take())
-        except grpc.aio.BaseError as exc:
-            _LOG.debug("session writer ends: %r", exc)
+    def _send_frame(self, frame: pb.Frame) -> None:
+        self._state_dirty = False
+        self._unsent_ticks = 0
+        frame.state.CopyFrom(codec.state_to_pb(self._worker.state()))
+        message = frame.SerializeToString()
+        if len(message) > wire.MAX_MESSAGE_BYTES:
+            self.end(f"a frame of {len(message)} bytes cannot be sent")
+            return
+        self.connection.send(message)
+        self.connection.flush()
+        self.frames_sent += 1
+        self._tell_flushed()
 
-    async def _something_to_send(self) -> None:
-        """Wait for a wake-up, then until a pass of the loop adds nothing: the end of the engine's step."""
-        if not self._wake_due:
-            self._tell_flushed()
-            self._waiter = self._loop.create_future()
-            await self._waiter
-            self._waiter = None
-        self._wake_due = False
-        for _ in range(_MAX_GATHER_PASSES):
-            seen = self._outbox.appended
-            await asyncio.sleep(0)
-            if self._outbox.appended == seen:
-                break
+    def _wake(self) -> None:
+        """Send a frame once a pass of the loop adds nothing to it: the end of the engine's step."""
+        if not self._gather_due:
+            self._gather_due = True
+            self._gather_passes = 0
+            self._gathered = self._outbox.appended
+            self._loop.call_soon(self._gather)
+
+    def _gather(self) -> None:
+        if self._outbox.appended != self._gathered and self._gather_passes < _MAX_GATHER_PASSES:
+            self._gather_passes += 1
+            self._gathered = self._outbox.appended
+            self._loop.call_soon(self._gather)
+            return
+        self._gather_due = False
+        if not self._ending and not self.connection.is_paused:  # else `on_writable` wakes
+            self._send_frame(pb.Frame(chunks=self._outbox.take()))
 
     def _tell_flushed(self) -> None:
         if self._flushed is not None and not self._flushed.done():
             self._flushed.set_result(None)
 
-    def _wake(self) -> None:
-        self._wake_due = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
     def _is_stalled(self, unsent_bytes: int) -> bool:
         """Tell a router that does not read from one that was given much at once."""
-        if self._write_began_s is None:
+        if not self.connection.is_paused:
             return False
         is_far_behind = unsent_bytes > _FAR_BEHIND * self._max_unsent_bytes
-        return is_far_behind or self._loop.time() - self._write_began_s > _STALL_S
+        return is_far_behind or self._loop.time() - self.connection.paused_at_s > _STALL_S
 
     def _send_dirty_state(self) -> None:
         self._state_timer = None
@@ -263,10 +288,17 @@ class ServedSession:
             self._wake()
 
     def _tick(self) -> None:
-        self._silent_ticks += 1
-        if self._silent_ticks >= _TICKS_PER_HEARTBEAT:
+        # Counts ticks and not seconds, so that a stall of this process is not held against the router.
+        self._silent_ticks = 0 if self.connection.heard else self._silent_ticks + 1
+        self.connection.heard = False
+        if self._silent_ticks >= _SILENT_TICKS:
+            self.connection.abort()
+            self.end("")
+            return
+        self._unsent_ticks += 1
+        if self._unsent_ticks >= _TICKS_PER_HEARTBEAT:
             self._wake()
-        self._tick_timer = self._loop.call_later(channel.HEARTBEAT_S / _TICKS_PER_HEARTBEAT, self._tick)
+        self._tick_timer = self._loop.call_later(wire.HEARTBEAT_S / _TICKS_PER_HEARTBEAT, self._tick)
 
 
 class _Call:

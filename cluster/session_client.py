@@ -1,40 +1,37 @@
-"""The router's end of the stream to one worker: many calls over one bidirectional gRPC stream.
+"""The router's end of the session with one worker: many calls over one connection.
 
-Owns the stream, the calls in flight on it and the verdict that the worker is lost. Must not know membership, nor what
-a call is about. One task reads frames and one writes commands, whatever the number of calls.
+Owns the calls in flight on it and the verdict that the worker is lost. Must not know membership, nor what a call is
+about. On the router's hot path: no task, whatever the number of calls, and one write for all commands of a pass of
+the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import deque
+import ssl
 from collections.abc import Callable
 from typing import Final
 
-import grpc
-import grpc.aio
-
-from cluster import channel, codec
+from cluster import codec, wire
+from cluster.connection import Connection
+from cluster.handshake import RouterHandshake
 from cluster.inflight import InflightWork
 from cluster.pb import worker_pb2 as pb
 from cluster.reply import Reply
-from core.cluster_token import token_metadata
 from core.engine import HttpCall
 from core.errors import BatonError, Overloaded, PayloadTooLarge, Unauthorized, WorkerLost
 from core.types import Handover, Leg, WorkerHello, WorkerRecord, WorkerState
-
-_LOG = logging.getLogger(__name__)
 
 DEFAULT_MAX_UNREAD_BYTES: Final = 4 << 20
 DEFAULT_MAX_QUEUED_COMMANDS: Final = 10_000
 _MAX_QUEUED_BYTES: Final = 1 << 30
 _TICK_S: Final = 0.25
+_TICKS_PER_HEARTBEAT: Final = round(wire.HEARTBEAT_S / 2 / _TICK_S)  # often enough that none is late
 _CLOSE_S: Final = 2.0
 
 
 class WorkerSession:
-    """One stream to one worker; made once, never reconnected: a lost session is replaced by a new object."""
+    """One connection to one worker; made once, never reconnected: a lost session is replaced by a new object."""
 
     def __init__(
         self,
@@ -42,14 +39,16 @@ class WorkerSession:
         *,
         token: str,
         on_change: Callable[[], None],
-        max_body_bytes: int = channel.DEFAULT_MAX_BODY_BYTES,
+        tls: ssl.SSLContext | None = None,
+        max_body_bytes: int = wire.DEFAULT_MAX_BODY_BYTES,
         max_unread_bytes: int = DEFAULT_MAX_UNREAD_BYTES,
         max_queued_commands: int = DEFAULT_MAX_QUEUED_COMMANDS,
-        silence_s: float = channel.SILENCE_S,
+        silence_s: float = wire.SILENCE_S,
     ) -> None:
         """Prepare a session; `on_change` is called when state, liveness or calls in flight changed."""
         self._record = record
         self._token = token
+        self._tls = tls
         self._on_change = on_change
         self._max_body_bytes = max_body_bytes
         self._max_unread_bytes = max_unread_bytes
@@ -57,17 +56,14 @@ class WorkerSession:
         self._max_silent_ticks = max(1, round(silence_s / _TICK_S))
         self._hello: WorkerHello | None = None
         self._state = WorkerState()
+        self._sent_state = pb.WorkerState()  # what `_state` was read from
         self._alive = False
-        self._channel: grpc.aio.Channel | None = None
-        self._stream: grpc.aio.StreamStreamCall | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._connection: Connection | None = None
+        self._greeted: asyncio.Future[None] | None = None  # done once the worker has said who it is, or will not
         self._replies: dict[int, Reply] = {}  # all and only the calls submitted and not ended
         self._inflight = InflightWork()  # sums over _replies
         self._next_call_id = 1
-        self._commands: deque[pb.Command] = deque()
-        self._queued_bytes = 0
-        self._writer_waiter: asyncio.Future[None] | None = None
-        self._heard = False
+        self._ticks = 0
         self._silent_ticks = 0
         self._timer: asyncio.TimerHandle | None = None
         self.lost = asyncio.Event()
@@ -107,37 +103,28 @@ class WorkerSession:
         return self._inflight
 
     async def connect(self, timeout_s: float) -> WorkerHello:
-        """Open the stream and wait for the worker's hello; call once.
+        """Open the connection and wait for the worker's hello; call once.
 
         Raises Unauthorized when the token is refused, WorkerLost when the worker cannot be reached in time or is not
         the one announced. A session that failed to connect is closed.
         """
-        self._channel = channel.open_channel(self._record.address)
-        open_stream = self._channel.stream_stream(
-            channel.SESSION_METHOD,
-            request_serializer=pb.Command.SerializeToString,
-            response_deserializer=pb.Frame.FromString,
-        )
+        loop = asyncio.get_running_loop()
+        self._greeted = loop.create_future()
         try:
             async with asyncio.timeout(timeout_s):
-                self._stream = open_stream(metadata=token_metadata(self._token))
-                frame = await self._stream.read()
-            self._hello = self._greeted(frame)
-        except (TimeoutError, grpc.aio.AioRpcError, BatonError) as exc:
+                host, _, port = self._record.address.rpartition(":")
+                await loop.create_connection(self._open, host.strip("[]"), int(port), ssl=self._tls)
+                await self._greeted
+            if not self._alive:
+                raise WorkerLost(self.lost_reason)
+        except (TimeoutError, OSError, BatonError) as exc:
             await self.close()
             raise self._connect_failure(exc, timeout_s) from exc
         except BaseException:
             await self.close()
             raise
-        self._alive = True
-        self._take_frame(frame)
-        name = self._record.worker_id
-        self._tasks = [
-            asyncio.create_task(self._read_frames(), name=f"frames-{name}"),
-            asyncio.create_task(self._write_commands(), name=f"commands-{name}"),
-        ]
-        self._timer = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
-        return self._hello
+        self._timer = loop.call_later(_TICK_S, self._tick)
+        return self.hello
 
     def submit(
         self, leg: Leg, call: HttpCall, handover: Handover | None, *, prompt_tokens: int = 0, slack_s: float = 0.0
@@ -154,8 +141,13 @@ class WorkerSession:
         size_bytes = len(call.body)
         if size_bytes > self._max_body_bytes:
             raise PayloadTooLarge(f"the body has {size_bytes} bytes, the limit is {self._max_body_bytes}")
-        if len(self._commands) >= self._max_queued_commands or self._queued_bytes + size_bytes > _MAX_QUEUED_BYTES:
-            raise Overloaded(f"{len(self._commands)} commands wait for {self._record.worker_id}")
+        connection = self._connection
+        assert connection is not None
+        if (
+            connection.unsent_messages >= self._max_queued_commands
+            or connection.unsent_bytes + size_bytes > _MAX_QUEUED_BYTES
+        ):
+            raise Overloaded(f"{connection.unsent_messages} commands wait for {self._record.worker_id}")
         call_id = self._next_call_id
         self._next_call_id += 1
         owed = 0 if leg is Leg.DECODE else prompt_tokens
@@ -164,7 +156,6 @@ class WorkerSession:
         self._replies[call_id] = reply
         self._inflight.add(leg, prompt_tokens, _now_s())
         self.idle.clear()
-        self._queued_bytes += size_bytes
         self._send(codec.submit_command(codec.Submission(call_id, leg, call, handover, slack_s, prompt_tokens)))
         self._on_change()
         return reply
@@ -178,20 +169,42 @@ class WorkerSession:
         self._send(pb.Command(drain=pb.Drain()))
 
     async def close(self) -> None:
-        """End the stream; calls in flight fail with WorkerLost; idempotent."""
+        """End the connection; calls in flight fail with WorkerLost; idempotent."""
         self._lose("the session was closed")
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_CLOSE_S)
-        self._tasks = []
-        opened, self._channel = self._channel, None
-        if opened is not None:
-            await opened.close()
+        if self._connection is not None and not self._connection.closed.done():
+            await asyncio.wait([self._connection.closed], timeout=_CLOSE_S)
 
-    def _greeted(self, frame: pb.Frame) -> WorkerHello:
-        if frame is grpc.aio.EOF or not frame.HasField("hello"):
-            raise WorkerLost("the stream did not begin with a hello")
+    # -- what the connection tells, see cluster.connection.Receiver ---------------------------------------------------
+
+    def on_open(self) -> None:
+        """Wait for the hello."""
+
+    def on_message(self, message: bytes) -> None:
+        """Take one frame."""
+        frame = codec.frame_from_bytes(message)
+        if self._hello is None:
+            self._hello = self._announced(frame)
+            self._alive = True
+            if self._greeted is not None and not self._greeted.done():
+                self._greeted.set_result(None)
+        self._take_frame(frame)
+
+    def on_writable(self) -> None:
+        """Do nothing: the connection sends what waits."""
+
+    def on_lost(self, error: Exception | None) -> None:
+        """Give the worker up."""
+        if self._greeted is not None and not self._greeted.done():
+            self._greeted.set_exception(error or WorkerLost("the connection was closed before a hello"))
+        self._lose("the worker ended the stream" if error is None else str(error) or type(error).__name__)
+
+    def _open(self) -> Connection:
+        self._connection = Connection(self, RouterHandshake(self._token), max_message_bytes=wire.MAX_MESSAGE_BYTES)
+        return self._connection
+
+    def _announced(self, frame: pb.Frame) -> WorkerHello:
+        if not frame.HasField("hello"):
+            raise WorkerLost(frame.goodbye or "the stream did not begin with a hello")
         hello = codec.hello_from_pb(frame.hello)
         if (hello.worker_id, hello.epoch) != (self._record.worker_id, self._record.epoch):
             raise WorkerLost(f"{self._record.address} is {hello.worker_id} of epoch {hello.epoch}")
@@ -199,20 +212,15 @@ class WorkerSession:
 
     def _connect_failure(self, exc: BaseException, timeout_s: float) -> BatonError:
         name = f"{self._record.worker_id} at {self._record.address}"
-        if isinstance(exc, TimeoutError):
+        if isinstance(exc, TimeoutError) and not exc.args:  # ours, and not the system's
             return WorkerLost(f"{name} did not answer within {timeout_s} s")
-        if isinstance(exc, grpc.aio.AioRpcError):
-            if exc.code() is grpc.StatusCode.UNAUTHENTICATED:
-                return Unauthorized(f"{name}: {exc.details()}")
-            return WorkerLost(f"{name}: {exc.details() or exc.code().name}")
+        if isinstance(exc, Unauthorized):
+            return Unauthorized(f"{name}: {exc}")
         return WorkerLost(f"{name}: {exc}")
 
     def _send(self, command: pb.Command) -> None:
-        if not self._alive:
-            return
-        self._commands.append(command)
-        if self._writer_waiter is not None and not self._writer_waiter.done():
-            self._writer_waiter.set_result(None)
+        if self._alive and self._connection is not None:
+            self._connection.send(command.SerializeToString())
 
     def _abort(self, reply: Reply) -> None:
         self._forget(reply)
@@ -231,32 +239,19 @@ class WorkerSession:
             self._inflight.prompt_done(reply.prompt_tokens, _now_s())
             reply.prompt_tokens = 0
 
-    async def _read_frames(self) -> None:
-        assert self._stream is not None
-        reason = "the worker ended the stream"
-        try:
-            while (frame := await self._stream.read()) is not grpc.aio.EOF:
-                self._take_frame(frame)
-        except grpc.aio.AioRpcError as exc:
-            reason = exc.details() or exc.code().name
-        except asyncio.CancelledError:
-            if not self.lost.is_set():  # cancelled by the stream's own end and not by close
-                reason = "the stream was cancelled"
-            self._lose(reason)
-            raise
-        self._lose(reason)
-
     def _take_frame(self, frame: pb.Frame) -> None:
-        self._heard = True
         replies = self._replies
         for chunk in frame.chunks:
             reply = replies.get(chunk.call_id)
             if reply is not None:  # else it crossed the abort on the way
                 self._take_chunk(reply, chunk)
-        state = codec.state_from_pb(frame.state)
-        if state != self._state:
-            self._state = state
+        state = frame.state
+        if state != self._sent_state:  # the comparison is in C, the reading is not
+            self._sent_state = state
+            self._state = codec.state_from_pb(state)
             self._on_change()
+        if frame.goodbye:
+            self._lose(frame.goodbye)
 
     def _take_chunk(self, reply: Reply, chunk: pb.Chunk) -> None:
         if chunk.status:
@@ -273,26 +268,18 @@ class WorkerSession:
             reply.end(codec.error_from_name(chunk.error, chunk.error_message) if chunk.error else None)
             self._forget(reply)
 
-    async def _write_commands(self) -> None:
-        assert self._stream is not None
-        try:
-            while True:
-                while not self._commands:
-                    self._writer_waiter = asyncio.get_running_loop().create_future()
-                    await self._writer_waiter
-                command = self._commands.popleft()
-                self._queued_bytes -= len(command.submit.body)
-                await self._stream.write(command)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as exc:
-            _LOG.debug("commands to %s end: %r", self._record.worker_id, exc)  # the reader learns why
-
     def _tick(self) -> None:
         # Counts ticks and not seconds, so that a stall of this process is not held against the worker.
-        self._silent_ticks = 0 if self._heard else self._silent_ticks + 1
-        self._heard = False
+        connection = self._connection
+        assert connection is not None
+        self._silent_ticks = 0 if connection.heard else self._silent_ticks + 1
+        connection.heard = False
         if self._silent_ticks >= self._max_silent_ticks:
             self._lose(f"no frame for {self._silent_ticks * _TICK_S:g} s")
             return
+        self._ticks += 1
+        if self._ticks % _TICKS_PER_HEARTBEAT == 0:
+            connection.beat()
         self._timer = asyncio.get_running_loop().call_later(_TICK_S, self._tick)
 
     def _lose(self, reason: str) -> None:
@@ -303,9 +290,8 @@ class WorkerSession:
         self.lost.set()
         if self._timer is not None:
             self._timer.cancel()
-        if self._stream is not None:
-            self._stream.cancel()
-        self._commands.clear()
+        if self._connection is not None:
+            self._connection.abort()
         replies, self._replies, self._inflight = self._replies, {}, InflightWork()
         for reply in replies.values():
             reply.end(WorkerLost(f"{self._record.worker_id}: {reason}"))

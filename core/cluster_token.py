@@ -1,4 +1,4 @@
-"""The shared secret of a cluster as it travels in call metadata; the same on every stream between processes."""
+"""The shared secret of a cluster: as it travels in the metadata of gRPC calls, and as proofs that do not reveal it."""
 
 from __future__ import annotations
 
@@ -18,3 +18,13 @@ def token_presented(metadata: Iterable[tuple[str, str | bytes]] | None, token: s
     expected = f"Bearer {token}".encode()
     given = next((value for name, value in metadata or () if name == "authorization"), "")
     return hmac.compare_digest(given.encode() if isinstance(given, str) else given, expected)
+
+
+def proof_of(token: str, speaker: str, nonces: bytes) -> bytes:
+    """Make the 32 bytes by which `speaker` shows that it knows `token`, good for these nonces only."""
+    return hmac.digest(token.encode(), speaker.encode() + b"\0" + nonces, "sha256")
+
+
+def is_proof(given: bytes, token: str, speaker: str, nonces: bytes) -> bool:
+    """Tell whether `given` shows that `speaker` knows `token`, in constant time; an empty token admits everyone."""
+    return not token or hmac.compare_digest(given, proof_of(token, speaker, nonces))

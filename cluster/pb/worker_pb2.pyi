@@ -187,14 +187,16 @@ class Chunk(_message.Message):
     def __init__(self, call_id: _Optional[int] = ..., status: _Optional[int] = ..., headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ..., error: _Optional[str] = ..., error_message: _Optional[str] = ..., facts: _Optional[_Union[LegFacts, _Mapping]] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("hello", "chunks", "state")
+    __slots__ = ("hello", "chunks", "state", "goodbye")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    GOODBYE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     chunks: _containers.RepeatedCompositeFieldContainer[Chunk]
     state: WorkerState
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., state: _Optional[_Union[WorkerState, _Mapping]] = ...) -> None: ...
+    goodbye: str
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., state: _Optional[_Union[WorkerState, _Mapping]] = ..., goodbye: _Optional[str] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ()

@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
-import grpc.aio
-
-from cluster import channel
+from cluster import wire
+from cluster.handshake import RouterHandshake
 from cluster.pb import worker_pb2 as pb
 from cluster.reply import Reply
 from cluster.session_client import WorkerSession
@@ -123,8 +122,8 @@ def engine_spec(*flags: str, **fields: object) -> WorkerSpec:
 
 
 def tasks_left() -> list[str]:
-    """Name the tasks of cluster/ that are not done; gRPC's own may end a pass of the loop later."""
-    owned = re.compile(r"session-|frames-|commands-|cancel-|membership|worker-|r\d*$")
+    """Name the tasks of cluster/ that are not done."""
+    owned = re.compile(r"session-|cancel-|membership|worker-|r\d*$")
     return [task.get_name() for task in asyncio.all_tasks() if owned.match(task.get_name())]
 
 
@@ -171,16 +170,64 @@ async def stream(
     assert server.num_calls == 0
 
 
+class RawStream:
+    """A session without WorkerSession, for routers that misbehave; it beats, and reads only when asked to."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self.writer = writer
+
+    async def shake_hands(self, token: str = "") -> None:
+        handshake = RouterHandshake(token)
+        while handshake.needed:
+            self.writer.write(handshake.take(await self._reader.readexactly(handshake.needed)))
+
+    def write(self, command: pb.Command) -> None:
+        message = command.SerializeToString()
+        self.writer.write(wire.length_of(message) + message)
+
+    def write_slowly(self, call_id: int, body: bytes) -> None:
+        """Send a call byte by byte."""
+        command = pb.Command(submit=pb.Submit(call_id=call_id, request_id="slow", body=body)).SerializeToString()
+        for byte in wire.length_of(command) + command:
+            self.writer.write(bytes([byte]))
+
+    async def read(self) -> pb.Frame | None:
+        """Read the next frame; None: the worker closed the connection."""
+        head = await self._reader.read(4)
+        if not head:
+            return None
+        head += await self._reader.readexactly(4 - len(head))
+        return pb.Frame.FromString(await self._reader.readexactly(int.from_bytes(head, "big")))
+
+    async def goodbye(self) -> str:
+        """Read to the end of the session; return why the worker ended it."""
+        said = ""
+        while (frame := await self.read()) is not None:
+            assert not said, "nothing follows a goodbye"
+            said = frame.goodbye
+        return said
+
+    async def beat(self) -> None:
+        while True:
+            self.writer.write(wire.HEARTBEAT)
+            await asyncio.sleep(wire.HEARTBEAT_S)
+
+
 @asynccontextmanager
-async def raw_stream(port: int) -> AsyncIterator[grpc.aio.StreamStreamCall]:
-    """Open a session without WorkerSession, for routers that misbehave."""
-    async with channel.open_channel(f"{HOST}:{port}") as opened:
-        open_stream = opened.stream_stream(
-            channel.SESSION_METHOD,
-            request_serializer=pb.Command.SerializeToString,
-            response_deserializer=pb.Frame.FromString,
-        )
-        yield open_stream()
+async def raw_stream(port: int) -> AsyncIterator[RawStream]:
+    """Open a session by hand."""
+    reader, writer = await asyncio.open_connection(HOST, port)
+    raw = RawStream(reader, writer)
+    await raw.shake_hands()
+    beating = asyncio.create_task(raw.beat())
+    try:
+        yield raw
+    finally:
+        beating.cancel()
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ from router.server import RouterServer
 WAIT_S = 10.0
 MODEL = "sim"
 FAST = ("--step-ms", "1", "--step-ms-per-seq", "0", "--transfer-ms", "1")
+TOKEN = "secret"
 NEVER = ("--transfer-ms", "60000")  # a decode leg waits for its KV until it is told not to
 
 
@@ -90,7 +91,7 @@ class Site:
     def __init__(self) -> None:
         self.workers: dict[str, SiteWorker] = {}
         self.announced = Announced()
-        self.pool = WorkerPool(self.announced, token="")
+        self.pool = WorkerPool(self.announced, token=TOKEN)
         self.url = ""
         self.router: RouterServer
 
@@ -101,7 +102,7 @@ class Site:
         spec = WorkerSpec(worker_id, role, 1, "127.0.0.1", "", engine_spec)
         simulated = await WatchedEngine.start(spec)
         role_worker = RoleWorker(spec, simulated)
-        server = SessionServer(role_worker, host="127.0.0.1")
+        server = SessionServer(role_worker, host="127.0.0.1", token=TOKEN)
         port = await server.start()
         record = WorkerRecord(worker_id, role, 1, f"127.0.0.1:{port}", "here")
         worker = self.workers[worker_id] = SiteWorker(record, simulated, role_worker, server)
