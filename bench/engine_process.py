@@ -21,7 +21,8 @@ from bench.core_wait import CoreTimes, core_times
 from core.errors import EngineFailed, StartFailed
 from core.worker_spec import WorkerSpec
 from engine.measured_engine import MODULE, CallTimes
-from engine.step_trace import TracedStep, read_trace
+from engine.step_clock import TracedStep
+from engine.step_trace import read_trace
 
 ROOT = Path(__file__).resolve().parent.parent
 _START_TIMEOUT_S = 600.0  # a large model from a slow disk

@@ -36,7 +36,8 @@ from core.config.models import BatonConfig
 from core.latency.profile import EngineProfile, profile_to_json, read_profile
 from core.types import Role
 from core.worker_spec import EngineSpec, KVSpec, WorkerSpec
-from engine.step_trace import TracedStep, engine_args, flags, read_trace
+from engine.step_clock import TracedStep
+from engine.step_trace import engine_args, flags, read_trace
 from engine.vllm_args import NO_TRANSPORT
 from engine.vllm_env import is_cpu_build
 from sim.cluster import ClusterSpec, Mode, PoolSpec

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from core.latency.profile import EngineProfile
 from core.latency.step import StepCost
-from engine.step_trace import TracedStep
+from engine.step_clock import TracedStep
 from sim.cluster import ClusterSpec, PoolSpec
 from sim.outcome import Target
 from sim.simulate import simulate

@@ -19,6 +19,7 @@ from core.worker_spec import EngineSpec, WorkerSpec
 from engine import simulated_openai as openai
 from engine.simulated_sequence import Sequence
 from engine.simulated_timing import SimulatedTiming
+from engine.step_state import StepReport
 
 _DEFAULT_MAX_MODEL_LEN = 8192
 
@@ -69,7 +70,7 @@ class SimulatedEngine:
         self._expecting: dict[str, Sequence] = {}  # all and only those that hold blocks and wait for a hand-over
         self._running: list[Sequence] = []  # all and only those that take part in steps, in order of admission
         self._blocks_used = 0
-        self._step_s = 0.0
+        self._latest = StepReport(0.0, 0, 0)
         self._callbacks: list[Callable[[], None]] = []
         self._work = asyncio.Event()
         self._failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -111,6 +112,7 @@ class SimulatedEngine:
             await sequence.done
         finally:
             self._remove(sequence)
+        sink.facts(sequence.facts())
 
     async def cancel_transfer(self, transfer_id: str, reason: str) -> None:
         """Recompute what waits for the hand-over, at once."""
@@ -123,7 +125,9 @@ class SimulatedEngine:
             num_waiting=len(self._waiting) + len(self._expecting),
             kv_blocks_used=self._blocks_used,
             kv_blocks_total=self._timing.num_kv_blocks,
-            step_s=self._step_s,
+            step_s=self._latest.seconds,
+            step_prompt_tokens=self._latest.prompt_tokens,
+            step_seqs=self._latest.seqs,
         )
 
     def on_step(self, callback: Callable[[], None]) -> None:
@@ -163,7 +167,7 @@ class SimulatedEngine:
         num_blocks = -(-(generation.num_prompt_tokens + generation.max_tokens) // self._spec.block_size)
         if num_blocks > self._timing.num_kv_blocks:
             raise openai.BadCall(400, "BadRequestError", f"The request needs {num_blocks} KV blocks.")
-        return Sequence(generation, sink, num_blocks)
+        return Sequence(generation, sink, num_blocks, asyncio.get_running_loop().time())
 
     def _admit(self) -> None:
         """Give blocks to those that wait, in order, while there are some."""
@@ -197,7 +201,7 @@ class SimulatedEngine:
             return
         self._expect_no_longer(transfer_id, sequence)
         if not recompute:
-            sequence.owed_tokens = 1  # the last prompt token gives the first output token
+            sequence.receive()
         self._run(sequence)
 
     def _expect_no_longer(self, transfer_id: str, sequence: Sequence) -> None:
@@ -232,15 +236,23 @@ class SimulatedEngine:
             while not self._running:
                 self._work.clear()
                 await self._work.wait()
-            batch, self._step_s = self._schedule()
-            due_s = max(due_s, loop.time()) + self._step_s
+            batch, step_s = self._schedule()
+            began_s = max(due_s, loop.time())
+            due_s = began_s + step_s
             await asyncio.sleep(due_s - loop.time())
-            for sequence, num_tokens in batch:
-                sequence.advance(num_tokens)
-                if sequence.done.done():
-                    self._complete(sequence)
+            self._latest = self._end_step(batch, began_s, due_s)
             for callback in self._callbacks:
                 callback()
+
+    def _end_step(self, batch: list[tuple[Sequence, int]], began_s: float, ended_s: float) -> StepReport:
+        """Give each sequence what the step computed of it; the last token of a received prompt is decoding."""
+        prompt_tokens = num_seqs = 0
+        for sequence, num_tokens in batch:
+            prompt_tokens += 0 if sequence.received_tokens else num_tokens
+            num_seqs += sequence.advance(num_tokens, began_s=began_s, ended_s=ended_s)
+            if sequence.done.done():
+                self._complete(sequence)
+        return StepReport(ended_s - began_s, prompt_tokens, num_seqs)
 
     def _complete(self, sequence: Sequence) -> None:
         self._remove(sequence)

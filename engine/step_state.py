@@ -12,13 +12,23 @@ from core.types import WorkerState
 
 
 @dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one step computed, by the engine core's own clock and count."""
+
+    seconds: float
+    prompt_tokens: int  # computed, also of prompts whose rest is still to come
+    seqs: int  # that got a token
+
+
+@dataclass(frozen=True, slots=True)
 class StepFigures:
     """What an engine says after one step."""
 
     num_running: int
     num_waiting: int  # those that wait for KV included
     kv_usage: float  # part of the usable blocks held by live requests
-    made_tokens: bool  # the step computed something for at least one request
+    made_tokens: bool  # the step made a token for at least one request
+    report: StepReport | None = None  # None: it computed nothing, or the engine cannot tell
 
 
 class StepState:
@@ -38,26 +48,31 @@ class StepState:
         return self._state
 
     def on_step(self, callback: Callable[[], None]) -> None:
-        """Call `callback` after each step that changed the state or made tokens."""
+        """Call `callback` after each step that changed the state or computed something."""
         self._callbacks.append(callback)
 
     def observe(self, figures: StepFigures, now_s: float) -> None:
         """Take the figures of one step that ended at `now_s`, and tell the callbacks if they matter.
 
-        Engines that wait for KV step a thousand times a second without effect; those steps tell nobody.
+        Engines that wait for KV step a thousand times a second without effect; those steps tell nobody. The time of a
+        step that the engine does not report is that since the step before, and what it computed is then unknown: 0.
         """
         old = self._state
-        step_s = old.step_s
-        if figures.made_tokens and self._last_step_s is not None:
-            step_s = now_s - self._last_step_s
+        latest = StepReport(old.step_s, old.step_prompt_tokens, old.step_seqs)
+        if figures.report is not None:
+            latest = figures.report
+        elif figures.made_tokens and self._last_step_s is not None:
+            latest = StepReport(now_s - self._last_step_s, 0, 0)
         self._last_step_s = now_s if figures.num_running else None
         self._state = WorkerState(
             num_running=figures.num_running,
             num_waiting=figures.num_waiting,
             kv_blocks_used=round(figures.kv_usage * old.kv_blocks_total),
             kv_blocks_total=old.kv_blocks_total,
-            step_s=step_s,
+            step_s=latest.seconds,
+            step_prompt_tokens=latest.prompt_tokens,
+            step_seqs=latest.seqs,
         )
-        if figures.made_tokens or self._state != old:
+        if figures.report is not None or figures.made_tokens or self._state != old:
             for callback in self._callbacks:
                 callback()

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from core.errors import ConfigError
 from core.worker_spec import EngineSpec, WorkerSpec
+from engine.vllm_scheduler import FACTORY
 
 CONNECTOR = "BatonConnector"
 CONNECTOR_MODULE = "kv_transfer.connector"
@@ -34,6 +35,7 @@ def serve_flags(spec: WorkerSpec, connector_config: Mapping[str, object]) -> lis
         *("--distributed-executor-backend", _executor(engine)),
         "--enable-prefix-caching" if engine.enable_prefix_caching else "--no-enable-prefix-caching",
         "--disable-fastapi-docs",
+        *("--scheduler-cls", FACTORY),
     ]
     if engine.max_model_len is not None:
         flags += ["--max-model-len", str(engine.max_model_len)]

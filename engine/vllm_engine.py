@@ -28,6 +28,7 @@ from engine.step_state import StepState
 from engine.vllm_app import build_openai_app
 from engine.vllm_args import parse_flags, serve_flags
 from engine.vllm_env import hide_unused_modules, is_cpu_build, keep_front_single_threaded
+from engine.vllm_facts import FactsReader
 from engine.vllm_identity import connector_config, describe, endpoint_files
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+STATS_LOGGER = "vllm.v1.metrics.loggers"
 METRICS_PATH = "/metrics"
 CONTROL_TIMEOUT_S = 5.0
 SENTINEL_WAIT_S = 0.5
@@ -53,6 +55,7 @@ class VllmEngine:
         self, client: AsyncLLM, app: AsgiApp, steps: StepState, description: EngineDescription, token: str
     ) -> None:
         self._client = client
+        self._facts = FactsReader(client.output_processor)
         self._app = app
         self._steps = steps
         self._description = description
@@ -106,13 +109,16 @@ class VllmEngine:
             await self._serve_metrics(call, sink)
             return
         guard = _LiveSink(sink, self._client)
-        try:
-            await call_asgi(self._app, call, guard)
-        except EngineFailed:
-            if not guard.dead:
-                raise
+        with self._facts.watch() as watched:
+            try:
+                await call_asgi(self._app, call, guard)
+            except EngineFailed:
+                if not guard.dead:
+                    raise
         if guard.dead:
             raise EngineFailed("the engine core died while serving")
+        if guard.status == HTTPStatus.OK and watched.facts is not None:
+            sink.facts(watched.facts)
 
     async def cancel_transfer(self, transfer_id: str, reason: str) -> None:
         """Tell the engine core that a hand-over will not come; see core.engine.Engine.
@@ -189,14 +195,16 @@ class VllmEngine:
 class _LiveSink:
     """Passes a reply on while the engine lives; what vLLM renders after its death is dropped."""
 
-    __slots__ = ("_client", "_sink", "dead")
+    __slots__ = ("_client", "_sink", "dead", "status")
 
     def __init__(self, sink: ReplySink, client: AsyncLLM) -> None:
         self._sink = sink
         self._client = client
         self.dead = False
+        self.status = 0
 
     def start(self, status: int, headers: tuple[tuple[str, str], ...]) -> None:
+        self.status = status
         self.dead = self.dead or bool(self._client.errored)
         if not self.dead:
             self._sink.start(status, headers)
@@ -257,6 +265,8 @@ def _make_client(args: Namespace, spec: WorkerSpec, steps: StepState) -> AsyncLL
 
     from engine.vllm_stats import stat_logger_factory
 
+    # vLLM's logger of statistics reports when it is asked to, which nobody does, and writes a line for every step.
+    logging.getLogger(STATS_LOGGER).setLevel(logging.WARNING)
     engine_args = AsyncEngineArgs.from_cli_args(args)
     try:
         config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)

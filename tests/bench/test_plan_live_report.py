@@ -19,7 +19,7 @@ from bench.plan_live_report import (
 )
 from core.latency.profile import EngineProfile, ShapeProfile
 from core.latency.step import Step, StepCost, Table
-from engine.step_trace import TracedStep
+from engine.step_clock import TracedStep
 from sim.cluster import ClusterSpec, Mode, PoolSpec
 from sim.outcome import Target
 from sim.workload import Workload

@@ -18,7 +18,7 @@ from core.latency.step import Step, StepCost, Table, attention_pairs
 from core.types import Role
 from core.worker_spec import EngineSpec, WorkerSpec
 from engine.measured_engine import CallTimes
-from engine.step_trace import TracedStep
+from engine.step_clock import TracedStep
 
 TRUTH = StepCost(Table.line(2e-3, 1e-4), Table.constant(1e-8), Table.line(3e-3, 1e-4), Table.constant(1e-6))
 OVERHEAD_S = 4e-3

@@ -176,6 +176,32 @@ async def test_long_prompt_takes_several_steps_of_the_token_budget() -> None:
         assert steps == pytest.approx([0.0011, 0.0011, 0.0011, 0.00105])
 
 
+async def test_steps_say_what_they_computed() -> None:
+    async with running("--prefill-tokens-per-s", "1e6", max_num_batched_tokens=100) as engine:
+        steps: list[tuple[int, int]] = []
+        engine.on_step(lambda: steps.append((engine.state().step_prompt_tokens, engine.state().step_seqs)))
+        await answer(engine, post(prompt="w " * 250, max_tokens=3))
+        assert steps == [(100, 0), (100, 0), (50, 1), (0, 1), (0, 1)]
+
+
+async def test_facts_are_those_of_the_clockwork() -> None:
+    async with running("--prefill-tokens-per-s", "1e5", max_num_batched_tokens=100) as engine:
+        calls = (post(prompt="w " * 300, max_tokens=4), post(prompt="w " * 100, max_tokens=1))
+        long, short = await asyncio.gather(*(answer(engine, call) for call in calls))
+        # Steps of 100 tokens, 1 ms each; the second prompt has its turn when the first is done, beside its decoding.
+        assert (long.measured.prompt_tokens, short.measured.prompt_tokens) == (300, 100)
+        assert long.measured.queued_s >= 0
+        assert 3 * 0.002 <= long.measured.prefill_s + 1e-6 <= short.measured.queued_s + 2e-6
+        for facts in (long.measured, short.measured):
+            assert (facts.cached_tokens, facts.received_tokens) == (0, 0)
+
+
+async def test_what_is_refused_has_no_facts() -> None:
+    async with running() as engine:
+        sink = await answer(engine, post(prompt="a", max_tokens=-1))
+        assert (sink.status, hasattr(sink, "measured")) == (400, False)
+
+
 def test_time_of_a_step_has_its_three_terms() -> None:
     timing = SimulatedTiming.parse(("--prefill-tokens-per-s", "1000", "--step-ms", "5", "--step-ms-per-seq", "0.5"))
     assert timing.step_s(num_decoding=4, prefill_tokens=100) == pytest.approx(0.005 + 0.002 + 0.1)
@@ -235,6 +261,8 @@ async def test_decode_leg_waits_for_the_prefill_leg_and_skips_its_prompt(decode_
         sink = await (waiting or answer(decode, decode_call))
         assert json.loads(sink.data)["usage"]["completion_tokens"] == 5
         assert step_s[0] == pytest.approx(0.001 + 1 / 20_000)  # one prompt token, not a hundred
+        assert (sink.measured.prompt_tokens, sink.measured.received_tokens) == (100, 100)
+        assert decode.state().step_prompt_tokens == 0
 
 
 @pytest.mark.parametrize("lease_s", [0.01, 60.0], ids=["lease runs out", "cancelled"])
@@ -248,6 +276,7 @@ async def test_decode_leg_recomputes_when_nothing_will_come(lease_s: float) -> N
             await decode.cancel_transfer("t1", "the prefill worker died")
         assert (await waiting).status == 200
         assert step_s[0] == pytest.approx(0.001 + 100 / 20_000)
+        assert (await waiting).measured.received_tokens == 0
 
 
 async def test_decode_leg_without_deliveries_waits_the_time_of_a_handover() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.types import WorkerState
-from engine.step_state import StepFigures, StepState
+from engine.step_state import StepFigures, StepReport, StepState
 
 
 def figures(running: int, waiting: int = 0, usage: float = 0.0, *, tokens: bool = True) -> StepFigures:
@@ -46,3 +46,32 @@ def test_a_step_that_makes_tokens_always_tells() -> None:
     steps.observe(figures(1), 2.0)
     steps.observe(figures(1), 3.0)
     assert len(told) == 3
+
+
+def test_what_a_step_computed_is_as_the_engine_core_says() -> None:
+    steps = StepState()
+    steps.observe(StepFigures(3, 0, 0.0, made_tokens=True, report=StepReport(0.020, 256, 2)), 10.0)
+    assert (steps.get().step_s, steps.get().step_prompt_tokens, steps.get().step_seqs) == (0.020, 256, 2)
+
+
+def test_a_part_of_a_prompt_makes_no_token_and_tells() -> None:
+    steps = StepState()
+    told: list[WorkerState] = []
+    steps.on_step(lambda: told.append(steps.get()))
+    for now_s in (1.0, 2.0):  # equal steps are two steps
+        steps.observe(StepFigures(1, 0, 0.0, made_tokens=False, report=StepReport(0.1, 256, 0)), now_s)
+    assert told == [WorkerState(num_running=1, step_s=0.1, step_prompt_tokens=256)] * 2
+
+
+def test_a_step_without_effect_leaves_the_latest_step_as_it_was() -> None:
+    steps = StepState()
+    steps.observe(StepFigures(1, 1, 0.0, made_tokens=True, report=StepReport(0.1, 8, 1)), 1.0)
+    steps.observe(figures(0, waiting=1, tokens=False), 2.0)
+    assert steps.get() == WorkerState(num_waiting=1, step_s=0.1, step_prompt_tokens=8, step_seqs=1)
+
+
+def test_what_an_engine_does_not_report_is_unknown() -> None:
+    steps = StepState()
+    steps.observe(StepFigures(1, 0, 0.0, made_tokens=True, report=StepReport(0.1, 8, 1)), 1.0)
+    steps.observe(figures(1), 1.5)
+    assert steps.get() == WorkerState(num_running=1, step_s=0.5)

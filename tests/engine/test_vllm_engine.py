@@ -19,6 +19,7 @@ from cluster.launch import WorkerProcess
 from cluster.reply import Reply
 from cluster.session_client import WorkerSession
 from core.errors import BatonError, StartFailed
+from core.types import LegFacts
 from tests.engine.conftest import START_S, RunningEngine, worker_spec
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="session")]
@@ -151,6 +152,50 @@ async def test_the_state_is_clear_when_all_requests_have_ended(running: RunningE
     hello = running.session.hello
     assert running.session.state.kv_blocks_total == hello.num_kv_blocks > 0
     assert 0 < running.session.state.step_s < END_S
+
+
+async def facts_of(running: RunningEngine, body: object) -> LegFacts | None:
+    """Return what the engine measured of a completion."""
+    reply = running.submit("/v1/completions", body)
+    await rest_of(reply)
+    return reply.facts
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_prompt_is_measured(running: RunningEngine, stream: bool) -> None:
+    prompt = [1000 + stream, *range(300, 369)]  # 70 tokens, two whole blocks
+    body = {"model": "tiny", "prompt": prompt, "max_tokens": 4, "stream": stream}
+    first, again = await facts_of(running, body), await facts_of(running, body)
+    assert first is not None
+    assert again is not None
+    assert (first.prompt_tokens, first.cached_tokens, first.received_tokens) == (70, 0, 0)
+    assert (again.prompt_tokens, again.cached_tokens, again.received_tokens) == (70, 64, 0)
+    for facts in (first, again):
+        assert 0 < facts.queued_s < END_S
+        assert 0 < facts.prefill_s < END_S
+
+
+async def test_a_prompt_that_waits_says_how_long(running: RunningEngine) -> None:
+    bodies = [{"model": "tiny", "prompt": [1100 + i, *range(300, 1999)], "max_tokens": 1} for i in range(8)]
+    facts = [f for f in await asyncio.gather(*(facts_of(running, body) for body in bodies)) if f is not None]
+    assert len(facts) == len(bodies)
+    # 13,600 tokens go in steps of 2,048: the last waits for most of them, and every prompt has its time.
+    assert max(f.queued_s for f in facts) > 3 * min(f.prefill_s for f in facts)
+
+
+@pytest.mark.parametrize("extra", [{"n": 2}, {"prompt": ["a", "b"]}, {"max_tokens": -1}], ids=["n", "prompts", "error"])
+async def test_what_is_no_single_answer_is_not_measured(running: RunningEngine, extra: dict[str, object]) -> None:
+    assert await facts_of(running, {"model": "tiny", "prompt": "To be", "max_tokens": 4, **extra}) is None
+
+
+async def test_steps_say_what_they_computed(running: RunningEngine) -> None:
+    body = {"model": "tiny", "prompt": [1200, *range(300, 500)], "max_tokens": 1, "ignore_eos": True}
+    assert (await running.ask("/v1/completions", body))[0] == 200
+    await running.until(lambda state: (state.step_prompt_tokens, state.step_seqs) == (201, 1))
+    prefill_s = running.session.state.step_s
+    assert (await running.ask("/v1/completions", {**body, "max_tokens": 3}))[0] == 200
+    await running.until(lambda state: (state.step_prompt_tokens, state.step_seqs) == (0, 1))
+    assert 0 < running.session.state.step_s < prefill_s
 
 
 async def test_a_client_cannot_steer_kv(running: RunningEngine) -> None:

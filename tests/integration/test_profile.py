@@ -17,7 +17,7 @@ from core.config.load import load_config
 from core.errors import StartFailed
 from core.latency.profile import read_profile
 from core.types import Role
-from engine.step_trace import TracedStep
+from engine.step_clock import TracedStep
 from tests.support.processes import ROOT
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]

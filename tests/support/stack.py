@@ -22,7 +22,7 @@ from cluster.membership import MembershipServer
 from cluster.session_client import WorkerSession
 from core.engine import HttpCall
 from core.router_spec import RouterSpec
-from core.types import Leg, Membership, Role, WorkerRecord, WorkerState
+from core.types import Handover, Leg, LegFacts, Membership, Role, WorkerRecord, WorkerState
 from core.worker_spec import EngineSpec, KVSpec, WorkerSpec
 from kv_transfer.control import KVControlClient
 from tests.support.processes import ROOT, Child
@@ -137,6 +137,10 @@ class Stack:
         """Make a plain call to one worker's OpenAI layer, past the router."""
         return self.run(self._call(worker_id, method, path))
 
+    def legs(self, call: HttpCall, handover: Handover) -> tuple[LegFacts, LegFacts]:
+        """Run both legs of a call past the router, decode first; return what prefill and decode measured."""
+        return self.run(self._legs(call, handover))
+
     def preemptions(self, worker_id: str) -> int:
         """Count the requests an engine preempted."""
         return int(sum(_series(self.call(worker_id, "GET", "/metrics"), "vllm:num_preemptions_total")))
@@ -229,6 +233,23 @@ class Stack:
             return body.decode()
         finally:
             await session.close()
+
+    async def _legs(self, call: HttpCall, handover: Handover) -> tuple[LegFacts, LegFacts]:
+        sessions = [await self._session(worker_id) for worker_id in ("decode-0", "prefill-0")]
+        try:
+            decode, prefill = (
+                session.submit(leg, call, handover)
+                for session, leg in zip(sessions, (Leg.DECODE, Leg.PREFILL), strict=True)
+            )
+            for reply in (prefill, decode):
+                while await reply.read():
+                    pass
+            assert prefill.facts is not None
+            assert decode.facts is not None
+            return prefill.facts, decode.facts
+        finally:
+            for session in sessions:
+                await session.close()
 
     async def _session(self, worker_id: str) -> WorkerSession:
         session = WorkerSession(self.records[worker_id], token=TOKEN, on_change=lambda: None)
