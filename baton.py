@@ -147,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--effective", action="store_true", help="all values, defaults included")
     _add_config(show, optional=True)
     _add_json(show)
+    _add_keys(add)
     _add_json(add("version", "print the versions of Baton, Python, Ray and vLLM", _version))
     return parser
 
@@ -155,6 +156,16 @@ class _AddVerb(Protocol):
     """Makes the parser of one verb."""
 
     def __call__(self, name: str, words: str, run: _Verb) -> argparse.ArgumentParser: ...
+
+
+def _add_keys(add: _AddVerb) -> None:
+    keys = add("keys", "make API keys for the tenants file (`keys new TENANT`)", _keys_new)
+    makes = keys.add_subparsers(title="verbs", metavar="VERB", required=True)
+    new_words = "make a key; print it once, and the lines for the tenants file, which holds only its hash"
+    new = makes.add_parser("new", help=new_words, description=new_words, allow_abbrev=False)
+    new.set_defaults(run=_keys_new, prog=new.prog)
+    new.add_argument("tenant", metavar="TENANT", help="name of the tenant")
+    _add_json(new)
 
 
 def _add_plan(add: _AddVerb) -> None:
@@ -274,6 +285,17 @@ def _config_show(options: argparse.Namespace) -> int:
         _say_json(values)
     else:
         _say(to_yaml(values, loaded.tree).rstrip("\n"))
+    return OK
+
+
+def _keys_new(options: argparse.Namespace) -> int:
+    from router.keys import new_key
+
+    made = new_key(options.tenant)
+    if options.as_json:
+        _say_json({"tenant": made.tenant, "key": made.key, "sha256": made.sha256})
+    else:
+        _say("\n".join(made.lines()))
     return OK
 
 

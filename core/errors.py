@@ -8,6 +8,8 @@
     │   ├── PromptTooLong            prompt and output do not fit the model's context
     │   ├── ModelNotFound            no such model or adapter
     │   ├── Unauthorized             key missing or unknown
+    │   ├── Forbidden                the key is known, but not for this class
+    │   ├── RateLimited              the tenant has used up a limit of its own
     │   ├── Overloaded               a queue or a limit is full
     │   └── SLOInfeasible            no route is predicted to keep the class's SLO
     ├── WorkerError              a worker could not do what was asked
@@ -46,14 +48,31 @@ class ConfigError(BatonError):
 
 
 class RequestRejected(BatonError):
-    """A request is refused before any work; `param` names the offending field, if there is one."""
+    """A request is refused before any work.
+
+    `param` names the offending field, if there is one. A refusal that passes by itself says when to come back:
+    `earliest_s` from now an equal request is expected to be admitted, with that `confidence` from 0 to 1, and
+    `retry_after_s` is when to ask again, which may be later, so that not all come back at once.
+    """
 
     name = "request_rejected"
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        earliest_s: float | None = None,
+        confidence: float | None = None,
+        slo_class: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.param = param
         self.retry_after_s = retry_after_s
+        self.earliest_s = earliest_s
+        self.confidence = confidence
+        self.slo_class = slo_class
 
 
 class InvalidRequest(RequestRejected):
@@ -84,6 +103,18 @@ class Unauthorized(RequestRejected):
     """The key is missing or unknown."""
 
     name = "unauthorized"
+
+
+class Forbidden(RequestRejected):
+    """The key is known, but not for what was asked with it."""
+
+    name = "forbidden"
+
+
+class RateLimited(RequestRejected):
+    """The tenant has used up one of its own limits."""
+
+    name = "rate_limited"
 
 
 class Overloaded(RequestRejected):

@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from core.config.model_files import file_location
 from core.config.models import BatonConfig, PoolConfig
 from core.config.specs import default_slo_class, named_pools
 from core.errors import ConfigError
@@ -117,7 +118,7 @@ class RouterSpec:
 
 
 def _absolute(path: str | None) -> str:
-    return str(Path(path).absolute()) if path else ""
+    return file_location(path) if path else ""
 
 
 def _policy_context(config: BatonConfig, classes: tuple[SLOTarget, ...]) -> PolicyContext:

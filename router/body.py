@@ -13,6 +13,7 @@ from typing import Final
 import orjson
 
 from core.errors import InvalidRequest
+from router.slo_headers import priority_in
 
 BYTES_PER_TOKEN: Final = 4  # English text in common tokenizers; only ever an estimate of load
 Json = dict[str, object]
@@ -30,6 +31,7 @@ class BodyFacts:
     stream: bool = False
     include_usage: bool = False  # one event more at the end of the stream, without a token
     whole_only: str | None = None  # why handed-over KV cannot serve it
+    priority: int = 0  # within its class, less is sooner
 
 
 def read_object(body: bytes) -> Json:
@@ -63,7 +65,7 @@ def completion_facts(body: bytes) -> BodyFacts:
         whole_only = "prompt_embeds"
     if whole_only is None and fields.get("echo"):
         whole_only = "echo"
-    return BodyFacts(tokens, max_tokens, bool(fields.get("stream")), _includes_usage(fields), whole_only)
+    return _facts(fields, tokens, max_tokens, whole_only)
 
 
 def chat_facts(body: bytes) -> BodyFacts:
@@ -77,8 +79,7 @@ def chat_facts(body: bytes) -> BodyFacts:
     whole_only = _whole_only(fields)
     if whole_only is None and isinstance(messages, list) and _has_media(messages):
         whole_only = "multimodal content"
-    tokens = len(body) // BYTES_PER_TOKEN
-    return BodyFacts(tokens, max_tokens, bool(fields.get("stream")), _includes_usage(fields), whole_only)
+    return _facts(fields, len(body) // BYTES_PER_TOKEN, max_tokens, whole_only)
 
 
 def whole_facts(body: bytes) -> BodyFacts:
@@ -88,14 +89,18 @@ def whole_facts(body: bytes) -> BodyFacts:
     """
     fields = read_object(body)
     _common(fields)
-    return BodyFacts(
-        len(body) // BYTES_PER_TOKEN, stream=bool(fields.get("stream")), whole_only="route runs on one worker"
-    )
+    return _facts(fields, len(body) // BYTES_PER_TOKEN, None, "route runs on one worker")
 
 
 def no_facts(body: bytes) -> BodyFacts:
     """Read nothing; the worker judges the body alone."""
     return BodyFacts(len(body) // BYTES_PER_TOKEN, whole_only="route runs on one worker")
+
+
+def _facts(fields: Json, tokens: int, max_tokens: int | None, whole_only: str | None) -> BodyFacts:
+    """Put together what every generating route reads alike."""
+    stream, usage = bool(fields.get("stream")), _includes_usage(fields)
+    return BodyFacts(tokens, max_tokens, stream, usage, whole_only, priority_in(fields.get("priority")))
 
 
 def _common(fields: Json, *limits: str) -> int | None:

@@ -20,7 +20,8 @@ from router import VERSION
 from router.errors import error_json
 from router.health import Readiness
 from router.metrics import RouterMetrics
-from router.routes import OPERATIONS, WORKER_METRICS, relayed_paths
+from router.openapi import components, relayed_paths
+from router.routes import OPERATIONS, WORKER_METRICS
 
 _TITLE: Final = "Baton router"
 
@@ -47,6 +48,12 @@ class VersionBody(BaseModel):
     baton: str
 
 
+class LoadBody(BaseModel):
+    """How busy this router is, in the form of vLLM's own route."""
+
+    server_load: Annotated[int, Field(description="requests in flight")]
+
+
 class WorkerBody(BaseModel):
     """One connected worker."""
 
@@ -71,11 +78,19 @@ class WorkersBody(BaseModel):
     workers: list[WorkerBody]
 
 
-def control_app(*, readiness: Readiness, metrics: RouterMetrics, view: Callable[[], ClusterView]) -> FastAPI:
+def control_app(
+    *,
+    readiness: Readiness,
+    metrics: RouterMetrics,
+    view: Callable[[], ClusterView],
+    num_inflight: Callable[[], int] | None = None,
+) -> FastAPI:
     """Make the application that serves everything but the relayed routes."""
     app = FastAPI(title=_TITLE, version=VERSION, docs_url=None, redoc_url=None)
     _add_health(app, readiness)
     _add_reports(app, metrics, view)
+    if num_inflight is not None:
+        _add_load(app, num_inflight)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _internal_error)
     app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
@@ -125,6 +140,13 @@ def _add_reports(app: FastAPI, metrics: RouterMetrics, view: Callable[[], Cluste
         return WorkersBody(workers=[_worker_body(w) for w in view().workers])
 
 
+def _add_load(app: FastAPI, num_inflight: Callable[[], int]) -> None:
+    @app.get("/load")
+    async def load() -> LoadBody:
+        """Count the requests in flight."""
+        return LoadBody(server_load=num_inflight())
+
+
 def _worker_body(worker: WorkerView) -> WorkerBody:
     record, state = worker.record, worker.state
     return WorkerBody(
@@ -171,5 +193,7 @@ def _schema(app: FastAPI) -> dict[str, object]:
     if app.openapi_schema is None:
         schema = get_openapi(title=_TITLE, version=VERSION, routes=app.routes)
         schema["paths"] |= relayed_paths()
+        for kind, found in components().items():
+            schema["components"].setdefault(kind, {}).update(found)
         app.openapi_schema = schema
     return app.openapi_schema

@@ -15,6 +15,7 @@ from typing import Final
 import orjson
 
 from core import errors
+from core.types import Rejection
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ STATUS_BY_ERROR: Final[Mapping[type[errors.BatonError], Status]] = MappingProxyT
         errors.PromptTooLong: Status(400),
         errors.ModelNotFound: Status(404),
         errors.Unauthorized: Status(401),
+        errors.Forbidden: Status(403),
+        errors.RateLimited: Status(429, 1.0),
         errors.Overloaded: Status(429, 1.0),
         errors.SLOInfeasible: Status(429, 1.0),
         errors.WorkerLost: Status(502, 1.0),
@@ -65,24 +68,40 @@ def status_of(error: errors.BatonError) -> Status:
 
 def error_json(message: str, *, kind: str, code: int, param: str | None = None) -> bytes:
     """Write the error object that OpenAI's and vLLM's clients read."""
-    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+    return orjson.dumps({"error": _error_object(message, kind, code, param)})
 
 
 def answer(error: errors.BatonError, retry_after_s: float | None = None) -> tuple[int, Headers, bytes]:
-    """Turn an error into status, headers and body; `retry_after_s` is used when the error names none itself."""
+    """Turn an error into status, headers and body; `retry_after_s` is used when the error names none itself.
+
+    The header `x-baton-reason` holds the error's name, so that a refusal can be counted without reading its body.
+    """
     status = status_of(error)
-    param = None
-    if isinstance(error, errors.RequestRejected):
-        param = error.param
-        retry_after_s = retry_after_s if error.retry_after_s is None else error.retry_after_s
-    if retry_after_s is None:
-        retry_after_s = status.retry_after_s
-    headers: Headers = [(b"content-type", b"application/json")]
+    rejected = error if isinstance(error, errors.RequestRejected) else None
+    fields = _error_object(str(error), error.name, status.code, rejected.param if rejected else None)
+    if rejected is not None:
+        retry_after_s = _first(rejected.retry_after_s, retry_after_s, rejected.earliest_s)
+    if rejected is not None and status.code == HTTPStatus.TOO_MANY_REQUESTS:
+        fields |= {
+            "slo_class": rejected.slo_class,
+            "earliest_feasible_ms": None if rejected.earliest_s is None else math.ceil(rejected.earliest_s * 1000),
+            "confidence": rejected.confidence,
+        }
+    headers: Headers = [(b"content-type", b"application/json"), (b"x-baton-reason", error.name.encode())]
+    retry_after_s = _first(retry_after_s, status.retry_after_s)
     if retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(retry_after_s))))
-    if status.code == 401:
+    if status.code == HTTPStatus.UNAUTHORIZED:
         headers.append((b"www-authenticate", b"Bearer"))
-    return status.code, headers, error_json(str(error), kind=error.name, code=status.code, param=param)
+    return status.code, headers, orjson.dumps({"error": fields})
+
+
+def _error_object(message: str, kind: str, code: int, param: str | None) -> dict[str, object]:
+    return {"message": message, "type": kind, "param": param, "code": code}
+
+
+def _first(*times_s: float | None) -> float | None:
+    return next((t for t in times_s if t is not None), None)
 
 
 def in_one_shape(status: int, body: bytes) -> bytes | None:
@@ -107,9 +126,20 @@ def stream_event(error: errors.BatonError) -> bytes:
     return b"data: " + answer(error)[2] + b"\n\n"
 
 
+def refusal(rejection: Rejection, *, slo_class: str) -> errors.BatonError:
+    """Make the error of a policy's rejection of a request of `slo_class`."""
+    cls = next((c for c in errors.error_classes() if c.name == rejection.error), errors.NoWorker)
+    if not issubclass(cls, errors.RequestRejected):
+        return cls(rejection.reason)
+    return cls(
+        rejection.reason,
+        retry_after_s=rejection.retry_after_s,
+        earliest_s=rejection.earliest_s,
+        confidence=rejection.confidence,
+        slo_class=slo_class,
+    )
+
+
 def rejection_error(name: str, reason: str, retry_after_s: float | None) -> errors.BatonError:
     """Make the error that a policy named."""
-    cls = next((c for c in errors.error_classes() if c.name == name), errors.NoWorker)
-    if issubclass(cls, errors.RequestRejected):
-        return cls(reason, retry_after_s=retry_after_s)
-    return cls(reason)
+    return refusal(Rejection(name, reason, retry_after_s), slo_class="")

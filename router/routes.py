@@ -1,7 +1,7 @@
 """The OpenAI and vLLM routes that workers answer, as one table.
 
-Owns which paths are relayed, how their bodies are read and what the schema says of them. Dispatch and /openapi.json
-both come from it. Must not know workers.
+Owns which paths are relayed and how their bodies are read. Dispatch and /openapi.json both come from it. Must not know
+workers.
 """
 
 from __future__ import annotations
@@ -40,62 +40,3 @@ _OPERATIONS: Final = (
 
 OPERATIONS: Final[Mapping[str, Operation]] = MappingProxyType({o.path: o for o in _OPERATIONS})
 WORKER_METRICS: Final = re.compile(r"/workers/([^/]+)/metrics\Z")
-
-_ERROR: Final = {
-    "description": "Error",
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["error"],
-                "properties": {
-                    "error": {
-                        "type": "object",
-                        "required": ["message", "type", "param", "code"],
-                        "properties": {
-                            "message": {"type": "string"},
-                            "type": {"type": "string"},
-                            "param": {"type": ["string", "null"]},
-                            "code": {"type": "integer"},
-                        },
-                    }
-                },
-            }
-        }
-    },
-}
-
-
-def relayed_paths() -> dict[str, object]:
-    """Write the OpenAPI path items of every relayed route."""
-    paths: dict[str, object] = {o.path: {o.method.lower(): _operation_schema(o)} for o in _OPERATIONS}
-    worker_id = {"name": "worker_id", "in": "path", "required": True, "schema": {"type": "string"}}
-    paths["/workers/{worker_id}/metrics"] = {
-        "get": {
-            "summary": "Write the engine metrics of one worker in Prometheus text",
-            "operationId": "worker_metrics",
-            "parameters": [worker_id],
-            "responses": {"200": {"description": "OK", "content": {"text/plain": {}}}, "default": _ERROR},
-        }
-    }
-    return paths
-
-
-def _operation_schema(operation: Operation) -> dict[str, object]:
-    replies: dict[str, object] = {"application/json": {"schema": {"type": "object"}}}
-    if operation.generates:
-        replies["text/event-stream"] = {"schema": {"type": "string"}}
-    schema: dict[str, object] = {
-        "summary": operation.summary,
-        "description": "Answered by a worker: fields and reply are those of vLLM's route of the same path.",
-        "operationId": operation.path.strip("/").replace("/", "_"),
-        "parameters": [
-            {"name": name, "in": "header", "required": False, "schema": {"type": "string"}}
-            for name in ("x-request-id", "x-slo-class")
-        ],
-        "responses": {"200": {"description": "OK", "content": replies}, "default": _ERROR},
-    }
-    if operation.method == "POST":
-        body = {"type": "object", "required": list(operation.required), "additionalProperties": True}
-        schema["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
-    return schema

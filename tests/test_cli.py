@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = ("validate", "plan", "profile", "up", "status", "down", "config", "version")
+VERBS = ("validate", "plan", "profile", "up", "status", "down", "config", "keys", "version")
 GOOD = "router: {port: 8001}\nslo: {classes: {chat: {ttft_ms: 400, tpot_ms: 40}}, default: chat}\n"
 BAD = (
     "slo:\n"
@@ -64,12 +65,12 @@ def test_help_names_each_verb_its_exit_codes_and_examples() -> None:
         assert text in result.stdout
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "config show"])
+@pytest.mark.parametrize("verb", [*VERBS, "config show", "keys new"])
 def test_every_verb_has_help(verb: str) -> None:
     result = baton(*verb.split(), "--help")
     assert result.returncode == 0
     assert result.stdout.startswith(f"usage: baton.py {verb}")
-    assert "--json" in result.stdout or verb == "config"
+    assert "--json" in result.stdout or verb in ("config", "keys")
 
 
 def test_validate_accepts_a_good_file(good: str) -> None:
@@ -265,6 +266,7 @@ LOADED = "import runpy, sys\ntry:\n    runpy.run_path({path!r}, run_name='__main
         (("--help",), ("ray", "vllm", "torch", "grpc", "fastapi", "numpy", "pydantic", "yaml")),
         (("validate", "deploy/slo.yaml"), ("ray", "vllm", "torch", "grpc", "fastapi", "numpy")),
         (("version",), ("ray", "vllm", "torch", "grpc", "fastapi", "numpy", "pydantic")),
+        (("keys", "new", "acme"), ("ray", "vllm", "torch", "grpc", "fastapi", "numpy")),
         (("plan", "--help"), ("ray", "vllm", "torch", "grpc", "fastapi", "numpy", "pydantic", "numba")),
         (("plan", "--gpu", "no-such-gpu"), ("ray", "vllm", "torch", "grpc", "fastapi", "numba")),
     ],
@@ -348,3 +350,15 @@ def test_up_says_once_what_is_wrong_with_the_model(tmp_path: Path) -> None:
     result = baton("up", "--model", "/no/such/folder", BATON_STATE_DIR=str(tmp_path))
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "error: model.path: there is no folder /no/such/folder\n"
+
+
+def test_a_new_key_is_printed_once_and_its_hash_goes_into_the_file(tmp_path: Path) -> None:
+    made = json.loads(baton("keys", "new", "acme", "--json").stdout)
+    assert made["sha256"] == hashlib.sha256(made["key"].encode()).hexdigest()
+    shown = baton("keys", "new", "acme").stdout
+    (tmp_path / "tenants.yaml").write_text(shown[shown.index("tenants:") : shown.index("A tenant")])
+    (tmp_path / "slo.yaml").write_text(f"router: {{tenants: {tmp_path}/tenants.yaml}}\n")
+    assert baton("validate", str(tmp_path / "slo.yaml")).returncode == 0
+    refused = baton("keys", "new", "a b")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "'a b' is not a valid name" in refused.stderr

@@ -9,17 +9,17 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path as FilePath
 
+from core.config.front_checks import check_front
 from core.config.model_files import read_model_facts
 from core.config.models import BatonConfig
 from core.config.problems import ConfigProblem
-from core.config.tree import ConfigTree, Path, Value, dotted
+from core.config.settings import POOLS, Settings
+from core.config.tree import ConfigTree, Path
 from core.policy.registry import POLICIES
 
 _MIB = 1 << 20
-_POOLS = ("prefill", "decode")
 PREDICTING_POLICY = "slo-aware"
 # Flags of `vllm serve` that Baton sets itself, and the key that does it.
 _OWN_FLAGS = {
@@ -41,49 +41,6 @@ _OWN_FLAGS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Reads effective values from a tree that may be wrong; None where there is no value of the type asked for."""
-
-    tree: ConfigTree
-    defaults: dict[str, Value]
-
-    def value(self, path: Path) -> Value:
-        """Look up what was given at `path`, else the default."""
-        given, value = self.tree.get(path)
-        if given:
-            return value
-        node: Value = self.defaults
-        for part in path:
-            node = node.get(part) if isinstance(node, dict) and isinstance(part, str) else None
-        return node
-
-    def integer(self, path: Path) -> int | None:
-        """Look a positive whole number up."""
-        value = self.value(path)
-        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-    def text(self, path: Path) -> str | None:
-        """Look a text up."""
-        value = self.value(path)
-        return value if isinstance(value, str) else None
-
-    def mapping(self, path: Path) -> dict[str, Value]:
-        """Look a mapping up; empty if there is none."""
-        value = self.value(path)
-        return value if isinstance(value, dict) else {}
-
-    def pools(self) -> tuple[str, ...]:
-        """Name the pools that have workers; what a pool without any says else is never used."""
-        return tuple(pool for pool in _POOLS if self.value(("pools", pool, "replicas")) != 0)
-
-    def problem(self, path: Path, message: str, suggestion: str | None = None) -> ConfigProblem:
-        """Report the value at `path`, which must exist as a plain value."""
-        return ConfigProblem(
-            dotted(path), message, self.tree.source_of(path), str(self.value(path)), suggestion=suggestion
-        )
-
-
 def check_across(tree: ConfigTree, *, base: FilePath | None = None) -> list[ConfigProblem]:
     """Apply every rule to `tree`; relative model paths start at `base` (default: the working directory)."""
     settings = Settings(tree, BatonConfig().model_dump(mode="json"))
@@ -100,6 +57,7 @@ def check_across(tree: ConfigTree, *, base: FilePath | None = None) -> list[Conf
         _traffic_is_given_once,
     )
     problems = [problem for rule in rules for problem in rule(settings)]
+    problems += check_front(settings, base)
     return problems + list(_model_fits(settings, base))
 
 
@@ -162,7 +120,7 @@ def _steps_hold_their_requests(settings: Settings) -> Iterator[ConfigProblem]:
 
 def _pools_can_pair(settings: Settings) -> Iterator[ConfigProblem]:
     """KV blocks of workers that are split differently mean different things, so such workers are never paired."""
-    if len(settings.pools()) < len(_POOLS):
+    if len(settings.pools()) < len(POOLS):
         return
     for key in ("tensor_parallel", "pipeline_parallel"):
         prefill = settings.integer(("pools", "prefill", key))

@@ -17,12 +17,10 @@ from core.config.checks import check_across
 from core.config.diagnosis import diagnose
 from core.config.models import BatonConfig
 from core.config.overlay import apply_environment, apply_overrides
-from core.config.problems import ConfigErrors, ConfigProblem
+from core.config.problems import ConfigErrors, by_place
 from core.config.schema import config_schema
 from core.config.tree import ConfigTree
-from core.config.yaml_text import read_yaml
-
-_MAX_FILE_BYTES = 1 << 20  # a configuration is a few KiB; anything larger is another file
+from core.config.yaml_file import read_yaml_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,7 @@ def load_config(path: Path | None, *, overrides: Sequence[str] = (), environ: Ma
 
 def load_with_sources(path: Path | None, *, overrides: Sequence[str] = (), environ: Mapping[str, str]) -> LoadedConfig:
     """Do what `load_config` does, and keep the tree with its sources."""
-    tree, problems = _read_file(path) if path is not None else (ConfigTree(), [])
+    tree, problems = read_yaml_file(path) if path is not None else (ConfigTree(), [])
     if any(not problem.path and not tree.root for problem in problems):
         raise ConfigErrors(problems)
     schema = config_schema()
@@ -57,33 +55,5 @@ def load_with_sources(path: Path | None, *, overrides: Sequence[str] = (), envir
         problems += diagnose(exc, tree, schema, broken=broken)
     problems += check_across(tree)
     if problems or config is None:
-        raise ConfigErrors(sorted(problems, key=_by_place))
+        raise ConfigErrors(sorted(problems, key=by_place))
     return LoadedConfig(config, tree)
-
-
-def _read_file(path: Path) -> tuple[ConfigTree, list[ConfigProblem]]:
-    file = str(path)
-    try:
-        if path.is_dir():
-            return ConfigTree(), [ConfigProblem("", "is a folder, not a YAML file", file)]
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            message = f"is larger than {_MAX_FILE_BYTES >> 20} MiB, so it is no configuration"
-            return ConfigTree(), [ConfigProblem("", message, file)]
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        return ConfigTree(), [ConfigProblem("", "there is no such file", file)]
-    except UnicodeDecodeError as exc:
-        return ConfigTree(), [ConfigProblem("", f"is not UTF-8 text: {exc.reason} at byte {exc.start}", file)]
-    except (OSError, ValueError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
-        return ConfigTree(), [ConfigProblem("", f"cannot be read: {reason}", file)]
-    return read_yaml(text, file=file)
-
-
-def _by_place(problem: ConfigProblem) -> tuple[int, str, int]:
-    """Order problems as a reader meets them: lines of the file, then variables, then flags."""
-    file, colon, line = problem.source.rpartition(":")
-    if colon and line.isdigit() and not problem.source.startswith("--set"):
-        return 0, file, int(line)
-    rank = 2 if problem.source.startswith("BATON_") else 3 if problem.source.startswith("--set") else 1
-    return rank, "", 0

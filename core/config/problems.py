@@ -49,3 +49,12 @@ class ConfigErrors(ConfigError):
         lines = [f"{len(self.problems)} problems in the configuration:"]
         lines += [f"  {problem}" for problem in self.problems]
         return "\n".join(lines)
+
+
+def by_place(problem: ConfigProblem) -> tuple[int, str, int]:
+    """Order problems as a reader meets them: lines of the file, then variables, then flags."""
+    file, colon, line = problem.source.rpartition(":")
+    if colon and line.isdigit() and not problem.source.startswith("--set"):
+        return 0, file, int(line)
+    rank = 2 if problem.source.startswith("BATON_") else 3 if problem.source.startswith("--set") else 1
+    return rank, "", 0

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.config.overlay import RESERVED
-from core.config.schema import KeySpec, config_schema
+from core.config.schema import KeySpec, config_schema, schema_of
+from core.config.tenants import TenantsConfig
 
 _INTRODUCTION = """\
 # Configuration
@@ -53,10 +54,10 @@ These variables are not configuration: RESERVED.
 * Keys must agree: `slo.default` is one of the classes, adapters have names of their own, both pools split the model in
   the same way (else their KV blocks could not be exchanged), one step holds at least as many tokens as requests, a
   worker has the GPUs that its parallelism needs, a policy that predicts has a profile, flags that Baton sets itself are
-  not in `model.engine_args`. If the model's files are at hand, `model.max_model_len` and `kv_cache_mb` are held against
-  them.
+  not in `model.engine_args`, a certificate fits its key. If the model's files are at hand, `model.max_model_len` and
+  `kv_cache_mb` are held against them.
 
-Relative paths start at the working directory, else at the checkout. Secrets have no key here.
+Relative paths start at the working directory, else at the checkout. Secrets have no key here: a key names their file.
 
 ## Pools that are planned
 
@@ -68,6 +69,25 @@ without a cluster. Planned pools take any node: the marks `prefill_capable` and 
 
 With `pools.prefill.replicas: 0` there is one pool: the decode workers run prompts too.
 """
+_TENANTS = """\
+## The tenants file
+
+`router.tenants` names a YAML file of its own, for it holds who may ask and changes more often than the rest:
+
+```yaml
+tenants:
+  acme:
+    keys: ["9c56cc51b374c3ba189210d5b6d4bf57790d351c96c47c02190ecf1e430635ab"]
+    weight: 2
+    requests_per_minute: 600
+    classes: [interactive]
+```
+
+`python baton.py keys new acme` makes a key, prints it once, and prints these lines for its hash; the key itself stands
+in no file. Clients send it as `Authorization: Bearer KEY`. The file is as strict as the configuration, and `validate`
+reads it too.
+
+"""
 
 
 def render() -> str:
@@ -76,6 +96,7 @@ def render() -> str:
     parts = [_INTRODUCTION.replace("RESERVED", reserved)]
     for section in config_schema().fields:
         parts.append(f"## {section.name}\n\n{_sentence(section.description)}\n\n{_tables(section).rstrip()}\n")
+    parts.append(_TENANTS + _tables(schema_of(TenantsConfig)).rstrip().replace("`.", "`") + "\n")
     return "\n".join(parts)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, cast
 
-from core.config.models import BatonConfig
+from core.config.models import BatonConfig, Section
 from core.config.tree import Path, Value
 from core.config.units import unit_of
 from core.config.yaml_text import write_value
@@ -41,9 +41,13 @@ class KeySpec:
 
 def config_schema() -> KeySpec:
     """Describe the whole tree."""
-    schema = cast("_JsonSchema", BatonConfig.model_json_schema())
+    return schema_of(BatonConfig, defaults=BatonConfig().model_dump(mode="json"))
+
+
+def schema_of(root: type[Section], *, defaults: Value = None) -> KeySpec:
+    """Describe the tree below any section; `defaults` are its values where nothing is set."""
+    schema = cast("_JsonSchema", root.model_json_schema())
     definitions = cast("Mapping[str, _JsonSchema]", schema["$defs"])
-    defaults = BatonConfig().model_dump(mode="json")
     return _Describer(definitions).describe("", schema, required=False, default=defaults)
 
 
@@ -148,7 +152,7 @@ class _Describer:
             return ", or ".join(words)
         if "enum" in body:
             return "one of " + ", ".join(str(choice) for choice in cast("list[str]", body["enum"]))
-        words_by_type = {"boolean": "true or false", "null": "null", "string": _text_words(body)}
+        words_by_type = {"boolean": "true or false", "null": "null", "array": "list", "string": _text_words(body)}
         kind = str(body.get("type"))
         return words_by_type[kind] if kind in words_by_type else _number_words(name, kind, body)
 

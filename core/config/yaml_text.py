@@ -64,8 +64,10 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(str, _Dumper.represent_text)
 
 
-def read_yaml(text: str, *, file: str) -> tuple[ConfigTree, list[ConfigProblem]]:
-    """Read one document whose root is a mapping.
+def read_yaml(
+    text: str, *, file: str, sections: str = "model, slo, pools, ...", empty: str = "`{}` stands for all defaults"
+) -> tuple[ConfigTree, list[ConfigProblem]]:
+    """Read one document whose root is a mapping; `sections` and `empty` tell what belongs into this kind of file.
 
     Returns the tree, whose sources are `file:line`, and every problem of form: bad syntax, duplicate keys,
     keys that are no text, tags. A value with a problem is left out of the tree.
@@ -78,10 +80,10 @@ def read_yaml(text: str, *, file: str) -> tuple[ConfigTree, list[ConfigProblem]]
     except RecursionError:
         return tree, [ConfigProblem("", "is nested too deeply", file)]
     if node is None:
-        return tree, [ConfigProblem("", "is empty; `{}` stands for all defaults", file)]
+        return tree, [ConfigProblem("", f"is empty; {empty}", file)]
     if not isinstance(node, yaml.MappingNode):
         found = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
-        message = f"must be a mapping of sections (model, slo, pools, ...), not {found}"
+        message = f"must be a mapping of sections ({sections}), not {found}"
         return tree, [ConfigProblem("", message, f"{file}:1")]
     reader = _Reader(file)
     root = reader.value(node, ())

@@ -162,3 +162,12 @@ def test_no_company_makes_an_unsplittable_request_splittable(company: dict[str, 
     for read in READERS:
         facts = read_or_refuse(read, body)
         assert facts is None or facts.whole_only is not None
+
+
+def test_priority_is_read_on_every_generating_route() -> None:
+    assert [completion(priority=-3).priority, chat(priority=7).priority] == [-3, 7]
+    assert whole_facts(b'{"input": "a", "priority": 2}').priority == 2
+    assert completion().priority == 0
+    for reader in READERS:
+        with pytest.raises(InvalidRequest, match="priority must be a whole number"):
+            reader(b'{"prompt": "a", "priority": "high"}')

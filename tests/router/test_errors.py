@@ -7,7 +7,8 @@ import json
 import pytest
 
 from core import errors
-from router.errors import STATUS_BY_ERROR, answer, rejection_error, status_of, stream_event
+from core.types import Rejection
+from router.errors import STATUS_BY_ERROR, answer, refusal, rejection_error, status_of, stream_event
 
 ALL = errors.error_classes()
 LEAVES = [cls for cls in ALL if not any(issubclass(other, cls) and other is not cls for other in ALL)]
@@ -19,7 +20,11 @@ def test_every_leaf_is_mapped(cls: type[errors.BatonError]) -> None:
     status, headers, body = answer(cls("why"))
     assert status == STATUS_BY_ERROR[cls].code
     assert (b"content-type", b"application/json") in headers
-    assert json.loads(body) == {"error": {"message": "why", "type": cls.name, "param": None, "code": status}}
+    assert (b"x-baton-reason", cls.name.encode()) in headers
+    expected = {"message": "why", "type": cls.name, "param": None, "code": status}
+    if status == 429:
+        expected |= {"slo_class": None, "earliest_feasible_ms": None, "confidence": None}
+    assert json.loads(body) == {"error": expected}
 
 
 def test_leaves_are_the_whole_tree() -> None:
@@ -60,6 +65,27 @@ def test_error_in_a_stream_is_one_event() -> None:
     assert event.endswith(b"}\n\n")
     assert event.count(b"\n") == 2
     assert json.loads(event[6:])["error"]["code"] == 502
+
+
+def test_a_refusal_names_its_class_and_the_earliest_time() -> None:
+    rejection = Rejection("slo_infeasible", "queue of 2 s", retry_after_s=2.3, earliest_s=1.23401, confidence=0.9)
+    status, headers, body = answer(refusal(rejection, slo_class="chat"))
+    assert (status, dict(headers)[b"retry-after"], dict(headers)[b"x-baton-reason"]) == (429, b"3", b"slo_infeasible")
+    assert json.loads(body)["error"] == {
+        "message": "queue of 2 s",
+        "type": "slo_infeasible",
+        "param": None,
+        "code": 429,
+        "slo_class": "chat",
+        "earliest_feasible_ms": 1235,
+        "confidence": 0.9,
+    }
+
+
+def test_a_refusal_without_a_time_to_retry_names_the_earliest() -> None:
+    rejection = Rejection("overloaded", "full", earliest_s=4.2)
+    assert dict(answer(refusal(rejection, slo_class="a"), 9.0)[1])[b"retry-after"] == b"9"
+    assert dict(answer(refusal(rejection, slo_class="a"))[1])[b"retry-after"] == b"5"
 
 
 def test_policies_name_errors() -> None:
