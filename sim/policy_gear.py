@@ -1,70 +1,57 @@
 """The full gear: the router's own policies, object for object, over the engines of the compiled kernel.
 
-Owns the cluster's view as a live router would have it, and the acting on decisions. A policy sees each worker's last
-frame, as old as `Routing.state_delay_s` says, and what the router has itself in flight; it never sees output lengths.
-Must not know how engines proceed. What a lost worker held is routed again by the rules of the search gear.
+Owns the clock of the simulated router: when it decides, decides again and lets time pass. A policy sees each worker's
+last frame, as old as `Routing.state_delay_s` says, and what the router has itself in flight (sim.gear_views); it never
+sees output lengths. Must not know how engines proceed. What a lost worker held is routed again by the rules of the
+search gear.
 """
 
 from __future__ import annotations
 
+import enum
 import math
-from collections import deque
+from heapq import heappop, heappush
 from typing import Final
-
-import numpy as np
 
 from core.policy.context import ClassTarget, LinkFacts, PolicyContext, PoolFacts
 from core.policy.protocol import Policy
 from core.policy.registry import policy_named
-from core.types import (
-    ClusterView,
-    Fingerprint,
-    RequestShape,
-    Role,
-    Route,
-    WorkerHello,
-    WorkerRecord,
-    WorkerState,
-    WorkerView,
-)
+from core.types import Hold, Rejection, RequestShape, Role, Route
 from sim.cluster import Admission, ClusterSpec, Mode, PoolSpec
-from sim.kernel.run import advance
-from sim.kernel.state import NOBODY, State
+from sim.gear_views import Views
+from sim.held_queue import HeldQueue
+from sim.kernel.run import advance, advance_to_room
+from sim.kernel.state import HELD, NOBODY, ROOM
 from sim.outcome import Outcome, Target
 from sim.placing import place_and_advance
 from sim.simulate import FOREVER_S, outcome_of, simulate, start
 from sim.workload import Workload
 
-_MAX_MODEL_LEN: Final = 1 << 30  # tokens; the kernel refuses by KV blocks
-
-_Frame = tuple[int, int, int, float]  # running, waiting, KV blocks, step_s
-_Own = tuple[int, int, int, float, int, float | None]  # requests, prompts, their tokens and pairs, context, since_s
+# A request that is held for so long is given up: no client waits for longer (router.request_timeout_s is less).
+LONGEST_HOLD_S: Final = 600.0
+_LEAST_HOLD_S: Final = 1e-3  # a policy that asks to be asked again at once is asked again then
 
 
 def simulate_with_policy(
-    cluster: ClusterSpec, workload: Workload, targets: tuple[Target, ...], policy: Policy, *, seed: int = 0
+    cluster: ClusterSpec,
+    workload: Workload,
+    targets: tuple[Target, ...],
+    policy: Policy,
+    *,
+    seed: int = 0,
+    comes_back: bool = False,
 ) -> Outcome:
     """Run the workload through the cluster with every arrival placed by `policy`.
 
     Of `cluster.routing` only the order of the queues and the age of states count here; a policy made with `context_of`
-    keeps the rest. What the policy rejects is refused for good. Equal arguments give equal outcomes.
+    keeps the rest. What the policy holds is decided again when a worker has more room, or in the end when the policy
+    said; what it rejects is refused for good. With `comes_back` a request that is refused with a time (`earliest_s`)
+    comes once more at that time, as a new one: its `Outcome.arrived_s` and all that counts from there is that of its
+    return. Equal arguments give equal outcomes.
     """
-    state = start(cluster, workload, targets, seed=seed)
-    router = _Router(cluster, state, targets, policy)
-    arrived, prompts = workload.arrived_s.tolist(), workload.prompt_tokens.tolist()
-    classes, delay_s = workload.classes().tolist(), cluster.routing.state_delay_s
-    looks = deque(arrived_s - delay_s for arrived_s in arrived)  # when the engines were as a decision sees them
-    reached_s = -math.inf
-    for request, now_s in enumerate(arrived):
-        while looks and looks[0] <= now_s:
-            reached_s = _reach(state, reached_s, looks.popleft())
-            router.look()
-        reached_s = _reach(state, reached_s, now_s)
-        prefill, decode = router.place(request, prompts[request], classes[request], now_s)
-        following = arrived[request + 1] if request + 1 < len(arrived) else FOREVER_S
-        reached_s = max(now_s, min(looks[0], following) if looks else following)
-        place_and_advance(state, request, prefill, decode, now_s, reached_s)
-    return outcome_of(cluster, state)
+    gear = _Gear(cluster, workload, targets, policy, seed=seed, comes_back=comes_back)
+    gear.run()
+    return gear.outcome()
 
 
 def with_predicting_policy(
@@ -116,94 +103,150 @@ def _facts(cluster: ClusterSpec, pool: PoolSpec) -> PoolFacts:
     )
 
 
-def _reach(state: State, reached_s: float, until_s: float) -> float:
-    """Let time pass up to `until_s`, if it has not; return the time reached."""
-    if until_s <= reached_s:
-        return reached_s
-    advance(state, until_s)
-    return until_s
+class _Kind(enum.IntEnum):
+    """What comes next, at equal times in this order."""
+
+    LOOK = 0  # the frames of now will be known later
+    ROOM = 1  # what is held is decided again
+    HELD_ENOUGH = 2  # a held request is decided again
+    ARRIVAL = 3
 
 
-class _Router:
-    """What a router of the simulated cluster knows, and its decisions."""
-
-    def __init__(self, cluster: ClusterSpec, state: State, targets: tuple[Target, ...], policy: Policy) -> None:
-        rows = np.asarray(state.workers)[: cluster.num_workers]  # views: the kernel writes them on
-        self._said = rows[["running", "waiting", "blocks", "step_s"]]
-        self._counted = rows[["legs", "owed_requests", "owed_tokens", "owed_pairs", "load_context"]]
-        self._frame_s, self._alive = rows["frame_s"], rows["alive"]
-        self._policy = policy
-        self._classes = [target.name for target in targets]
-        self._fixed = _identities(cluster, state)  # by worker of the kernel
-        self._number = {record.worker_id: i for i, (record, _) in enumerate(self._fixed)}
-        # Ids have equally many digits: by id, decode workers come first.
-        self._order = sorted(range(len(self._fixed)), key=lambda i: self._fixed[i][0].worker_id)
-        self._blocks = [hello.num_kv_blocks for _, hello in self._fixed]
-        count = len(self._fixed)
-        self._frames: deque[list[_Frame]] = deque()  # as seen, for decisions to come
-        self._seen: list[tuple[_Frame, _Own] | None] = [None] * count  # what the views were made of
-        self._views = [WorkerView(record, hello) for record, hello in self._fixed]
-        self._sent_prompts = [0] * count
-        self._done_prompts = [0] * count
-        self._since_s: list[float | None] = [None] * count
-
-    def look(self) -> None:
-        """Keep the workers' frames as they are, for the next decision that has none."""
-        self._frames.append(self._said.tolist())
-
-    def place(self, request: int, prompt_tokens: int, slo_class: int, now_s: float) -> tuple[int, int]:
-        """Ask the policy; return the kernel's numbers of prefill and decode worker, NOBODY for none."""
-        view = self._view(self._frames.popleft())
-        shape = RequestShape(str(request), prompt_tokens, None, self._classes[slo_class], None, request)
-        decision = self._policy.decide(shape, view, now_s)
-        if not isinstance(decision, Route):
-            return NOBODY, NOBODY
-        decode = self._number[decision.decode]
-        prefill = NOBODY if decision.prefill is None else self._number[decision.prefill]
-        first = decode if prefill == NOBODY else prefill
-        self._sent_prompts[first] += 1
-        if self._since_s[first] is None:
-            self._since_s[first] = now_s
-        return prefill, decode
-
-    def _view(self, frames: list[_Frame]) -> ClusterView:
-        own = self._own_counts()
-        for i, seen in enumerate(zip(frames, own, strict=True)):
-            if seen != self._seen[i]:
-                self._seen[i] = seen
-                self._views[i] = self._made(i, *seen)
-        alive = self._alive.tolist()
-        return ClusterView(tuple([self._views[i] for i in self._order if alive[i]]))
-
-    def _own_counts(self) -> list[_Own]:
-        counted, frame_s, since_s = self._counted.tolist(), self._frame_s.tolist(), self._since_s
-        for i, (_, prompts, _, _, _) in enumerate(counted):
-            done = self._sent_prompts[i] - prompts
-            if not prompts:
-                since_s[i] = None
-            elif since_s[i] is None or done != self._done_prompts[i]:
-                since_s[i] = frame_s[i]  # the step that ended then has done a prompt; the next is at work from there on
-            self._done_prompts[i] = done
-        return [(*counts, since) for counts, since in zip(counted, since_s, strict=True)]
-
-    def _made(self, worker: int, frame: _Frame, own: _Own) -> WorkerView:
-        running, waiting, blocks, step_s = frame
-        legs, prompts, tokens, pairs, context, since_s = own
-        record, hello = self._fixed[worker]
-        state = WorkerState(running, waiting, blocks, self._blocks[worker], step_s)
-        return WorkerView(record, hello, state, legs, tokens, prompts, pairs, context, since_s)
+_Entry = tuple[float, _Kind, int]  # time, kind, request
 
 
-def _identities(cluster: ClusterSpec, state: State) -> list[tuple[WorkerRecord, WorkerHello]]:
-    """Name the kernel's workers; all have one fingerprint, for the planner pairs pools of unlike sizes too."""
-    num_prefill = cluster.prefill.replicas if cluster.prefill else 0
-    fingerprint = Fingerprint("simulated", "", "", "", "", cluster.block_size, "", 1, 1, "")
-    digits = len(str(cluster.num_workers))
-    found = []
-    for i in range(cluster.num_workers):
-        role = Role.PREFILL if i < num_prefill else Role.DECODE
-        worker_id = f"{role.value}-{i if role is Role.PREFILL else i - num_prefill:0{digits}}"
-        blocks = int(state.pools.kv_blocks[state.workers.pool[i]])
-        hello = WorkerHello(worker_id, role, 1, "", _MAX_MODEL_LEN, "", blocks, fingerprint)
-        found.append((WorkerRecord(worker_id, role, 1, "", ""), hello))
-    return found
+class _Gear:
+    """One run: the agenda of the router, its decisions, and the kernel that they act on."""
+
+    def __init__(
+        self,
+        cluster: ClusterSpec,
+        workload: Workload,
+        targets: tuple[Target, ...],
+        policy: Policy,
+        *,
+        seed: int,
+        comes_back: bool,
+    ) -> None:
+        self._cluster, self._policy, self._comes_back = cluster, policy, comes_back
+        self._state = start(cluster, workload, targets, seed=seed)
+        self._views, self._held = Views(cluster, self._state), HeldQueue()
+        self._prompts, self._slo_classes = workload.prompt_tokens.tolist(), workload.classes().tolist()
+        self._class_names = [target.name for target in targets]
+        self._delay_s = cluster.routing.state_delay_s
+        self._arrived: list[float] = workload.arrived_s.tolist()  # of those that come back, when they do
+        self._returned: set[int] = set()
+        self._given_up: list[int] = []
+        self._ask_again_s: dict[int, float] = {}  # of all and only the held requests: what the agenda has for them
+        self._decisions = 0
+        self._reached_s = -math.inf
+        self._placing: tuple[int, int, int] | None = None  # decided at _reached_s, to be done before time passes
+        self._agenda: list[_Entry] = [(at_s, _Kind.ARRIVAL, i) for i, at_s in enumerate(self._arrived)]
+        if self._delay_s:
+            self._agenda += [(at_s - self._delay_s, _Kind.LOOK, i) for i, at_s in enumerate(self._arrived)]
+            self._agenda.sort()
+
+    def run(self) -> None:
+        """Go through the agenda until everything has ended."""
+        agenda = self._agenda
+        while agenda:
+            if not self._reach(agenda[0][0]):
+                continue
+            now_s, kind, request = heappop(agenda)
+            if kind is _Kind.ARRIVAL:
+                self._decide(request, now_s)
+            elif kind is _Kind.LOOK:
+                self._views.look(now_s)
+            elif kind is _Kind.ROOM:
+                self._let_go(now_s)
+            elif self._ask_again_s.get(request) == now_s:
+                self._held.take(request)
+                self._decide(request, now_s)
+        self._reach(FOREVER_S)
+
+    def outcome(self) -> Outcome:
+        """Read what became of every request."""
+        self._state.reqs.stage[self._given_up] = HELD
+        return outcome_of(self._cluster, self._state)
+
+    def _reach(self, until_s: float) -> bool:
+        """Do what was decided and let time pass; False if it stopped where a worker has more room for what is held."""
+        to_room, placing = len(self._held) > 0, self._placing
+        room = self._state.counts[ROOM] if to_room else 0
+        if placing is not None:
+            self._placing = None
+            self._reached_s = place_and_advance(self._state, *placing, self._reached_s, until_s, to_room)
+        elif until_s <= self._reached_s:
+            return True
+        elif to_room:
+            self._reached_s = advance_to_room(self._state, until_s)
+        else:
+            advance(self._state, until_s)
+            self._reached_s = until_s
+        if not to_room or self._state.counts[ROOM] == room:
+            return True
+        self._look_again(self._reached_s)
+        return False
+
+    def _look_again(self, now_s: float) -> None:
+        """Let what is held be decided again when the router knows of the workers' present states."""
+        if self._delay_s:
+            self._views.look(now_s)
+        heappush(self._agenda, (now_s + self._delay_s, _Kind.ROOM, NOBODY))
+
+    def _let_go(self, now_s: float) -> None:
+        """Decide again what is held, in order, until a request has still to wait."""
+        while (request := self._held.first()) is not None:
+            self._held.take(request)
+            self._decide(request, now_s)
+            if request in self._held:
+                return
+            self._reach(now_s)
+
+    def _decide(self, request: int, now_s: float) -> None:
+        """Ask the policy where a request goes, that is not held, and note what is to be done."""
+        arrived_s = self._arrived[request]
+        shape = RequestShape(
+            str(request),
+            self._prompts[request],
+            None,
+            self._class_names[self._slo_classes[request]],
+            None,
+            self._decisions,
+            waited_s=now_s - arrived_s,
+        )
+        self._decisions += 1
+        decision = self._policy.decide(shape, self._views.view(now_s, self._held.work()), now_s)
+        if isinstance(decision, Hold) and now_s - arrived_s < LONGEST_HOLD_S:
+            self._hold(request, decision, now_s)
+            return
+        self._ask_again_s.pop(request, None)
+        if isinstance(decision, Route):
+            prefill, decode = self._views.numbers(decision.prefill, decision.decode)
+            self._views.sent(decode if prefill == NOBODY else prefill, now_s)
+            self._placing = (request, prefill, decode)
+        elif isinstance(decision, Hold):
+            self._given_up.append(request)
+        elif not self._will_return(request, decision, now_s):
+            self._placing = (request, NOBODY, NOBODY)
+
+    def _hold(self, request: int, decision: Hold, now_s: float) -> None:
+        self._held.put(request, key_s=decision.key_s, prompt_tokens=self._prompts[request])
+        until_s = max(decision.until_s, now_s + _LEAST_HOLD_S)
+        if self._ask_again_s.get(request) != until_s:
+            self._ask_again_s[request] = until_s
+            heappush(self._agenda, (until_s, _Kind.HELD_ENOUGH, request))
+        if self._delay_s and len(self._held) == 1:
+            self._look_again(now_s)  # it was decided by old states
+
+    def _will_return(self, request: int, rejection: Rejection, now_s: float) -> bool:
+        """Let a client come back once, when it was told to; False if it will not."""
+        if not self._comes_back or rejection.earliest_s is None or request in self._returned:
+            return False
+        back_s = now_s + rejection.earliest_s
+        self._returned.add(request)
+        self._arrived[request] = self._state.reqs.arrived[request] = back_s
+        heappush(self._agenda, (back_s, _Kind.ARRIVAL, request))
+        if self._delay_s:
+            heappush(self._agenda, (max(now_s, back_s - self._delay_s), _Kind.LOOK, request))
+        return True

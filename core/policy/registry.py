@@ -13,6 +13,8 @@ from core.errors import ConfigError
 from core.policy.context import PolicyContext
 from core.policy.least_loaded import LeastLoaded
 from core.policy.least_work import LeastPredictedWork
+from core.policy.power_of_two import PowerOfTwo
+from core.policy.prefix_affinity import PrefixAffinity
 from core.policy.protocol import Policy
 from core.policy.slo_aware import SLOAware
 from core.policy.spread import RoundRobin, Spread
@@ -32,6 +34,8 @@ POLICIES: Final[Mapping[str, Callable[[PolicyContext], Policy]]] = MappingProxyT
     {
         "least-loaded": lambda _: LeastLoaded(),
         "least-predicted-work": lambda context: LeastPredictedWork(context.whole_below_tokens),
+        "power-of-two": lambda _: PowerOfTwo(),
+        "prefix-affinity": lambda _: PrefixAffinity(),
         "random": lambda _: Spread(),
         "round-robin": lambda _: RoundRobin(),
         "slo-aware": _slo_aware,

@@ -11,7 +11,7 @@ from sim.kernel.blocks import blocks_for, give_blocks, has_blocks, take_blocks
 from sim.kernel.compiled import compiled
 from sim.kernel.heap import SENT, push
 from sim.kernel.queues import append, remove
-from sim.kernel.state import ASKED, DECODE, GRANTED, LANDED, NOBODY, PREFILLED, SENDING, State
+from sim.kernel.state import ASKED, DECODE, GRANTED, LANDED, NOBODY, PREFILLED, ROOM, SENDING, State
 from sim.kernel.stretches import growth, interrupt
 
 
@@ -84,6 +84,7 @@ def land(st: State, request: int, now_s: float) -> None:
     sender, receiver = reqs.prefill_on[request], reqs.decode_on[request]
     give_blocks(st, sender, request)
     st.workers.legs[sender] -= 1
+    st.counts[ROOM] += 1
     reqs.hand[request] = LANDED
     interrupt(st, receiver, now_s)
     append(st, st.rules.num_workers + receiver, request)

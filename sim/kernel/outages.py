@@ -21,6 +21,7 @@ from sim.kernel.state import (
     PREFILLED,
     PREFILLING,
     QUEUED,
+    ROOM,
     SENDING,
     State,
 )
@@ -40,6 +41,7 @@ def bring_up(st: State, worker: int, now_s: float) -> None:
     """Let a worker take work, and hand it what no worker could take."""
     settle_all(st, now_s)
     st.workers.alive[worker] = 1
+    st.counts[ROOM] += 1
     say_frame(st, worker, now_s)
     for request in range(len(st.reqs.stage)):
         if st.reqs.stage[request] == HELD:

@@ -7,7 +7,7 @@ from sim.kernel.handover import grant, land
 from sim.kernel.heap import DOWN, SENT, STAGE_FREE, STEP_END, pop
 from sim.kernel.outages import bring_up, take_down
 from sim.kernel.routing import route
-from sim.kernel.state import HEAP_SIZE, SENDING, State
+from sim.kernel.state import HEAP_SIZE, ROOM, SENDING, State
 from sim.kernel.steps import end_step, wake
 from sim.kernel.stretches import settle_all
 
@@ -16,23 +16,46 @@ from sim.kernel.stretches import settle_all
 def advance(st: State, until_s: float) -> None:
     """Let all events up to `until_s` happen, arrivals not among them."""
     while st.counts[HEAP_SIZE] and st.events.time_s[0] <= until_s:
-        now_s = st.events.time_s[0]
-        kind, subject, epoch = st.events.kind[0], st.events.subject[0], st.events.epoch[0]
-        pop(st)
-        if kind == STEP_END:
-            if st.lanes.epoch[subject] == epoch:
-                end_step(st, subject, now_s)
-        elif kind == STAGE_FREE:
-            st.workers.stage_awaited[subject] = 0
-            wake(st, subject, now_s)
-        elif kind == SENT:
-            if st.reqs.attempt[subject] == epoch and st.reqs.hand[subject] == SENDING:
-                _end_transfer(st, subject, now_s)
-        elif kind == DOWN:
-            take_down(st, subject, now_s)
-        else:
-            bring_up(st, subject, now_s)
+        _happen(st)
     settle_all(st, until_s)
+
+
+@entry
+def advance_to_room(st: State, until_s: float) -> float:
+    """Let events happen up to `until_s`, or to the first time at which a worker has more room; return the time reached.
+
+    Room comes when a prompt is computed, a sequence has ended, or blocks are free again.
+    """
+    room = st.counts[ROOM]
+    while st.counts[HEAP_SIZE] and st.events.time_s[0] <= until_s:
+        now_s = st.events.time_s[0]
+        _happen(st)
+        if st.counts[ROOM] != room and not (st.counts[HEAP_SIZE] and st.events.time_s[0] <= now_s):
+            until_s = now_s
+            break
+    settle_all(st, until_s)
+    return until_s
+
+
+@compiled
+def _happen(st: State) -> None:
+    """Take the next event and let it happen."""
+    now_s = st.events.time_s[0]
+    kind, subject, epoch = st.events.kind[0], st.events.subject[0], st.events.epoch[0]
+    pop(st)
+    if kind == STEP_END:
+        if st.lanes.epoch[subject] == epoch:
+            end_step(st, subject, now_s)
+    elif kind == STAGE_FREE:
+        st.workers.stage_awaited[subject] = 0
+        wake(st, subject, now_s)
+    elif kind == SENT:
+        if st.reqs.attempt[subject] == epoch and st.reqs.hand[subject] == SENDING:
+            _end_transfer(st, subject, now_s)
+    elif kind == DOWN:
+        take_down(st, subject, now_s)
+    else:
+        bring_up(st, subject, now_s)
 
 
 @compiled

@@ -29,7 +29,7 @@ FUTURE, QUEUED, PREFILLING, PREFILLED, DECODING, HELD, ENDED = range(7)
 # Requests.hand: what a hand-over has of its decode worker
 NOT_ASKED, ASKED, GRANTED, SENDING, LANDED = range(5)
 # Counts
-HEAP_SIZE, PUSHED, STEPS, PREEMPTIONS, MAX_QUEUE, RANDOM, TURN, DONE, DONE_TOKENS = range(9)
+HEAP_SIZE, PUSHED, STEPS, PREEMPTIONS, MAX_QUEUE, RANDOM, TURN, DONE, DONE_TOKENS, ROOM = range(10)
 
 
 class Columns:
@@ -126,6 +126,8 @@ class Workers(Columns):
     waiting: I64
     blocks: I64
     step_s: F64
+    step_prompt_tokens: I64  # computed in that step
+    step_seqs: I64  # that got a token from it
     # Its prefix cache: a list from the least to the most recently used block.
     newest: I64
     oldest: I64
@@ -234,7 +236,7 @@ def make_state(cluster: ClusterSpec, workload: Workload, targets: tuple[Target, 
     """Lay out an empty cluster at time 0 with all arrivals to come; outages have still to be pushed."""
     pools, lanes = _pools(cluster), _lanes(cluster)
     tokens, seqs = _costs(cluster, workload, pools)
-    counts = np.zeros(9, np.int64)
+    counts = np.zeros(10, np.int64)
     counts[RANDOM] = 2 * seed + 1
     queues = Queues.make(2 * cluster.num_workers)
     queues.head[:] = queues.tail[:] = NOBODY

@@ -26,6 +26,7 @@ from sim.kernel.state import (
     PREFILLED,
     PREFILLING,
     QUEUED,
+    ROOM,
     State,
 )
 from sim.kernel.stretches import count_step, end_of, length, make_tokens, reserve, say_frame, settle
@@ -259,6 +260,8 @@ def _end_prompt(st: State, worker: int, request: int, now_s: float) -> bool:
     reqs = st.reqs
     forget_owed(st, worker, request)
     remember(st, worker, request)
+    st.workers.step_seqs[worker] += 1
+    st.counts[ROOM] += 1
     if reqs.whole[request]:
         return _emit(st, worker, request, now_s)
     reqs.stage[request] = PREFILLED
@@ -320,4 +323,5 @@ def _finish(st: State, request: int) -> None:
     reqs.stage[request] = ENDED
     reqs.end[request] = _DONE
     st.counts[DONE] += 1
+    st.counts[ROOM] += 1
     st.counts[DONE_TOKENS] += reqs.made[request]

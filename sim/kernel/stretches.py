@@ -68,6 +68,8 @@ def count_step(st: State, lane: int) -> None:
     st.counts[STEPS] += 1
     st.workers.load_context[worker] += lanes.seqs[lane]
     st.workers.step_s[worker] = lanes.step_until[lane] - lanes.step_from[lane]
+    st.workers.step_prompt_tokens[worker] = lanes.step_tokens[lane]
+    st.workers.step_seqs[worker] = lanes.seqs[lane]
 
 
 @compiled

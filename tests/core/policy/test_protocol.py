@@ -54,6 +54,9 @@ requests = st.builds(
     slo_class=st.sampled_from(("interactive", "unheard of")),
     whole_only=st.none() | st.just("n>1"),
     sequence=st.integers(0, 100),
+    cached=st.dictionaries(st.integers(0, 20).map(lambda i: f"w{i}"), st.integers(1, 9000), max_size=4).map(
+        lambda known: tuple(sorted(known.items()))
+    ),
 )
 contexts = st.builds(
     context,

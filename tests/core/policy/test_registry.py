@@ -7,7 +7,7 @@ from core.policy.registry import policy_named
 
 
 def test_unknown_policy_lists_the_valid_names() -> None:
-    with pytest.raises(ConfigError, match=r"'best'.*least-predicted-work, random"):
+    with pytest.raises(ConfigError, match=r"'best'.*least-predicted-work, power-of-two"):
         policy_named("best")
 
 
