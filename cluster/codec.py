@@ -75,26 +75,37 @@ def headers_from_pb(headers: Iterable[pb.Header]) -> tuple[tuple[str, str], ...]
     return tuple((header.name, header.value) for header in headers)
 
 
-def submit_command(submission: Submission) -> pb.Command:
-    """Encode a submission as the command that carries it."""
-    call, handover = submission.call, submission.handover
-    ticket = None
-    if handover is not None:
-        ticket = pb.Handover(transfer_id=handover.transfer_id, kv_address=handover.kv_address, lease_s=handover.lease_s)
-    return pb.Command(
-        submit=pb.Submit(
-            call_id=submission.call_id,
-            request_id=call.request_id,
-            leg=_LEG_TO_PB[submission.leg],
-            method=call.method,
-            path=call.path,
-            headers=headers_to_pb(call.headers),
-            body=call.body,
-            handover=ticket,
-            slack_s=submission.slack_s,
-            prompt_tokens=submission.prompt_tokens,
-        )
-    )
+class SubmitEncoder:
+    """Encodes the legs of one request; what they share is built once. Fields are set one by one, which costs half."""
+
+    __slots__ = ("_command", "_submit", "body_bytes", "prompt_tokens")
+
+    def __init__(self, call: HttpCall, handover: Handover | None, *, prompt_tokens: int = 0, slack_s: float = 0.0):
+        self.body_bytes = len(call.body)
+        self.prompt_tokens = prompt_tokens
+        self._command = pb.Command()
+        self._submit = submit = self._command.submit
+        submit.request_id = call.request_id
+        submit.method = call.method
+        submit.path = call.path
+        submit.body = call.body
+        submit.slack_s = slack_s
+        submit.prompt_tokens = prompt_tokens
+        for name, value in call.headers:
+            header = submit.headers.add()
+            header.name = name
+            header.value = value
+        if handover is not None:
+            ticket = submit.handover
+            ticket.transfer_id = handover.transfer_id
+            ticket.kv_address = handover.kv_address
+            ticket.lease_s = handover.lease_s
+
+    def encode(self, call_id: int, leg: Leg) -> bytes:
+        """Write the command that submits one leg."""
+        self._submit.call_id = call_id
+        self._submit.leg = _LEG_TO_PB[leg]
+        return self._command.SerializeToString()
 
 
 def submission_from_pb(submit: pb.Submit) -> Submission:

@@ -1,7 +1,7 @@
-"""The router's end of one call: what has arrived of its reply and nobody has read.
+"""The router's end of one call: what a session tells of it, and a reply that is kept until somebody reads it.
 
-Owns the buffer and the one reader that may wait on it. Must not know the stream that fills it. On the router's hot
-path: no task, queue or lock per reply or token.
+Owns the seam between a session and whoever wants the reply, the buffer, and the one reader that may wait on it. Must
+not know the connection. On the router's hot path: no task, queue or lock per reply or token.
 """
 
 from __future__ import annotations
@@ -15,51 +15,61 @@ from core.types import LegFacts
 Headers = tuple[tuple[str, str], ...]
 
 
-class Reply:
+class OpenCall:
+    """One call, fed by its session as frames arrive; subclasses say what becomes of the reply.
+
+    The session calls `add_head` once, then `add_body`, then `end` once; all must return at once and must not raise.
+    """
+
+    __slots__ = ("_on_abort", "call_id", "context_tokens", "ended", "facts", "prompt_tokens")
+
+    def __init__(self) -> None:
+        self.call_id = 0  # given by the session, as are the fields below
+        self.prompt_tokens = 0  # that the worker still owes the prefill of
+        self.context_tokens = 0  # of the prompt, held by the worker while it makes the output
+        self.facts: LegFacts | None = None  # what the worker measured; known once the reply has ended
+        self.ended = False  # nothing more will arrive
+        self._on_abort: Callable[[OpenCall], None] | None = None  # None: not submitted
+
+    def submitted(self, call_id: int, on_abort: Callable[[OpenCall], None]) -> None:
+        """Learn of the session that carries the call."""
+        self.call_id = call_id
+        self._on_abort = on_abort
+
+    def add_head(self, status: int, headers: Headers) -> None:
+        """Take status and headers."""
+        raise NotImplementedError
+
+    def add_body(self, data: bytes) -> None:
+        """Take the next bytes of the body; never empty."""
+        raise NotImplementedError
+
+    def end(self, error: BatonError | None) -> None:
+        """Take the end of the reply, or the error that cut it short (WorkerLost when the session died)."""
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """Stop the call on the worker and hear no more of it; nothing happens if the reply has ended."""
+        if not self.ended:
+            self.ended = True
+            if self._on_abort is not None:
+                self._on_abort(self)
+
+
+class Reply(OpenCall):
     """One reply, read by one coroutine at a time; made by WorkerSession.submit and fed by its session."""
 
-    __slots__ = (
-        "_ended",
-        "_error",
-        "_headers",
-        "_max_unread_bytes",
-        "_on_abort",
-        "_parts",
-        "_status",
-        "_unread_bytes",
-        "_waiter",
-        "call_id",
-        "context_tokens",
-        "facts",
-        "prompt_tokens",
-    )
+    __slots__ = ("_error", "_headers", "_max_unread_bytes", "_parts", "_status", "_unread_bytes", "_waiter")
 
-    def __init__(
-        self,
-        call_id: int,
-        *,
-        prompt_tokens: int,
-        max_unread_bytes: int,
-        on_abort: Callable[[Reply], None],
-    ) -> None:
-        self.call_id = call_id
-        self.prompt_tokens = prompt_tokens  # that the worker still owes the prefill of
-        self.context_tokens = 0  # of the prompt, held by the worker while it makes the output; kept by the session
-        self.facts: LegFacts | None = None  # what the worker measured; known once the reply has ended
+    def __init__(self, *, max_unread_bytes: int) -> None:
+        super().__init__()
         self._max_unread_bytes = max_unread_bytes
-        self._on_abort = on_abort
         self._status = 0
         self._headers: Headers = ()
         self._parts: list[bytes] = []
         self._unread_bytes = 0
-        self._ended = False
         self._error: BatonError | None = None
         self._waiter: asyncio.Future[None] | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will arrive."""
-        return self._ended
 
     async def head(self) -> tuple[int, Headers]:
         """Wait for status and headers.
@@ -67,7 +77,7 @@ class Reply:
         Raises the error the call failed with (any of core.errors; WorkerLost when the stream died).
         """
         while not self._status:
-            if self._ended:
+            if self.ended:
                 raise self._error if self._error is not None else EngineFailed("the reply ended before it began")
             await self._arrival()
         return self._status, self._headers
@@ -78,7 +88,7 @@ class Reply:
         Raises the error the call failed with, after the bytes that came before it.
         """
         while not self._parts:
-            if self._ended:
+            if self.ended:
                 if self._error is not None:
                     raise self._error
                 return b""
@@ -114,8 +124,8 @@ class Reply:
 
     def end(self, error: BatonError | None) -> None:
         """Take the end of the reply, or the error that cut it short."""
-        if not self._ended:
-            self._ended = True
+        if not self.ended:
+            self.ended = True
             self._error = error
             self._wake()
 
@@ -132,8 +142,9 @@ class Reply:
             self._waiter.set_result(None)
 
     def _cut_off(self, error: BatonError) -> None:
-        if not self._ended:
-            self._on_abort(self)
+        if not self.ended:
+            super().abort()
             self._parts.clear()
             self._unread_bytes = 0
-            self.end(error)
+            self._error = error
+            self._wake()

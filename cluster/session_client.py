@@ -17,7 +17,7 @@ from cluster.connection import Connection
 from cluster.handshake import RouterHandshake
 from cluster.inflight import InflightWork
 from cluster.pb import worker_pb2 as pb
-from cluster.reply import Reply
+from cluster.reply import OpenCall, Reply
 from core.engine import HttpCall
 from core.errors import BatonError, Overloaded, PayloadTooLarge, Unauthorized, WorkerLost
 from core.types import Handover, Leg, WorkerHello, WorkerRecord, WorkerState
@@ -60,8 +60,8 @@ class WorkerSession:
         self._alive = False
         self._connection: Connection | None = None
         self._greeted: asyncio.Future[None] | None = None  # done once the worker has said who it is, or will not
-        self._replies: dict[int, Reply] = {}  # all and only the calls submitted and not ended
-        self._inflight = InflightWork()  # sums over _replies
+        self._calls: dict[int, OpenCall] = {}  # all and only those submitted and not ended
+        self._inflight = InflightWork()  # sums over _calls
         self._next_call_id = 1
         self._ticks = 0
         self._silent_ticks = 0
@@ -95,7 +95,7 @@ class WorkerSession:
     @property
     def inflight_requests(self) -> int:
         """Calls submitted here and not ended."""
-        return len(self._replies)
+        return len(self._calls)
 
     @property
     def inflight(self) -> InflightWork:
@@ -129,36 +129,40 @@ class WorkerSession:
     def submit(
         self, leg: Leg, call: HttpCall, handover: Handover | None, *, prompt_tokens: int = 0, slack_s: float = 0.0
     ) -> Reply:
-        """Send one leg of a request to the worker; return at once.
+        """Send one leg of a request to the worker, to be read from the reply; see `send`."""
+        reply = Reply(max_unread_bytes=self._max_unread_bytes)
+        self.send(reply, leg, codec.SubmitEncoder(call, handover, prompt_tokens=prompt_tokens, slack_s=slack_s))
+        return reply
 
-        `slack_s` is the time until the prompt must be begun to keep its SLO; the worker orders its queue by it.
-        `prompt_tokens` is what the worker has to prefill, counted until its first output byte; a decode leg owes none,
-        and its tokens are context only.
+    def send(self, call: OpenCall, leg: Leg, order: codec.SubmitEncoder) -> None:
+        """Send one leg of a request to the worker and feed `call` with the reply; return at once.
+
+        The order's `slack_s` is the time until the prompt must be begun to keep its SLO; the worker orders its queue by
+        it. Its `prompt_tokens` are what the worker has to prefill, counted until its first output byte; a decode leg
+        owes none, and its tokens are context only.
         Raises WorkerLost, PayloadTooLarge for a body beyond the limit, Overloaded when the worker takes no commands.
         """
-        if not self._alive:
-            raise WorkerLost(f"{self._record.worker_id}: {self.lost_reason or 'not connected'}")
-        size_bytes = len(call.body)
-        if size_bytes > self._max_body_bytes:
-            raise PayloadTooLarge(f"the body has {size_bytes} bytes, the limit is {self._max_body_bytes}")
         connection = self._connection
-        assert connection is not None
+        if not self._alive or connection is None:
+            raise WorkerLost(f"{self._record.worker_id}: {self.lost_reason or 'not connected'}")
+        if order.body_bytes > self._max_body_bytes:
+            raise PayloadTooLarge(f"the body has {order.body_bytes} bytes, the limit is {self._max_body_bytes}")
         if (
             connection.unsent_messages >= self._max_queued_commands
-            or connection.unsent_bytes + size_bytes > _MAX_QUEUED_BYTES
+            or connection.unsent_bytes + order.body_bytes > _MAX_QUEUED_BYTES
         ):
             raise Overloaded(f"{connection.unsent_messages} commands wait for {self._record.worker_id}")
         call_id = self._next_call_id
         self._next_call_id += 1
-        owed = 0 if leg is Leg.DECODE else prompt_tokens
-        reply = Reply(call_id, prompt_tokens=owed, max_unread_bytes=self._max_unread_bytes, on_abort=self._abort)
-        reply.context_tokens = 0 if leg is Leg.PREFILL else prompt_tokens
-        self._replies[call_id] = reply
-        self._inflight.add(leg, prompt_tokens, _now_s())
-        self.idle.clear()
-        self._send(codec.submit_command(codec.Submission(call_id, leg, call, handover, slack_s, prompt_tokens)))
+        call.submitted(call_id, self._abort)
+        call.prompt_tokens = 0 if leg is Leg.DECODE else order.prompt_tokens
+        call.context_tokens = 0 if leg is Leg.PREFILL else order.prompt_tokens
+        if not self._calls:
+            self.idle.clear()
+        self._calls[call_id] = call
+        self._inflight.add(leg, order.prompt_tokens, _now_s())
+        connection.send(order.encode(call_id, leg))
         self._on_change()
-        return reply
 
     def cancel_transfer(self, transfer_id: str, reason: str) -> None:
         """Tell the worker that a hand-over will not come; a lost worker needs no telling."""
@@ -222,29 +226,29 @@ class WorkerSession:
         if self._alive and self._connection is not None:
             self._connection.send(command.SerializeToString())
 
-    def _abort(self, reply: Reply) -> None:
-        self._forget(reply)
-        self._send(pb.Command(abort=pb.Abort(call_id=reply.call_id)))
+    def _abort(self, call: OpenCall) -> None:
+        self._forget(call)
+        self._send(pb.Command(abort=pb.Abort(call_id=call.call_id)))
 
-    def _forget(self, reply: Reply) -> None:
-        if self._replies.pop(reply.call_id, None) is not None:
-            self._inflight.context_tokens -= reply.context_tokens
-            self._prompt_done(reply)
-            if not self._replies:
+    def _forget(self, call: OpenCall) -> None:
+        if self._calls.pop(call.call_id, None) is not None:
+            self._inflight.context_tokens -= call.context_tokens
+            self._prompt_done(call)
+            if not self._calls:
                 self.idle.set()
             self._on_change()
 
-    def _prompt_done(self, reply: Reply) -> None:
-        if reply.prompt_tokens:
-            self._inflight.prompt_done(reply.prompt_tokens, _now_s())
-            reply.prompt_tokens = 0
+    def _prompt_done(self, call: OpenCall) -> None:
+        if call.prompt_tokens:
+            self._inflight.prompt_done(call.prompt_tokens, _now_s())
+            call.prompt_tokens = 0
 
     def _take_frame(self, frame: pb.Frame) -> None:
-        replies = self._replies
+        calls = self._calls
         for chunk in frame.chunks:
-            reply = replies.get(chunk.call_id)
-            if reply is not None:  # else it crossed the abort on the way
-                self._take_chunk(reply, chunk)
+            call = calls.get(chunk.call_id)
+            if call is not None:  # else it crossed the abort on the way
+                self._take_chunk(call, chunk)
         state = frame.state
         if state != self._sent_state:  # the comparison is in C, the reading is not
             self._sent_state = state
@@ -253,20 +257,19 @@ class WorkerSession:
         if frame.goodbye:
             self._lose(frame.goodbye)
 
-    def _take_chunk(self, reply: Reply, chunk: pb.Chunk) -> None:
-        if chunk.status:
-            reply.add_head(chunk.status, codec.headers_from_pb(chunk.headers))
-        data = chunk.data
-        if data:
-            if reply.prompt_tokens:
-                self._prompt_done(reply)
+    def _take_chunk(self, call: OpenCall, chunk: pb.Chunk) -> None:
+        if status := chunk.status:
+            call.add_head(status, codec.headers_from_pb(chunk.headers))
+        if (data := chunk.data) and not call.ended:
+            if call.prompt_tokens:
+                self._prompt_done(call)
                 self._on_change()
-            reply.add_body(data)
-        if chunk.last:
+            call.add_body(data)
+        if chunk.last and not call.ended:
             if chunk.HasField("facts"):
-                reply.facts = codec.facts_from_pb(chunk.facts)
-            reply.end(codec.error_from_name(chunk.error, chunk.error_message) if chunk.error else None)
-            self._forget(reply)
+                call.facts = codec.facts_from_pb(chunk.facts)
+            self._forget(call)
+            call.end(codec.error_from_name(chunk.error, chunk.error_message) if chunk.error else None)
 
     def _tick(self) -> None:
         # Counts ticks and not seconds, so that a stall of this process is not held against the worker.
@@ -292,9 +295,10 @@ class WorkerSession:
             self._timer.cancel()
         if self._connection is not None:
             self._connection.abort()
-        replies, self._replies, self._inflight = self._replies, {}, InflightWork()
-        for reply in replies.values():
-            reply.end(WorkerLost(f"{self._record.worker_id}: {reason}"))
+        calls, self._calls, self._inflight = self._calls, {}, InflightWork()
+        for call in calls.values():
+            if not call.ended:  # by what another one's end led to
+                call.end(WorkerLost(f"{self._record.worker_id}: {reason}"))
         self.idle.set()
         self._on_change()
 

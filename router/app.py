@@ -1,7 +1,6 @@
-"""The ASGI application: relayed routes by a plain dictionary look-up, everything else by FastAPI.
+"""What the HTTP server calls: relayed routes without ASGI, everything else by FastAPI.
 
-Owns which handler gets a request. FastAPI's own routing costs as much as a whole dispatch, so the routes that carry
-load never see it. Must not know how requests are served.
+Owns which handler gets a request. Must not know how requests are served.
 """
 
 from __future__ import annotations
@@ -9,46 +8,40 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from starlette.types import ASGIApp, Receive, Scope, Send
-
 from core.types import WorkerRecord
 from router.body import no_facts
 from router.dispatcher import Dispatcher
 from router.exchange import Exchange
 from router.routes import OPERATIONS, WORKER_METRICS, Operation
 
-_ENGINE_METRICS: Final = Operation("GET", "/metrics", "", no_facts, generates=False)
+_METRICS: Final = "/metrics"
+_ENGINE_METRICS: Final = Operation("GET", _METRICS, "", no_facts, generates=False)
 
 
-class RouterApp:
-    """What the HTTP server calls for every request."""
+class RelayedRoutes:
+    """Implements router.http_protocol.Relay: the requests that workers answer."""
 
-    def __init__(
-        self, *, dispatcher: Dispatcher, control: ASGIApp, announced: Callable[[], tuple[WorkerRecord, ...]]
-    ) -> None:
+    def __init__(self, dispatcher: Dispatcher, announced: Callable[[], tuple[WorkerRecord, ...]]) -> None:
         self._dispatcher = dispatcher
         self._announced = announced
-        self._control = control
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI connection."""
-        if scope["type"] != "http":
-            await self._control(scope, receive, send)
-            return
-        path: str = scope["path"]
+    def path_of(self, method: str, path: str) -> str | None:
+        """Tell under which path a worker serves a request; None: no worker does."""
         operation = OPERATIONS.get(path)
-        if operation is not None and operation.method == scope["method"]:
-            await self._dispatcher.serve(Exchange(scope, receive, send, path), operation)
-            return
-        worker_id = self._whose_metrics(scope["method"], path)
-        if worker_id is not None:
-            exchange = Exchange(scope, receive, send, "/metrics")
-            await self._dispatcher.serve(exchange, _ENGINE_METRICS, worker_id)
-            return
-        await self._control(scope, receive, send)
+        if operation is not None:
+            return path if operation.method == method else None
+        return _METRICS if method == "GET" and self._whose_metrics(path) is not None else None
 
-    def _whose_metrics(self, method: str, path: str) -> str | None:
+    def serve(self, exchange: Exchange, path: str) -> None:
+        """Begin to serve a request."""
+        operation = OPERATIONS.get(path)
+        if operation is not None:
+            self._dispatcher.begin(exchange, operation)
+        else:
+            self._dispatcher.begin(exchange, _ENGINE_METRICS, self._whose_metrics(path))
+
+    def _whose_metrics(self, path: str) -> str | None:
         match = WORKER_METRICS.match(path)
-        if match is None or method != "GET":
+        if match is None:
             return None
         return next((r.worker_id for r in self._announced() if r.worker_id == match[1]), None)

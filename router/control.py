@@ -5,6 +5,7 @@ Owns what FastAPI serves. None of it is on the path of a token. Must not relay t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Annotated, Final
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from core.policy.breaker import Breakers
 from core.types import ClusterView, WorkerView
 from router import VERSION
 from router.errors import error_json
@@ -70,6 +72,7 @@ class WorkerBody(BaseModel):
     kv_blocks_used: int
     kv_blocks_total: int
     inflight_requests: Annotated[int, Field(description="sent by this router and not ended")]
+    breaker: Annotated[str, Field(description="closed, open (left out after failures), or half-open (on trial)")]
 
 
 class WorkersBody(BaseModel):
@@ -83,12 +86,13 @@ def control_app(
     readiness: Readiness,
     metrics: RouterMetrics,
     view: Callable[[], ClusterView],
+    breakers: Breakers,
     num_inflight: Callable[[], int] | None = None,
 ) -> FastAPI:
     """Make the application that serves everything but the relayed routes."""
     app = FastAPI(title=_TITLE, version=VERSION, docs_url=None, redoc_url=None)
     _add_health(app, readiness)
-    _add_reports(app, metrics, view)
+    _add_reports(app, metrics, view, breakers)
     if num_inflight is not None:
         _add_load(app, num_inflight)
     app.add_exception_handler(HTTPException, _http_error)
@@ -122,7 +126,7 @@ def _add_health(app: FastAPI, readiness: Readiness) -> None:
     app.add_api_route("/live", live, methods=["HEAD"], include_in_schema=False)
 
 
-def _add_reports(app: FastAPI, metrics: RouterMetrics, view: Callable[[], ClusterView]) -> None:
+def _add_reports(app: FastAPI, metrics: RouterMetrics, view: Callable[[], ClusterView], breakers: Breakers) -> None:
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def report_metrics() -> Response:
         """Write this router's metrics in Prometheus text."""
@@ -137,7 +141,8 @@ def _add_reports(app: FastAPI, metrics: RouterMetrics, view: Callable[[], Cluste
     @app.get("/workers")
     async def workers() -> WorkersBody:
         """List the workers connected to this router."""
-        return WorkersBody(workers=[_worker_body(w) for w in view().workers])
+        now_s = time.monotonic()
+        return WorkersBody(workers=[_worker_body(w, breakers.state(w.record.worker_id, now_s)) for w in view().workers])
 
 
 def _add_load(app: FastAPI, num_inflight: Callable[[], int]) -> None:
@@ -147,7 +152,7 @@ def _add_load(app: FastAPI, num_inflight: Callable[[], int]) -> None:
         return LoadBody(server_load=num_inflight())
 
 
-def _worker_body(worker: WorkerView) -> WorkerBody:
+def _worker_body(worker: WorkerView, breaker: str) -> WorkerBody:
     record, state = worker.record, worker.state
     return WorkerBody(
         worker_id=record.worker_id,
@@ -163,6 +168,7 @@ def _worker_body(worker: WorkerView) -> WorkerBody:
         kv_blocks_used=state.kv_blocks_used,
         kv_blocks_total=state.kv_blocks_total,
         inflight_requests=worker.inflight_requests,
+        breaker=breaker,
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from core.router_spec import SLOTarget
+from core.types import LegFacts
 from router.body import BodyFacts
 from router.exchange import Exchange
 from router.routes import Operation
@@ -46,19 +47,22 @@ class Life:
         "cause",
         "chunk_s",
         "decode",
+        "decode_facts",
         "events",
         "exchange",
         "excluded",
         "facts",
         "first_s",
+        "is_breakable",
         "operation",
         "output_tokens",
         "prefill",
+        "prefill_facts",
         "reason",
         "retry_after_s",
-        "scope",
         "slo",
         "status",
+        "task",
     )
 
     def __init__(self, exchange: Exchange, operation: Operation, slo: SLOTarget, arrived_s: float) -> None:
@@ -79,14 +83,17 @@ class Life:
         self.attempts = 0
         self.excluded: set[str] = set()  # all and only the workers that failed this request
         self.retry_after_s: float | None = None
-        self.scope: asyncio.Timeout | None = None  # set exactly while the request may be broken off
+        self.decode_facts: LegFacts | None = None  # of the latest attempt, as its workers measured them
+        self.prefill_facts: LegFacts | None = None
+        self.task: asyncio.Task[None] | None = None  # that serves it
+        self.is_breakable = False  # the request may be broken off
         self.cause: Exception | None = None  # why it was broken off
 
     def break_off(self, cause: Exception) -> None:
-        """Stop whatever the request waits for; the first cause counts, and the deadline has none."""
-        if self.scope is not None and self.cause is None:
+        """Stop whatever the request waits for; the first cause counts."""
+        if self.is_breakable and self.task is not None and self.cause is None and not self.exchange.response_complete:
             self.cause = cause
-            self.scope.reschedule(asyncio.get_running_loop().time())
+            self.task.cancel()
 
     def chunk(self, data: bytes, now_s: float) -> float | None:
         """Note bytes of a stream as they pass; return the time since the bytes before, None for the first."""

@@ -12,8 +12,9 @@ import gc
 import logging
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import uvicorn
 
@@ -22,7 +23,7 @@ from core.errors import ConfigError, WorkerDraining
 from core.policy.registry import policy_named
 from core.router_spec import RouterSpec
 from core.types import WorkerRecord
-from router.app import RouterApp
+from router.app import RelayedRoutes
 from router.control import control_app
 from router.dispatcher import LAST_WORDS_S, Dispatcher
 from router.event_log import EventLog
@@ -61,11 +62,14 @@ class RouterServer:
         self.dispatcher = Dispatcher(
             pool=pool, policy=policy, spec=spec, metrics=self._metrics, event_log=self._event_log
         )
-        control = control_app(readiness=self._readiness, metrics=self._metrics, view=pool.view)
+        control = control_app(
+            readiness=self._readiness, metrics=self._metrics, view=pool.view, breakers=self.dispatcher.breakers
+        )
+        relayed = RelayedRoutes(self.dispatcher, self._announced)
         self._http = _HttpServer(
             uvicorn.Config(
-                RouterApp(dispatcher=self.dispatcher, control=control, announced=self._announced),
-                http=HttpProtocol,
+                control,
+                http=cast(type[asyncio.Protocol], partial(HttpProtocol, relayed)),
                 ws="none",
                 lifespan="off",
                 access_log=False,
@@ -110,7 +114,7 @@ class RouterServer:
             self.dispatcher.break_off_all(WorkerDraining("the router is shutting down"))
         if self._serving is not None:
             await self._serving
-        await self.dispatcher.close()
+        self.dispatcher.close()
         await self._pool.close()
         await self._close_event_log()
 

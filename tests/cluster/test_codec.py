@@ -29,7 +29,9 @@ memberships = st.builds(Membership, u64, st.lists(records, max_size=4).map(tuple
 
 @given(submissions)
 def test_submission_survives_the_wire(value: codec.Submission) -> None:
-    wire = codec.submit_command(value).SerializeToString()
+    order = codec.SubmitEncoder(value.call, value.handover, prompt_tokens=value.prompt_tokens, slack_s=value.slack_s)
+    order.encode(value.call_id ^ 1, Leg.WHOLE)  # what was encoded before leaves nothing behind
+    wire = order.encode(value.call_id, value.leg)
     decoded = codec.submission_from_pb(pb.Command.FromString(wire).submit)
     assert decoded == value
     assert decoded.order == LegOrder(value.slack_s, value.prompt_tokens)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from core.router_spec import SLOTarget
@@ -13,15 +15,21 @@ from router.routes import OPERATIONS
 TARGET = SLOTarget("interactive", ttft_s=1.0, tpot_s=0.1)
 
 
-def life(path: str = "/v1/completions", **facts: bool) -> Life:
-    async def receive() -> dict[str, object]:
-        raise AssertionError("nothing is read")
+class NoConnection:
+    """Fails whoever writes to it."""
 
-    async def send(message: object) -> None:
+    transport: asyncio.Transport
+
+    def default_headers(self) -> bytes:
         raise AssertionError("nothing is sent")
 
-    scope = {"method": "POST", "query_string": b"", "headers": []}
-    new = Life(Exchange(scope, receive, send, path), OPERATIONS[path], TARGET, 10.0)
+    def on_response_complete(self) -> None:
+        raise AssertionError("nothing is sent")
+
+
+def life(path: str = "/v1/completions", **facts: bool) -> Life:
+    exchange = Exchange(NoConnection(), method="POST", path=path)
+    new = Life(exchange, OPERATIONS[path], TARGET, 10.0)
     new.facts = BodyFacts(1, **facts)  # type: ignore[arg-type]
     return new
 

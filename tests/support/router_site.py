@@ -134,9 +134,7 @@ class Site:
         dispatcher = self.router.dispatcher
 
         def idle() -> bool:
-            return all(w.is_idle for w in self.workers.values()) and not (
-                dispatcher.num_inflight or dispatcher.num_helpers
-            )
+            return all(w.is_idle for w in self.workers.values()) and not dispatcher.num_inflight
 
         await self.until(idle)
 
