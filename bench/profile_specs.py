@@ -96,7 +96,8 @@ def _engine(config: BatonConfig, role: Role, machine: Machine, run_dir: Path, ba
     has_gpu = bool(machine.gpu_names)
     engine = engine_spec(config, role.value, has_gpu=has_gpu, base=base)
     spec = WorkerSpec(f"{role}-0", role, 1, "127.0.0.1", str(run_dir), engine, kv=kv_spec(config))
-    traced = replace(engine, extra_args=(*engine.extra_args, *flags(trace_file(spec))))
+    # What is to be known is the time of a full step, whoever fills it.
+    traced = replace(engine, shared_step_tokens=None, extra_args=(*engine.extra_args, *flags(trace_file(spec))))
     count = gpus_per_worker(pool_config(config, role), has_gpu=has_gpu) if has_gpu else 0
     return EngineToMeasure(replace(spec, engine=traced), tuple(range(count)))
 

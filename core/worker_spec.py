@@ -23,6 +23,7 @@ class EngineSpec:
     block_size: int = 32
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
+    shared_step_tokens: int | None = None  # most tokens of one prompt in a step that others share; None: no limit
     kv_cache_bytes: int | None = None  # None: the engine's own choice (GPU memory fraction)
     tensor_parallel: int = 1
     pipeline_parallel: int = 1

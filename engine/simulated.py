@@ -17,6 +17,7 @@ from core.errors import EngineFailed
 from core.types import Fingerprint, WorkerState
 from core.worker_spec import EngineSpec, WorkerSpec
 from engine import simulated_openai as openai
+from engine.simulated_prefix_cache import PrefixCache
 from engine.simulated_sequence import Sequence
 from engine.simulated_timing import SimulatedTiming
 from engine.step_state import StepReport
@@ -70,6 +71,7 @@ class SimulatedEngine:
         self._expecting: dict[str, Sequence] = {}  # all and only those that hold blocks and wait for a hand-over
         self._running: list[Sequence] = []  # all and only those that take part in steps, in order of admission
         self._blocks_used = 0
+        self._cache = PrefixCache(block_size=spec.engine.block_size, max_blocks=self._timing.cached_blocks)
         self._latest = StepReport(0.0, 0, 0)
         self._callbacks: list[Callable[[], None]] = []
         self._work = asyncio.Event()
@@ -178,6 +180,7 @@ class SimulatedEngine:
                 return
             self._waiting.popleft()
             self._blocks_used += sequence.num_blocks
+            sequence.reuse(self._cache.match(sequence.generation.prompt))
             transfer_id = sequence.generation.receives_transfer
             if transfer_id and transfer_id not in self._expecting:
                 self._expect(transfer_id, sequence)
@@ -256,8 +259,10 @@ class SimulatedEngine:
 
     def _complete(self, sequence: Sequence) -> None:
         self._remove(sequence)
-        sent = sequence.generation.sends_transfer
-        if sent and self._deliveries is not None and not sequence.done.cancelled() and not sequence.done.exception():
+        if sequence.done.cancelled() or sequence.done.exception():
+            return
+        self._cache.keep(sequence.generation.prompt)
+        if (sent := sequence.generation.sends_transfer) and self._deliveries is not None:
             self._deliveries.deliver(sent)
 
     def _schedule(self) -> tuple[list[tuple[Sequence, int]], float]:

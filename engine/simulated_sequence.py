@@ -17,13 +17,14 @@ class Sequence:
 
     __slots__ = (
         *("_arrived_s", "_began_s", "_first_token_s", "_num_made", "_sink"),
-        *("done", "generation", "num_blocks", "owed_tokens", "received_tokens", "timer"),
+        *("cached_tokens", "done", "generation", "num_blocks", "owed_tokens", "received_tokens", "timer"),
     )
 
     def __init__(self, generation: openai.Generation, sink: ReplySink, num_blocks: int, now_s: float) -> None:
         self.generation = generation
         self.num_blocks = num_blocks  # for prompt and output, reserved at once
         self.owed_tokens = generation.num_prompt_tokens  # of the prompt, not yet computed
+        self.cached_tokens = 0  # of the prompt, found in the engine's prefix cache
         self.received_tokens = 0  # of the prompt, by a hand-over
         self.timer: asyncio.TimerHandle | None = None  # while it waits for a hand-over
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -38,6 +39,11 @@ class Sequence:
         if self.timer is not None:
             self.timer.cancel()
 
+    def reuse(self, cached_tokens: int) -> None:
+        """Take the first tokens of the prompt from the prefix cache; call it before any are computed."""
+        self.cached_tokens = cached_tokens
+        self.owed_tokens -= cached_tokens
+
     def receive(self) -> None:
         """Take the prompt's KV from a hand-over; what is left is its last token, which gives the first output token."""
         self.received_tokens = self.owed_tokens
@@ -49,6 +55,7 @@ class Sequence:
         assert self._first_token_s is not None
         return LegFacts(
             prompt_tokens=self.generation.num_prompt_tokens,
+            cached_tokens=self.cached_tokens,
             received_tokens=self.received_tokens,
             queued_s=self._began_s - self._arrived_s,
             prefill_s=self._first_token_s - self._began_s,

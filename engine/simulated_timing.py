@@ -20,6 +20,7 @@ class SimulatedTiming:
     step_ms_per_seq: float
     transfer_ms: float
     num_kv_blocks: int
+    cached_blocks: int  # of prompts that ended, kept for others that begin alike
 
     @classmethod
     def parse(cls, flags: tuple[str, ...]) -> SimulatedTiming:
@@ -33,6 +34,7 @@ class SimulatedTiming:
         parser.add_argument("--step-ms-per-seq", type=float, default=0.05)
         parser.add_argument("--transfer-ms", type=float, default=5.0)
         parser.add_argument("--num-kv-blocks", type=int, default=4096)
+        parser.add_argument("--cached-blocks", type=int, default=0)
         try:
             values, unknown = parser.parse_known_args(flags)
         except argparse.ArgumentError as exc:

@@ -17,6 +17,7 @@ from engine.vllm_scheduler import FACTORY
 
 CONNECTOR = "BatonConnector"
 CONNECTOR_MODULE = "kv_transfer.connector"
+SCHEDULER_FLAG = "--scheduler-cls"
 NO_TRANSPORT = "none"  # kv.transport of a worker that hands nothing over
 
 
@@ -35,8 +36,11 @@ def serve_flags(spec: WorkerSpec, connector_config: Mapping[str, object]) -> lis
         *("--distributed-executor-backend", _executor(engine)),
         "--enable-prefix-caching" if engine.enable_prefix_caching else "--no-enable-prefix-caching",
         "--disable-fastapi-docs",
-        *("--scheduler-cls", FACTORY),
     ]
+    if not any(arg.startswith(SCHEDULER_FLAG) for arg in engine.extra_args):  # vLLM warns of a flag given twice
+        flags += [SCHEDULER_FLAG, FACTORY]
+    if engine.shared_step_tokens is not None:
+        flags += ["--long-prefill-token-threshold", str(engine.shared_step_tokens)]
     if engine.max_model_len is not None:
         flags += ["--max-model-len", str(engine.max_model_len)]
     if engine.kv_cache_bytes is not None:

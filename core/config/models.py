@@ -97,6 +97,13 @@ class PoolConfig(Section):
     )
     max_num_seqs: int = Field(default=64, ge=1, le=65536, description="requests in one engine step")
     max_num_batched_tokens: int = Field(default=2048, ge=32, le=1 << 20, description="tokens in one engine step")
+    shared_step_tokens: int | None = Field(
+        default=None,
+        ge=32,
+        le=1 << 20,
+        description="most tokens of one prompt in a step that other requests share, so that short prompts need not "
+        "wait for a long one; null: three quarters of a step on prefill workers, no limit on decode workers",
+    )
     kv_cache_mb: int | None = Field(
         default=None,
         ge=8,

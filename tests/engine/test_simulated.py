@@ -196,6 +196,17 @@ async def test_facts_are_those_of_the_clockwork() -> None:
             assert (facts.cached_tokens, facts.received_tokens) == (0, 0)
 
 
+async def test_a_prompt_that_begins_like_an_earlier_one_is_computed_from_there_on() -> None:
+    async with running("--cached-blocks", "100", block_size=32) as engine:
+        steps: list[int] = []
+        engine.on_step(lambda: steps.append(engine.state().step_prompt_tokens))
+        first = await answer(engine, post(prompt="w " * 100, max_tokens=1))
+        longer = await answer(engine, post(prompt="w " * 150, max_tokens=1))
+        again = await answer(engine, post(prompt="w " * 100, max_tokens=1))
+        assert [sink.measured.cached_tokens for sink in (first, longer, again)] == [0, 96, 96]
+        assert steps == [100, 54, 4]
+
+
 async def test_what_is_refused_has_no_facts() -> None:
     async with running() as engine:
         sink = await answer(engine, post(prompt="a", max_tokens=-1))

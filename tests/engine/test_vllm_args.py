@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from core.types import Role
 from core.worker_spec import EngineSpec, KVSpec, WorkerSpec
@@ -37,7 +38,8 @@ def test_a_worker_without_transport_has_no_connector() -> None:
 
 def test_what_is_not_given_is_left_to_the_engine() -> None:
     made = flags(PLAIN)
-    assert not {"--max-model-len", "--kv-cache-memory-bytes", "--enable-lora"} & set(made)
+    optional = {"--max-model-len", "--long-prefill-token-threshold", "--kv-cache-memory-bytes", "--enable-lora"}
+    assert not optional & set(made)
 
 
 def test_sizes_adapters_and_extra_flags() -> None:
@@ -46,6 +48,7 @@ def test_sizes_adapters_and_extra_flags() -> None:
         model_path="/models/m",
         served_model_name="m",
         max_model_len=2048,
+        shared_step_tokens=192,
         kv_cache_bytes=64 << 20,
         tensor_parallel=2,
         enforce_eager=False,
@@ -55,6 +58,7 @@ def test_sizes_adapters_and_extra_flags() -> None:
     )
     made = flags(engine)
     assert value(made, "--distributed-executor-backend") == "mp"
+    assert value(made, "--long-prefill-token-threshold") == "192"
     assert value(made, "--kv-cache-memory-bytes") == str(64 << 20)
     assert value(made, "--max-loras") == "2"
     at = made.index("--lora-modules")
@@ -62,3 +66,10 @@ def test_sizes_adapters_and_extra_flags() -> None:
     assert made[-2:] == ["--max-model-len", "1024"]
     assert "--enforce-eager" not in made
     assert "--no-enable-prefix-caching" in made
+
+
+def test_the_scheduler_tells_its_steps_unless_another_is_asked_for() -> None:
+    assert value(flags(PLAIN), "--scheduler-cls") == "engine.vllm_scheduler.telling_scheduler"
+    for extra in (("--scheduler-cls", "a.B"), ("--scheduler-cls=a.B",)):
+        made = flags(replace(PLAIN, extra_args=extra))
+        assert [flag for flag in made if flag.startswith("--scheduler-cls")] == [extra[0]]

@@ -57,6 +57,7 @@ def pools(draw: st.DrawFn, tensor: int, pipeline: int, at_least: int = 0) -> Poo
         pipeline_parallel=pipeline,
         max_num_seqs=seqs,
         max_num_batched_tokens=draw(st.integers(max(32, seqs), 1 << 20)),
+        shared_step_tokens=draw(st.none() | st.integers(32, 1 << 20)),
         kv_cache_mb=draw(st.none() | st.integers(4096, 1 << 24)),
         cpus=draw(numbers(0, 1024)),
         gpus=draw(st.none() | st.just(0) | st.integers(tensor * pipeline, 4096)),

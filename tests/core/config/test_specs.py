@@ -51,6 +51,7 @@ def test_every_key_reaches_the_engine(tmp_path: Path) -> None:
                 pipeline_parallel=2,
                 max_num_seqs=3,
                 max_num_batched_tokens=64,
+                shared_step_tokens=48,
                 kv_cache_mb=8,
             )
         ),
@@ -64,6 +65,7 @@ def test_every_key_reaches_the_engine(tmp_path: Path) -> None:
         block_size=64,
         max_num_seqs=3,
         max_num_batched_tokens=64,
+        shared_step_tokens=48,
         kv_cache_bytes=2 << 20,  # of one of four ranks
         tensor_parallel=2,
         pipeline_parallel=2,
@@ -77,6 +79,27 @@ def test_every_key_reaches_the_engine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("has_gpu", "kv_cache_bytes"), [(False, 512 << 20), (True, None)])
 def test_without_a_size_the_cache_follows_the_machine(has_gpu: bool, kv_cache_bytes: int | None) -> None:
     assert engine_spec(BatonConfig(), "prefill", has_gpu=has_gpu).kv_cache_bytes == kv_cache_bytes
+
+
+@pytest.mark.parametrize(
+    ("pool", "max_model_len", "given", "expected"),
+    [
+        ("prefill", 4096, None, 192),
+        ("prefill", 4096, 100, 100),
+        ("prefill", 128, None, 128),  # vLLM refuses more than the model's length
+        ("prefill", None, None, None),  # a model of the hub, whose length is not known here
+        ("prefill", None, 100, 100),
+        ("decode", 4096, None, None),
+        ("decode", 4096, 64, 64),
+    ],
+)
+def test_prefill_workers_leave_a_quarter_of_a_step_to_other_prompts(
+    pool: str, max_model_len: int | None, given: int | None, expected: int | None
+) -> None:
+    sizes = PoolConfig(max_num_batched_tokens=256, shared_step_tokens=given)
+    model = ModelConfig(path="org/model", max_model_len=max_model_len)
+    config = BatonConfig(model=model, pools=PoolsConfig(prefill=sizes, decode=sizes))
+    assert engine_spec(config, pool).shared_step_tokens == expected
 
 
 def test_the_length_is_the_models_own_unless_given() -> None:
