@@ -56,6 +56,11 @@ class Views:
         alive = self._alive.tolist()
         return ClusterView(tuple([self._views[i] for i in self._order if alive[i]]), held)
 
+    @property
+    def hellos(self) -> list[WorkerHello]:
+        """Describe all workers, those that are gone included."""
+        return [hello for _, hello in self._fixed]
+
     def numbers(self, prefill: str | None, decode: str) -> tuple[int, int]:
         """Return the kernel's numbers of a pair, NOBODY for no prefill worker."""
         return NOBODY if prefill is None else self._number[prefill], self._number[decode]

@@ -16,19 +16,21 @@ from typing import Final
 from core.policy.context import ClassTarget, LinkFacts, PolicyContext, PoolFacts
 from core.policy.protocol import Policy
 from core.policy.registry import policy_named
-from core.types import Hold, Rejection, RequestShape, Role, Route
+from core.policy.slack_queue import QueueRules, SlackQueue, Waiting
+from core.types import HeldWork, Hold, Rejection, RequestShape, Role, Route
 from sim.cluster import Admission, ClusterSpec, Mode, PoolSpec
 from sim.gear_views import Views
-from sim.held_queue import HeldQueue
 from sim.kernel.run import advance, advance_to_room
 from sim.kernel.state import HELD, NOBODY, ROOM
 from sim.outcome import Outcome, Target
 from sim.placing import place_and_advance
+from sim.prefix_beliefs import PrefixBeliefs
 from sim.simulate import FOREVER_S, outcome_of, simulate, start
 from sim.workload import Workload
 
 # A request that is held for so long is given up: no client waits for longer (router.request_timeout_s is less).
 LONGEST_HOLD_S: Final = 600.0
+_NOTHING: Final = HeldWork()
 _LEAST_HOLD_S: Final = 1e-3  # a policy that asks to be asked again at once is asked again then
 
 
@@ -130,7 +132,10 @@ class _Gear:
     ) -> None:
         self._cluster, self._policy, self._comes_back = cluster, policy, comes_back
         self._state = start(cluster, workload, targets, seed=seed)
-        self._views, self._held = Views(cluster, self._state), HeldQueue()
+        self._views = Views(cluster, self._state)
+        self._beliefs = PrefixBeliefs(workload, self._views.hellos) if cluster.prefix_cache else None
+        self._queue: SlackQueue[int] = SlackQueue(QueueRules())
+        self._waiting: dict[int, Waiting[int]] = {}  # all and only the items of the queue, by request
         self._prompts, self._slo_classes = workload.prompt_tokens.tolist(), workload.classes().tolist()
         self._class_names = [target.name for target in targets]
         self._delay_s = cluster.routing.state_delay_s
@@ -160,7 +165,6 @@ class _Gear:
             elif kind is _Kind.ROOM:
                 self._let_go(now_s)
             elif self._ask_again_s.get(request) == now_s:
-                self._held.take(request)
                 self._decide(request, now_s)
         self._reach(FOREVER_S)
 
@@ -171,7 +175,7 @@ class _Gear:
 
     def _reach(self, until_s: float) -> bool:
         """Do what was decided and let time pass; False if it stopped where a worker has more room for what is held."""
-        to_room, placing = len(self._held) > 0, self._placing
+        to_room, placing = bool(self._waiting), self._placing
         room = self._state.counts[ROOM] if to_room else 0
         if placing is not None:
             self._placing = None
@@ -195,16 +199,15 @@ class _Gear:
         heappush(self._agenda, (now_s + self._delay_s, _Kind.ROOM, NOBODY))
 
     def _let_go(self, now_s: float) -> None:
-        """Decide again what is held, in order, until a request has still to wait."""
-        while (request := self._held.first()) is not None:
-            self._held.take(request)
-            self._decide(request, now_s)
-            if request in self._held:
+        """Decide again what is held, in turn, until a request has still to wait."""
+        while (item := self._queue.peek(now_s)) is not None:
+            self._decide(item.payload, now_s, is_next=True)
+            if item.payload in self._waiting:
                 return
             self._reach(now_s)
 
-    def _decide(self, request: int, now_s: float) -> None:
-        """Ask the policy where a request goes, that is not held, and note what is to be done."""
+    def _decide(self, request: int, now_s: float, *, is_next: bool = False) -> None:
+        """Ask the policy where a request goes, and note what is to be done; nothing held goes before the next one."""
         arrived_s = self._arrived[request]
         shape = RequestShape(
             str(request),
@@ -214,16 +217,20 @@ class _Gear:
             None,
             self._decisions,
             waited_s=now_s - arrived_s,
+            cached=self._beliefs.cached(request) if self._beliefs else (),
         )
         self._decisions += 1
-        decision = self._policy.decide(shape, self._views.view(now_s, self._held.work()), now_s)
+        held = _NOTHING if is_next else self._queue.held()
+        decision = self._policy.decide(shape, self._views.view(now_s, held), now_s)
         if isinstance(decision, Hold) and now_s - arrived_s < LONGEST_HOLD_S:
             self._hold(request, decision, now_s)
             return
-        self._ask_again_s.pop(request, None)
+        self._leave_queue(request, now_s)
         if isinstance(decision, Route):
             prefill, decode = self._views.numbers(decision.prefill, decision.decode)
             self._views.sent(decode if prefill == NOBODY else prefill, now_s)
+            if self._beliefs:
+                self._beliefs.record(decision.prefill or decision.decode, request)
             self._placing = (request, prefill, decode)
         elif isinstance(decision, Hold):
             self._given_up.append(request)
@@ -231,13 +238,38 @@ class _Gear:
             self._placing = (request, NOBODY, NOBODY)
 
     def _hold(self, request: int, decision: Hold, now_s: float) -> None:
-        self._held.put(request, key_s=decision.key_s, prompt_tokens=self._prompts[request])
+        item = self._waiting.get(request)
+        if item is None or item.key_s != decision.key_s:
+            if item is not None:
+                self._queue.remove(item)
+            item = self._waiting[request] = Waiting(decision.key_s, self._prompts[request], request)
+            gone = self._queue.push(item, now_s)
+            if gone is not None:
+                self._placing = (gone.payload, NOBODY, NOBODY)
+                self._forget(gone.payload)
+                if gone is item:
+                    return
         until_s = max(decision.until_s, now_s + _LEAST_HOLD_S)
         if self._ask_again_s.get(request) != until_s:
             self._ask_again_s[request] = until_s
             heappush(self._agenda, (until_s, _Kind.HELD_ENOUGH, request))
-        if self._delay_s and len(self._held) == 1:
+        if self._delay_s and len(self._waiting) == 1:
             self._look_again(now_s)  # it was decided by old states
+
+    def _leave_queue(self, request: int, now_s: float) -> None:
+        item = self._waiting.get(request)
+        if item is None:
+            return
+        if self._queue.peek(now_s) is item:
+            self._queue.take(0, now_s)
+        else:
+            self._queue.remove(item)
+        self._forget(request)
+
+    def _forget(self, request: int) -> None:
+        """Note that a request is not held any more."""
+        del self._waiting[request]
+        self._ask_again_s.pop(request, None)
 
     def _will_return(self, request: int, rejection: Rejection, now_s: float) -> bool:
         """Let a client come back once, when it was told to; False if it will not."""

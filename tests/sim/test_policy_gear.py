@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.policy.context import PolicyContext
+from core.policy.protocol import Policy
 from core.policy.registry import POLICIES, policy_named
 from core.types import ClusterView, Decision, HeldWork, Hold, Rejection, RequestShape, Role, Route, WorkerView
 from sim.cluster import Admission, ClusterSpec, LinkSpec, Mode, Outage, PoolSpec, Routing, Rule
@@ -66,7 +67,7 @@ class Watched:
 class RefuseOdd:
     """Refuses every second request."""
 
-    def decide(self, request: RequestShape, cluster: ClusterView, now_s: float) -> Route | Rejection:
+    def decide(self, request: RequestShape, cluster: ClusterView, now_s: float) -> Decision:
         if request.sequence % 2:
             return Rejection("overloaded", "odd", 1.0)
         return policy_named("least-loaded").decide(request, cluster, now_s)
@@ -88,7 +89,8 @@ class LateBinding:
             return Route(min(w.record.worker_id for w in cluster.of_role(Role.DECODE)), idle[0], "idle")
         if request.waited_s >= self.patient_s:
             return Rejection("overloaded", "waited long enough", 1.0)
-        return Hold("busy", now_s + min(self.ask_s, self.patient_s), self.sign * (now_s - request.waited_s))
+        arrived_s = now_s - request.waited_s
+        return Hold("busy", now_s + min(self.ask_s, self.patient_s), 10.0 + self.sign * arrived_s)
 
 
 @settings(max_examples=20)
@@ -126,9 +128,9 @@ def test_what_is_held_goes_in_order_as_soon_as_a_prompt_is_computed() -> None:
     assert [request for request, _ in policy.sent] == ["0", "3", "2", "1"]
     assert [at_s for _, at_s in policy.sent] == pytest.approx([0.0, 0.11, 0.13, 0.16])
     assert (outcome.end == End.DONE).all()
-    newest_first = HeldWork((-0.03, -0.02, -0.01), (0, 100, 300, 700))
-    assert HeldWork(newest_first.keys_s[1:], (0, 200, 600)) in policy.held  # the one that is asked about is not in it
-    assert newest_first not in policy.held
+    shown = [HeldWork(), HeldWork(), HeldWork((9.99,), (0, 400)), HeldWork((9.98, 9.99), (0, 200, 600))]
+    assert policy.held[:4] == shown  # to each that arrives
+    assert policy.held[4:] == [HeldWork()] * 5  # and nothing goes before the one whose turn it is
 
 
 def test_old_states_let_go_later_by_their_age() -> None:
@@ -222,6 +224,60 @@ def test_every_request_ends_once_and_leaves_nothing(
     again = run(spec, load, policy)
     assert (again.ttft_s == outcome.ttft_s).all()
     assert (again.decode_worker == outcome.decode_worker).all()
+
+
+class Shuffling:
+    """Asks another policy with the workers in another order each time."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def decide(self, request: RequestShape, cluster: ClusterView, now_s: float) -> Decision:
+        order = np.random.default_rng(request.sequence).permutation(len(cluster.workers))
+        workers = tuple(cluster.workers[i] for i in order)
+        return self.policy.decide(request, replace(cluster, workers=workers), now_s)
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_the_order_of_the_workers_does_not_matter(name: str) -> None:
+    spec, load = cluster(3, 3, routing=Routing(admission=Admission.TTFT_AND_TPOT)), workload(300, 30.0)
+    known = context_of(spec, TARGETS)
+    plain = simulate_with_policy(spec, load, TARGETS, policy_named(name, known))
+    shuffled = simulate_with_policy(spec, load, TARGETS, Shuffling(policy_named(name, known)))
+    assert (plain.ttft_s == shuffled.ttft_s).all()
+    assert (plain.decode_worker == shuffled.decode_worker).all()
+
+
+def test_policies_are_told_what_is_believed_of_prefix_caches() -> None:
+    # The first two share two blocks of 512 tokens, the third shares the first block; nothing is shared with the last.
+    load = Workload(
+        "few",
+        np.array([0.0, 1.0, 2.0, 3.0]),
+        np.array([1500] * 4),
+        np.array([5] * 4),
+        prefix_start=np.array([0, 2, 4, 6, 8]),
+        prefix_ids=np.array([0, 1, 0, 1, 0, 2, 3, 4]),
+    )
+    policy = Watched()
+    simulate_with_policy(cluster(prefix_cache=True), load, TARGETS, policy)
+    told = [request.cached for request, _, _ in policy.seen]
+    assert told == [(), (("prefill-0", 1024),), (("prefill-0", 512),), ()]
+    simulate_with_policy(cluster(prefix_cache=False), load, TARGETS, unaware := Watched())
+    assert not any(request.cached for request, _, _ in unaware.seen)
+
+
+def test_affinity_to_prefixes_saves_prompts() -> None:
+    rng = np.random.default_rng(0)
+    chats = rng.integers(0, 30, 400)  # every request repeats the 2,048 tokens of one of thirty chats
+    load = replace(
+        workload(400, 20.0),
+        prompt_tokens=np.full(400, 2100),
+        prefix_start=np.arange(401) * 4,
+        prefix_ids=(chats[:, None] * 4 + np.arange(4)).reshape(-1),
+    )
+    spec = cluster(4, 4, prefix_cache=True)
+    affine, blind = run(spec, load, "prefix-affinity"), run(spec, load, "least-loaded")
+    assert affine.ttft_s.mean() < 0.8 * blind.ttft_s.mean()
 
 
 def test_both_gears_place_alike_where_only_one_worker_fits() -> None:
