@@ -49,6 +49,7 @@ def _compare(arguments: argparse.Namespace, cores: Cores) -> None:
         cores,
         arguments.rounds,
         arguments.seconds,
+        calm_s=arguments.calm,
         policy=arguments.policy[0],
         tests=[test for test in TESTS if arguments.only is None or test.name in arguments.only],
         peers=() if arguments.no_peers else PEERS,
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     compared = parser.add_argument_group("compare")
     compared.add_argument("--rounds", type=int, default=3)
     compared.add_argument("--seconds", type=float, default=2.0, help="length of one test")
+    compared.add_argument("--calm", type=float, default=0.0, help="seconds that a test may wait for an idle machine")
     compared.add_argument("--only", nargs="+", choices=[test.name for test in TESTS], help="these tests")
     compared.add_argument("--no-peers", action="store_true")
     compared.add_argument("--peers-venv", type=Path, default=PEERS_FOLDER, help="where peers are installed")

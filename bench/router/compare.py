@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bench.router.calm import wait_until_calm
 from bench.router.figures import TESTS, Taken, Test
 from bench.router.peers import PEERS, Peer, PeersMissing, install
 from bench.router.site import Cores, Site, SiteFailed, Target, open_site, rss_mb
@@ -26,6 +27,7 @@ class Plan:
     rounds: int = 3
     seconds: float = 2.0
     warm_s: float = 0.5
+    calm_s: float = 0.0  # how long each test may wait for others to leave the machine alone
     policy: str = "slo-aware"
     tests: Sequence[Test] = TESTS
     peers: Sequence[Peer] = PEERS
@@ -66,6 +68,7 @@ def _rounds(site: Site, plan: Plan, targets: Sequence[Target]) -> Iterator[Taken
 
 
 def _take(site: Site, plan: Plan, target: Target, test: Test, index: int) -> Taken:
+    wait_until_calm(plan.calm_s)
     (window,) = site.load(target, test.load, seconds=plan.seconds, warm_s=plan.warm_s)
     memory = rss_mb(target.pid) if target.pid else 0.0
     sys.stderr.write(

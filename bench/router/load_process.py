@@ -12,21 +12,13 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import uvloop
 
 from bench.core_wait import CoreTimes, core_times
+from bench.router.calm import machine_busy_s
 from bench.router.client import Clients, Load, Notes
 from bench.router.window import Spread, Window
-
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-
-
-def busy_s(stat: str) -> float:
-    """Add up the seconds that all cores were busy, out of the text of /proc/stat; waiting for disks is not work."""
-    user, nice, system, _, _, *rest = map(int, stat.partition("\n")[0].split()[1:])
-    return (user + nice + system + sum(rest[:3])) / _TICKS_PER_S  # irq, softirq, steal; guests are in user
 
 
 class Meter:
@@ -44,7 +36,7 @@ class Meter:
 
     def _now(self) -> tuple[dict[str, CoreTimes], float]:
         times = {name: core_times(pid) for name, pid in self._pids.items()}
-        return times, busy_s(Path("/proc/stat").read_text())
+        return times, machine_busy_s()
 
 
 def window_of(notes: Notes, seconds: float, times: Mapping[str, CoreTimes], busy_seconds: float) -> Window:

@@ -98,5 +98,6 @@ def _run(command: Sequence[str]) -> None:
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise PeersMissing(str(exc)) from exc
     if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        raise PeersMissing(f"{' '.join(command[:4])} ... failed: {last[0]}")
+        lines = done.stderr.strip().splitlines() or ["no reason given"]
+        told = [line for line in lines if line.startswith("ERROR")] or lines  # pip warns of much else
+        raise PeersMissing(f"{' '.join(command[:4])} ... failed: {told[-1]}")

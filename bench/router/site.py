@@ -157,14 +157,18 @@ class Site:
     def _start(self, command: Sequence[str], core: int | None, **settings: object) -> subprocess.Popen[str]:
         settings.setdefault("stdout", subprocess.DEVNULL)
         with (self.run_dir / "stderr.log").open("a") as errors:
-            child: subprocess.Popen[str] = subprocess.Popen(  # type: ignore[call-overload]
-                command,
-                stderr=errors,
-                text=True,
-                start_new_session=True,
-                preexec_fn=functools.partial(_settle, os.getpid(), core, self._cores.nice),
-                **settings,
-            )
+            try:
+                child: subprocess.Popen[str] = subprocess.Popen(  # type: ignore[call-overload]
+                    command,
+                    stderr=errors,
+                    text=True,
+                    start_new_session=True,
+                    preexec_fn=functools.partial(_settle, os.getpid(), core, self._cores.nice),
+                    **settings,
+                )
+            except subprocess.SubprocessError as exc:  # raised for anything that _settle cannot do
+                remedy = "take --unpinned, or other cores, and no --nice below 0 without privileges"
+                raise SiteFailed(f"cannot start on core {core} at priority {self._cores.nice}: {remedy}") from exc
         self._children.append(child)
         return child
 

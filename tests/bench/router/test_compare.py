@@ -31,5 +31,10 @@ def test_what_cannot_start_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no policy is called 'best'" in capsys.readouterr().err
 
 
+def test_a_core_that_is_not_there_is_named_with_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--no-peers", "--load-core", "4000"]) == 1
+    assert "cannot start on core 4000 at priority 0: take --unpinned" in capsys.readouterr().err
+
+
 def test_the_folder_of_peers_is_not_in_the_environment_of_the_checkout() -> None:
     assert Plan(Cores()).peers_folder == Path(".baton/bench-peers")

@@ -1,21 +1,13 @@
-"""What a machine and its processes used is read right, and a window holds what was noted."""
+"""What processes used is read right, and a window holds what was noted."""
 
 from __future__ import annotations
 
 import os
 
-import pytest
-
 from bench.core_wait import CoreTimes
 from bench.router.client import Notes
-from bench.router.load_process import Meter, busy_s, window_of
+from bench.router.load_process import Meter, window_of
 from bench.router.window import Spread
-
-
-def test_idle_and_disk_waits_are_not_work() -> None:
-    ticks = os.sysconf("SC_CLK_TCK")
-    line = f"cpu {3 * ticks} {1 * ticks} {2 * ticks} 1000 500 {1 * ticks} {1 * ticks} {1 * ticks} 7 7\ncpu0 1 2 3\n"
-    assert busy_s(line) == pytest.approx(9.0)
 
 
 def test_a_window_is_what_was_noted_in_its_time() -> None:
