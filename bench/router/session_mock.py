@@ -12,7 +12,7 @@ from collections.abc import Callable
 from bench.router.answers import DONE, JSON_TYPE, MODEL, STREAM_TYPE, completion
 from bench.router.stepping import Batch, Timing
 from core.engine import HttpCall, ReplySink
-from core.types import Fingerprint, Handover, Leg, LegFacts, Role, WorkerHello, WorkerState
+from core.types import Fingerprint, Handover, Leg, LegFacts, LegOrder, Role, WorkerHello, WorkerState
 
 NUM_KV_BLOCKS = 200_000
 BLOCK_SIZE = 16
@@ -79,7 +79,7 @@ class MockWorker:
         """What this worker says of itself."""
         return self._hello
 
-    async def run(self, leg: Leg, call: HttpCall, handover: Handover | None, sink: ReplySink) -> None:
+    async def run(self, leg: Leg, call: HttpCall, handover: Handover | None, order: LegOrder, sink: ReplySink) -> None:
         """Answer a leg; see core.worker.Worker."""
         prompt_tokens = len(call.body) // _BYTES_PER_TOKEN
         if self._timing.ttft_us and leg is not Leg.DECODE:

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 
 from core import errors
+from core.policy.breaker import Breakers
 from core.types import Rejection
 from router.control import control_app
 from router.errors import STATUS_BY_ERROR, answer, refusal
@@ -134,7 +135,13 @@ def test_the_route_that_explains_is_described_for_whoever_serves_it() -> None:
 
 async def test_load_has_the_form_of_vllms_route(site: Site) -> None:
     router = site.router
-    app = control_app(readiness=router._readiness, metrics=router._metrics, view=site.pool.view, num_inflight=lambda: 7)
+    app = control_app(
+        readiness=router._readiness,
+        metrics=router._metrics,
+        view=site.pool.view,
+        breakers=Breakers(),
+        num_inflight=lambda: 7,
+    )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         assert (await client.get("/load")).json() == {"server_load": 7}
         Described(await document(client)).check("GET", "/load", await client.get("/load"))
