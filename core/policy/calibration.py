@@ -1,0 +1,229 @@
+"""Whether predictions can be believed: how often their intervals hold, what widens them, and when they are trusted.
+
+Owns the residuals of each SLO class over a rolling window, and nothing else: no clock, no random number, so equal
+observations give equal answers. It is fed by whoever drives a policy, which takes the answers as data (RequestShape);
+so decisions replay. Must not know policies, metrics or who asks.
+
+Three steps, each taken on evidence:
+
+1. The interval of a prediction is its value times (1 +- spread). The share of outcomes within it should be TARGET.
+   With n outcomes that share errs by sqrt(TARGET (1 - TARGET) / n) (binomial); BAND_Z such errors are the band.
+2. When the share leaves the band, spreads are multiplied by the quantile of the residuals that would have held TARGET
+   of the window, with the correction for a finite sample: ceil((n + 1) TARGET) of n residuals. This is split conformal
+   prediction with residuals scaled by the spread (Lei et al., "Distribution-Free Predictive Inference for Regression",
+   2018, sections 2.2 and 5.2), over the latest outcomes only, for loads drift.
+3. When intervals as they were given out, widened ones, still fall below the band, or the factor exceeds MAX_FACTOR, or
+   the median outcome is more than MAX_BIAS times the prediction or less than one MAX_BIAS-th of it, predictions are not
+   trusted. They are again when a whole window of later ones held: within the band, at a factor and a bias of at most
+   the square roots of those limits, so that trust does not flicker.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from core.types import Forecast
+
+TARGET: Final = 0.9
+WINDOW: Final = 200
+MIN_OUTCOMES: Final = 50  # fewer say nothing: the band would be wider than a tenth
+JUDGE_EVERY: Final = 50
+BAND_Z: Final = 2.58  # one check in a hundred errs
+MAX_FACTOR: Final = 4.0
+MAX_BIAS: Final = 2.0
+MIN_SPREAD: Final = 0.05  # of predictions that claim to be surer, or claim nothing
+_NO_INTERVAL: Final = 100.0  # a factor that says that there is none
+
+
+@dataclass(frozen=True, slots=True)
+class Widening:
+    """What the spreads of a prediction are multiplied by."""
+
+    ttft: float = 1.0
+    tpot: float = 1.0
+
+
+AS_PREDICTED: Final = Widening()
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How the predictions of one quantity did, over the latest outcomes of one class."""
+
+    slo_class: str
+    quantity: str  # "ttft" or "tpot"
+    outcomes: int  # in the window
+    coverage: float | None  # share of them within the interval that was given out; None: there are none
+    band: tuple[float, float]  # in which that share may lie by chance
+    factor: float  # that spreads are multiplied by
+    bias: float | None  # median of outcome over prediction
+    trusted: bool
+    reason: str  # in words: why trusted or not
+
+
+class Calibration:
+    """Follows the predictions of every class."""
+
+    def __init__(self, classes: Iterable[str]) -> None:
+        """Begin without evidence: factors are 1 and predictions are trusted."""
+        self._classes = {name: (_Residuals(), _Residuals()) for name in classes}
+
+    def observe(
+        self,
+        slo_class: str,
+        forecast: Forecast,
+        ttft_s: float | None,
+        tpot_s: float | None,
+        *,
+        widening: Widening = AS_PREDICTED,
+    ) -> None:
+        """Compare a prediction with what came of it, both counted from the decision; None: it cannot be told.
+
+        `widening` is what the forecast's spreads have been multiplied by already.
+        """
+        ttft, tpot = self._classes[slo_class]
+        if ttft_s is not None:
+            ttft.add(ttft_s, forecast.ttft_s, forecast.ttft_spread / widening.ttft, widening.ttft)
+        if tpot_s is not None:
+            tpot.add(tpot_s, forecast.tpot_s, forecast.tpot_spread / widening.tpot, widening.tpot)
+
+    def spread_factor(self, slo_class: str) -> Widening:
+        """What the spreads of the class's next predictions are to be multiplied by; at least 1."""
+        ttft, tpot = self._classes[slo_class]
+        return Widening(ttft.factor, tpot.factor)
+
+    def trusted(self, slo_class: str) -> bool:
+        """Whether requests of the class may be refused because of predictions."""
+        ttft, tpot = self._classes[slo_class]
+        return ttft.trusted and tpot.trusted
+
+    def report(self) -> tuple[Coverage, ...]:
+        """Tell of every class: TTFT, then TPOT."""
+        return tuple(
+            residuals.report(name, quantity)
+            for name, both in self._classes.items()
+            for quantity, residuals in zip(("ttft", "tpot"), both, strict=True)
+        )
+
+
+class _Outcome(NamedTuple):  # two for every request
+    """One prediction that has come true or not."""
+
+    residual: float  # distance from the prediction, in half widths of its unwidened interval
+    ratio: float  # outcome over prediction
+    held: bool  # within the interval that was given out
+
+
+class _Residuals:
+    """The latest outcomes of one quantity of one class, and what follows from them."""
+
+    __slots__ = ("_fresh", "_held", "_outcomes", "factor", "reason", "trusted")
+
+    def __init__(self) -> None:
+        self._outcomes: deque[_Outcome] = deque(maxlen=WINDOW)
+        self._held = 0  # how many of them
+        self._fresh = 0  # outcomes since factor or trust changed, WINDOW at most
+        self.factor = 1.0
+        self.trusted = True
+        self.reason = "no evidence yet"
+
+    def add(self, actual_s: float, predicted_s: float, spread: float, factor: float) -> None:
+        """Take one outcome; a prediction of nothing or no number counts as one that did not hold."""
+        outcome = _outcome(actual_s, predicted_s, spread, factor)
+        if len(self._outcomes) == WINDOW:
+            self._held -= self._outcomes[0].held
+        self._outcomes.append(outcome)
+        self._held += outcome.held
+        self._fresh += 1
+        if self._fresh % JUDGE_EVERY == 0 and len(self._outcomes) >= MIN_OUTCOMES:
+            self._judge()
+
+    def report(self, slo_class: str, quantity: str) -> Coverage:
+        """Sum up."""
+        n = len(self._outcomes)
+        return Coverage(
+            slo_class,
+            quantity,
+            n,
+            self._held / n if n else None,
+            band(n),
+            self.factor,
+            self._bias() if n else None,
+            self.trusted,
+            self.reason,
+        )
+
+    def _judge(self) -> None:
+        """Widen, narrow, give up or regain trust."""
+        n = len(self._outcomes)
+        low, high = band(n)
+        within = sum(outcome.residual <= self.factor for outcome in self._outcomes) / n
+        if not low <= within <= high and (within < low or self.factor > 1.0):
+            self._set_factor(self._quantile())
+        bias = self._bias()
+        if not self.trusted:
+            self._try_regain(bias)
+            return
+        found = self._fault(bias)
+        if found is None:
+            self.reason = f"{self._held} of the latest {n} outcomes were within their interval"
+            return
+        self.trusted, self.reason, self._fresh = False, found, 0
+
+    def _fault(self, bias: float) -> str | None:
+        """Say why predictions cannot be trusted; None when they can."""
+        if not 1 / MAX_BIAS <= bias <= MAX_BIAS:
+            return f"the median outcome is {bias:.2f} times the prediction"
+        if self.factor > MAX_FACTOR:
+            return f"intervals would have to be {self.factor:.1f} times as wide"
+        # Those given out since the latest widening must hold; that many are at the end of the window.
+        given = list(self._outcomes)[-self._fresh :] if self._fresh else []
+        if self.factor > 1.0 and len(given) >= MIN_OUTCOMES:
+            held = sum(outcome.held for outcome in given) / len(given)
+            if held < band(len(given))[0]:
+                return f"only {held:.0%} of outcomes were within their interval, widened as it is"
+        return None
+
+    def _try_regain(self, bias: float) -> None:
+        limit = math.sqrt(MAX_BIAS)
+        if self._fresh < WINDOW or not 1 / limit <= bias <= limit or self.factor > math.sqrt(MAX_FACTOR):
+            return
+        if self._held / len(self._outcomes) >= band(len(self._outcomes))[0]:
+            self.trusted, self._fresh = True, 0
+            self.reason = f"trusted again: {self._held} of the latest {len(self._outcomes)} outcomes were as predicted"
+
+    def _quantile(self) -> float:
+        """The factor that would have held TARGET of the window, never below 1."""
+        residuals = sorted(outcome.residual for outcome in self._outcomes)
+        rank = min(len(residuals), math.ceil((len(residuals) + 1) * TARGET))
+        return min(max(1.0, residuals[rank - 1]), _NO_INTERVAL)
+
+    def _set_factor(self, factor: float) -> None:
+        if factor != self.factor:
+            self.factor = factor
+            if self.trusted:
+                self._fresh = 0
+
+    def _bias(self) -> float:
+        ratios = sorted(outcome.ratio for outcome in self._outcomes)
+        return ratios[len(ratios) // 2]
+
+
+def band(n: int) -> tuple[float, float]:
+    """The range in which the share of n outcomes lies by chance when each is within its interval with TARGET."""
+    if n == 0:
+        return 0.0, 1.0
+    error = BAND_Z * math.sqrt(TARGET * (1 - TARGET) / n)
+    return max(0.0, TARGET - error), min(1.0, TARGET + error)
+
+
+def _outcome(actual_s: float, predicted_s: float, spread: float, factor: float) -> _Outcome:
+    if not (predicted_s > 0 and actual_s >= 0 and math.isfinite(predicted_s) and math.isfinite(actual_s)):
+        return _Outcome(math.inf, math.inf, False)
+    spread = spread if spread > MIN_SPREAD else MIN_SPREAD
+    residual = abs(actual_s - predicted_s) / (spread * predicted_s)
+    return _Outcome(residual, actual_s / predicted_s, residual <= factor)
