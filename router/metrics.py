@@ -1,17 +1,14 @@
-"""What the router measures of itself, and how it is shown: /metrics and one log line for each request.
+"""What the router measures of itself, and how it is shown on /metrics.
 
-Owns the derivation of every metric from a finished request. Must not influence any request.
+Owns the derivation of every metric from an ended request. Must not influence any request.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-import orjson
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -23,30 +20,38 @@ from prometheus_client.registry import Collector
 
 from core import metrics as names
 from core.errors import BatonError, DeadlineExceeded, RequestRejected
+from core.policy.calibration import Coverage
 from core.router_spec import SLOTarget
 from core.types import ClusterView, WorkerRecord
 from router.exchange import ClientGone
-from router.life import Life, Timing
-from router.series import Counter, Histogram, Labels, RecentRate
+from router.life import Life
+from router.record import RequestRecord
+from router.request_log import RequestLog
+from router.series import Counter, Histogram, Labels, RecentShare, StageHistograms
+from router.timeline import STAGES
 
 GOODPUT_WINDOW_S: Final = 60
-
-log = logging.getLogger("router.request")
+_CLIENTS_OWN: Final = frozenset(("client_gone", "client_error", "client_slow"))
 
 
 class ClassSeries:
     """The series of one SLO class."""
 
-    __slots__ = ("e2e", "goodput", "histograms", "met", "missed", "tpot", "ttft")
+    __slots__ = ("e2e", "histograms", "met", "missed", "ratios", "recent", "target", "tpot", "ttft")
 
-    def __init__(self, targets: tuple[SLOTarget, ...]) -> None:
+    def __init__(self, target: SLOTarget, targets: tuple[SLOTarget, ...]) -> None:
+        self.target = target
         self.ttft = Histogram(names.edges_with_targets(names.TTFT, (t.ttft_s for t in targets)))
         self.tpot = Histogram(names.edges_with_targets(names.TPOT, (t.tpot_s for t in targets)))
         self.e2e = Histogram(names.edges_with_targets(names.E2E, (t.ttft_s for t in targets)))
         self.histograms = {names.TTFT.name: self.ttft, names.TPOT.name: self.tpot, names.E2E.name: self.e2e}
+        self.ratios = {
+            "ttft": Histogram(names.PREDICTION_RATIO.buckets_s),
+            "tpot": Histogram(names.PREDICTION_RATIO.buckets_s),
+        }
         self.met = 0
         self.missed = 0
-        self.goodput = RecentRate(GOODPUT_WINDOW_S)
+        self.recent = RecentShare(max(names.ATTAINMENT_WINDOWS_S.values()))
 
 
 class RouterMetrics(Collector):
@@ -59,18 +64,32 @@ class RouterMetrics(Collector):
         view: Callable[[], ClusterView],
         announced: Callable[[], tuple[WorkerRecord, ...]],
         num_inflight: Callable[[], int],
+        calibration: Callable[[], tuple[Coverage, ...]] = tuple,
+        open_breakers: Callable[[], Iterable[str]] = tuple,
+        spans_dropped: Callable[[], int] = int,
     ) -> None:
+        """Take what is asked only when metrics are read; `open_breakers` are the ids of workers left out."""
         self._view = view
         self._announced = announced
         self._num_inflight = num_inflight
-        self._classes = {t.name: ClassSeries(targets) for t in targets}
+        self._calibration = calibration
+        self._open_breakers = open_breakers
+        self._spans_dropped = spans_dropped
+        self._classes = {t.name: ClassSeries(t, targets) for t in targets}
         self._requests = Counter()
+        self._refusals = Counter()
+        self._tenants = Counter()
+        self._named_tenants: set[str] = set()  # those with series of their own
         self._handovers = Counter()
         self._retries = Counter()
+        self._stages = StageHistograms(STAGES, names.edges_with_targets(names.TTFT_STAGE, (t.ttft_s for t in targets)))
+        self._prefix_tokens = {"prompt": 0, "actual": 0, "believed": 0}
         self._itl = Histogram(names.edges_with_targets(names.ITL, (t.tpot_s for t in targets)))
+        self._request_log = RequestLog(num_inflight)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         self.gap = self._itl.observe  # time between two arrivals of bytes in a stream, in seconds
+        self.flush_log = self._request_log.flush
 
     def retried(self, reason: str) -> None:
         """Count a request that is tried elsewhere because of the error called `reason`."""
@@ -80,31 +99,68 @@ class RouterMetrics(Collector):
         """Count a prefill leg that ended."""
         self._handovers.add(outcome)
 
-    def finished(self, life: Life, failure: Exception | None) -> None:
-        """Account for a request whose answer is out, and log it."""
-        outcome = _outcome(life, failure)
+    def finished(self, life: Life, failure: Exception | None, record: RequestRecord | None = None) -> None:
+        """Complete the record of a request whose answer is out, account for it, and log it."""
         if not life.operation.generates:
             return
-        self._requests.add(life.slo.name, outcome, life.leg)
-        series = self._classes[life.slo.name]
-        timing = life.timing()
-        met: bool | None = None  # neither, when the client is the cause
-        if outcome == "ok":
-            met = timing.meets(life.slo)
-            series.e2e.observe(timing.e2e_s)
-            if timing.ttft_s is not None:
-                series.ttft.observe(timing.ttft_s)
-            if timing.tpot_s is not None:
-                series.tpot.observe(timing.tpot_s)
-        elif outcome not in ("client_gone", "client_error", "client_slow"):
-            met = False
-        if met:
-            series.met += 1
-            series.goodput.add(life.chunk_s)
-        elif met is not None:
-            series.missed += 1
-        if log.isEnabledFor(logging.INFO):
-            log.info("%s", _log_line(life, failure, outcome, timing, met))
+        if record is None:
+            record = RequestRecord(life.exchange.request_id, "", life.slo, life.arrived_s, path=life.operation.path)
+        _complete(record, life, failure)
+        self._requests.add(record.slo.name, record.outcome, life.leg)
+        series = self._classes[record.slo.name]
+        if record.kept is None:
+            slo = "neither"
+        else:
+            slo = "kept" if record.kept else "missed"
+            series.met += record.kept
+            series.missed += not record.kept
+            series.recent.add(life.chunk_s, record.kept)
+        if record.outcome == "ok":
+            self._answered(series, record)
+        elif record.outcome == "rejected":
+            self._refusals.add(record.slo.name, failure.name if isinstance(failure, BatonError) else "other")
+        if record.tenant:
+            self._tenants.add(self._tenant_label(record.tenant), slo)
+        self._request_log.add(record, life)
+
+    def _answered(self, series: ClassSeries, record: RequestRecord) -> None:
+        series.e2e.observe(record.e2e_s)
+        if record.ttft_s is not None:
+            series.ttft.observe(record.ttft_s)
+        if record.tpot_s is not None:
+            series.tpot.observe(record.tpot_s)
+        line = record.timeline
+        if line is not None and line.until != "end":
+            self._stages.observe_us(line.stages_us)
+        facts = record.prefill_facts or record.answering_facts
+        if facts is not None:
+            worker_id = record.decode if record.prefill_facts is None else record.prefill
+            self._prefix_tokens["prompt"] += facts.prompt_tokens
+            self._prefix_tokens["actual"] += facts.cached_tokens
+            self._prefix_tokens["believed"] += record.believed_cached(worker_id)
+        forecast = record.forecast
+        if forecast is None:
+            return
+        ttft_s = record.actual_ttft_s
+        if ttft_s is not None and forecast.ttft_s > 0:
+            series.ratios["ttft"].observe((ttft_s - record.waited_s) / forecast.ttft_s)
+        if record.tpot_s is not None and forecast.tpot_s > 0:
+            series.ratios["tpot"].observe(record.tpot_s / forecast.tpot_s)
+
+    def _tenant_label(self, tenant: str) -> str:
+        """Name the first tenants; labels must stay few whatever a file of tenants holds."""
+        if tenant in self._named_tenants:
+            return tenant
+        if len(self._named_tenants) < names.MAX_TENANTS:
+            self._named_tenants.add(tenant)
+            return tenant
+        return names.OTHER_TENANTS
+
+    def attainment(self, slo_class: str, window_s: int) -> float | None:
+        """The share of a class's requests that kept their SLO lately; None when none ended."""
+        now_s = asyncio.get_running_loop().time()
+        kept, total = self._classes[slo_class].recent.counts(now_s, window_s)
+        return kept / total if total else None
 
     def render(self) -> bytes:
         """Write the Prometheus text of everything."""
@@ -116,25 +172,81 @@ class RouterMetrics(Collector):
         for metric in (names.TTFT, names.TPOT, names.E2E):
             series: dict[Labels, Histogram] = {(n,): s.histograms[metric.name] for n, s in self._classes.items()}
             yield _histogram(metric, series)
+        yield self._stage_family()
         yield _histogram(names.ITL, {(): self._itl})
-        yield _counter(names.SLO_MET, (((n,), s.met) for n, s in self._classes.items()))
-        yield _counter(names.SLO_MISSED, (((n,), s.missed) for n, s in self._classes.items()))
-        now_s = asyncio.get_running_loop().time()
-        yield _gauge(names.GOODPUT, (((n,), s.goodput.per_second(now_s)) for n, s in self._classes.items()))
+        yield from self._promises()
+        yield _counter(names.TENANT_REQUESTS, self._tenants.values.items())
+        yield _counter(names.REFUSALS, self._refusals.values.items())
+        yield _gauge(names.HELD, [((), len(self._view().held.keys_s))])
+        yield _counter(names.PREFIX_TOKENS, (((source,), n) for source, n in self._prefix_tokens.items()))
+        yield from self._predictions()
+        yield _counter(names.SPANS_DROPPED, [((), self._spans_dropped())])
         yield _gauge(names.INFLIGHT, [((), self._num_inflight())])
         yield _counter(names.HANDOVER, self._handovers.values.items())
         yield _counter(names.RETRIES, self._retries.values.items())
         yield from self._workers()
 
+    def _stage_family(self) -> Family:
+        metric = names.TTFT_STAGE
+        family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+        for stage, sum_s, buckets in self._stages.cumulative():
+            family.add_metric((stage,), buckets, sum_s)
+        return family
+
+    def _promises(self) -> Iterable[Family]:
+        classes = self._classes.items()
+        yield _counter(names.SLO_MET, (((n,), s.met) for n, s in classes))
+        yield _counter(names.SLO_MISSED, (((n,), s.missed) for n, s in classes))
+        now_s = asyncio.get_running_loop().time()
+        kept = {n: s.recent.counts(now_s, GOODPUT_WINDOW_S)[0] for n, s in classes}
+        yield _gauge(names.GOODPUT, (((n,), count / GOODPUT_WINDOW_S) for n, count in kept.items()))
+        shares = (
+            ((n, window), self.attainment(n, window_s))
+            for n in self._classes
+            for window, window_s in names.ATTAINMENT_WINDOWS_S.items()
+        )
+        yield _gauge(names.ATTAINMENT, ((labels, share) for labels, share in shares if share is not None))
+        yield _gauge(names.ATTAINMENT_TARGET, (((n,), s.target.attainment) for n, s in classes))
+
+    def _predictions(self) -> Iterable[Family]:
+        ratios: dict[Labels, Histogram] = {
+            (name, quantity): histogram
+            for name, series in self._classes.items()
+            for quantity, histogram in series.ratios.items()
+        }
+        yield _histogram(names.PREDICTION_RATIO, ratios)
+        found = [((c.slo_class, c.quantity), c) for c in self._calibration()]
+        yield _gauge(names.COVERAGE, ((k, c.coverage) for k, c in found if c.coverage is not None))
+        yield _gauge(names.INTERVAL_FACTOR, ((k, c.factor) for k, c in found))
+        yield _gauge(names.TRUSTED, ((k, c.trusted) for k, c in found))
+
     def _workers(self) -> Iterable[Family]:
         workers = [((w.record.worker_id, w.record.role.value), w.state) for w in self._view().workers]
         up = {labels for labels, _ in workers}
         known = up | {(r.worker_id, r.role.value) for r in self._announced()}
+        open_breakers = frozenset(self._open_breakers())
         yield _gauge(names.WORKER_UP, ((k, k in up) for k in sorted(known)))
         yield _gauge(names.WORKER_RUNNING, ((k, s.num_running) for k, s in workers))
         yield _gauge(names.WORKER_WAITING, ((k, s.num_waiting) for k, s in workers))
         yield _gauge(names.WORKER_KV_USED, ((k, s.kv_blocks_used) for k, s in workers))
         yield _gauge(names.WORKER_KV_TOTAL, ((k, s.kv_blocks_total) for k, s in workers))
+        yield _gauge(names.WORKER_BREAKER, ((k, k[0] in open_breakers) for k in sorted(known)))
+
+
+def _complete(record: RequestRecord, life: Life, failure: Exception | None) -> None:
+    """Write down how the request ended."""
+    outcome, timing, slo = _outcome(life, failure), life.timing(), record.slo
+    record.status, record.outcome = life.status, outcome
+    if failure is not None:
+        record.error = str(failure)
+    record.ttft_s, record.tpot_s, record.e2e_s = timing.ttft_s, timing.tpot_s, timing.e2e_s
+    record.output_tokens = timing.output_tokens
+    if outcome == "ok":
+        record.kept = timing.meets(slo)
+    elif outcome not in _CLIENTS_OWN:
+        record.kept = False
+    ended_s = life.chunk_s if life.body_bytes else asyncio.get_running_loop().time()
+    record.ended(ended_s, first_s=life.first_s)
 
 
 def _outcome(life: Life, failure: Exception | None) -> str:
@@ -152,34 +264,6 @@ def _outcome(life: Life, failure: Exception | None) -> str:
             return "client_slow"
         return "client_error" if life.status in (400, 401, 404, 413) else "rejected"
     return failure.name if isinstance(failure, BatonError) else "internal_error"
-
-
-def _log_line(life: Life, failure: Exception | None, outcome: str, timing: Timing, met: bool | None) -> str:
-    return orjson.dumps(
-        {
-            "event": "request",
-            "time": round(time.time(), 3),
-            "request_id": life.exchange.request_id,
-            "path": life.operation.path,
-            "status": life.status,
-            "outcome": outcome,
-            "error": str(failure) if failure is not None else None,
-            "slo_class": life.slo.name,
-            "slo_met": met,
-            "leg": life.leg,
-            "prefill": life.prefill,
-            "decode": life.decode,
-            "reason": life.reason,
-            "attempts": life.attempts,
-            "stream": life.facts.stream,
-            "prompt_tokens_estimate": life.facts.prompt_tokens,
-            "output_tokens": timing.output_tokens,
-            "ttft_ms": None if timing.ttft_s is None else round(timing.ttft_s * 1000, 3),
-            "tpot_ms": None if timing.tpot_s is None else round(timing.tpot_s * 1000, 3),
-            "e2e_ms": round(timing.e2e_s * 1000, 3),
-            "body_bytes": life.body_bytes,
-        }
-    ).decode()
 
 
 def _counter(metric: names.Metric, values: Iterable[tuple[Labels, float]]) -> Family:

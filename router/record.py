@@ -142,6 +142,7 @@ class RequestRecord:
             is_pair=self.prefill is not None,
             attempts=self.attempts,
             now_s=now_s,
+            had_blocks=self._had_blocks(),
         )
 
     @property
@@ -176,6 +177,17 @@ class RequestRecord:
             return self.ttft_s
         ttft_us = self.timeline.ttft_us
         return None if ttft_us is None else ttft_us / 1e6
+
+    def _had_blocks(self) -> bool:
+        """Whether the decode worker was seen to have blocks for the prompt when the request was sent there."""
+        facts, decode = self.answering_facts, self.decode
+        if facts is None or facts.landed_s or not facts.received_tokens:
+            return False  # nobody asks
+        worker = next((w for w in self.view.workers if w.record.worker_id == decode), None)
+        if worker is None:
+            return False
+        free = worker.state.kv_blocks_total - worker.state.kv_blocks_used
+        return free * worker.hello.fingerprint.block_size >= facts.prompt_tokens
 
     def believed_cached(self, worker_id: str | None) -> int:
         """Prompt tokens that were believed in a worker's cache when the request was decided."""

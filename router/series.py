@@ -54,24 +54,53 @@ class Histogram:
             yield edge, total
 
 
-class RecentRate:
-    """How often something happened per second, over the last `window_s` whole seconds."""
+class StageHistograms:
+    """One histogram for each of some stages; a stage of no length costs nothing to count."""
 
-    __slots__ = ("_seconds", "_window_s")
+    __slots__ = ("_histograms", "_observations")
+
+    def __init__(self, stages: tuple[str, ...], edges: tuple[float, ...]) -> None:
+        self._histograms = {stage: Histogram(edges) for stage in stages}  # of lengths above zero
+        self._observations = 0
+
+    def observe_us(self, lengths_us: tuple[int, ...]) -> None:
+        """Count one observation of every stage, in their order."""
+        self._observations += 1
+        for histogram, length_us in zip(self._histograms.values(), lengths_us, strict=True):
+            if length_us:
+                histogram.observe(length_us * 1e-6)
+
+    def cumulative(self) -> Iterator[tuple[str, float, list[tuple[str, int]]]]:
+        """Yield (stage, sum in seconds, buckets as Histogram.cumulative has them)."""
+        for stage, histogram in self._histograms.items():
+            buckets = list(histogram.cumulative())
+            zeros = self._observations - buckets[-1][1]
+            yield stage, histogram.sum, [(edge, count + zeros) for edge, count in buckets]
+
+
+class RecentShare:
+    """How many of the events of the last `window_s` whole seconds were good ones."""
+
+    __slots__ = ("_seconds",)
 
     def __init__(self, window_s: int) -> None:
-        self._window_s = window_s
-        self._seconds: deque[tuple[int, int]] = deque(maxlen=window_s + 1)  # (second, count), ascending
+        self._seconds: deque[list[int]] = deque(maxlen=window_s + 1)  # [second, good, all], seconds ascending
 
-    def add(self, now_s: float) -> None:
+    def add(self, now_s: float, good: bool) -> None:
         """Note one event."""
         second = int(now_s)
-        if self._seconds and self._seconds[-1][0] == second:
-            self._seconds[-1] = (second, self._seconds[-1][1] + 1)
-        else:
-            self._seconds.append((second, 1))
+        if not self._seconds or self._seconds[-1][0] < second:
+            self._seconds.append([second, 0, 0])
+        latest = self._seconds[-1]
+        latest[1] += good
+        latest[2] += 1
 
-    def per_second(self, now_s: float) -> float:
-        """Average over the window that ends at `now_s`."""
-        oldest = now_s - self._window_s
-        return sum(count for second, count in self._seconds if second >= oldest) / self._window_s
+    def counts(self, now_s: float, window_s: int) -> tuple[int, int]:
+        """Count (good events, all events) of the window that ends at `now_s`."""
+        oldest, good, total = now_s - window_s, 0, 0
+        for second, good_then, all_then in reversed(self._seconds):
+            if second < oldest:
+                break
+            good += good_then
+            total += all_then
+        return good, total

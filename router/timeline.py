@@ -91,10 +91,12 @@ def timeline_of(
     is_pair: bool,
     attempts: int = 1,
     now_s: float | None = None,
+    had_blocks: bool = False,
 ) -> Timeline:
     """Split the time of a request; `answering` are the facts of the leg that made the output.
 
-    `now_s` stands for the end of a request that runs. Any marks and facts give stages that are not negative.
+    `now_s` stands for the end of a request that runs. `had_blocks` says that the decode worker did not lack any when
+    the request came to it. Any marks and facts give stages that are not negative.
     """
     until, total_us = _measured(marks, answering, now_s)
     read_us, held_us, retried_us = _before_submission(marks, total_us, attempts)
@@ -109,7 +111,7 @@ def timeline_of(
             ended_us = None
             if marks.prefill_ended_s is not None and marks.submitted_s is not None:
                 ended_us = _us(marks.prefill_ended_s - marks.submitted_s)
-            stages, hidden_us = _pair(prefill, answering, left_us, prefill_ended_us=ended_us)
+            stages, hidden_us = _pair(prefill, answering, left_us, prefill_ended_us=ended_us, had_blocks=had_blocks)
         elif answering is not None:
             queue_us = min(_us(answering.queued_s), left_us)
             stages = (queue_us, min(_us(answering.prefill_s), left_us - queue_us), 0, 0, 0)
@@ -143,11 +145,17 @@ def _before_submission(marks: Marks, total_us: int, attempts: int) -> tuple[int,
 
 
 def _pair(
-    prefill: LegFacts | None, decode: LegFacts | None, left_us: int, *, prefill_ended_us: int | None
+    prefill: LegFacts | None,
+    decode: LegFacts | None,
+    left_us: int,
+    *,
+    prefill_ended_us: int | None,
+    had_blocks: bool,
 ) -> tuple[tuple[int, int, int, int, int], int | None]:
     """Split the time from submission on: queue, prefill, exposed transfer, blocks, first step; and the hidden transfer.
 
-    Both legs are submitted at once, so both engines' times count from there.
+    Both legs are submitted at once, so both engines' times count from there. A worker that does not say when the KV
+    landed leaves a gap between prefill and the first step: that is transfer if there were blocks, else nobody can say.
     """
     queue_us = prefill_us = exposed_us = blocks_us = 0
     hidden_us: int | None = None
@@ -164,6 +172,8 @@ def _pair(
             exposed_us = max(0, landed_us - max(computed_us, ready_us))
             blocks_us = max(0, begun_us - computed_us - exposed_us)
             hidden_us = max(0, min(computed_us, landed_us) - max(queue_us, ready_us))
+        elif decode is not None and had_blocks:
+            exposed_us = max(0, begun_us - queue_us - prefill_us)
     spent_us = queue_us + prefill_us + exposed_us + blocks_us
     first_step_us = 0 if decode is None else min(_us(decode.prefill_s), left_us - spent_us)
     return (queue_us, prefill_us, exposed_us, blocks_us, first_step_us), hidden_us

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.series import Counter, Histogram, RecentRate
+from router.series import Counter, Histogram, RecentShare, StageHistograms
 
 EDGES = (0.1, 0.5, 1.0)
 
@@ -28,10 +28,24 @@ def test_counter_counts_by_labels(events: list[tuple[str, str]]) -> None:
     assert counter.values == {labels: events.count(labels) for labels in set(events)}
 
 
-@given(st.lists(st.integers(0, 400)).map(sorted), st.integers(0, 100))
-def test_recent_rate_forgets_what_is_older_than_its_window(seconds: list[int], later: int) -> None:
-    rate = RecentRate(60)
-    for second in seconds:
-        rate.add(second + 0.5)
-    now_s = float((seconds[-1] if seconds else 0) + later)
-    assert rate.per_second(now_s) == sum(s >= now_s - 60 for s in seconds) / 60
+@given(st.lists(st.tuples(st.integers(0, 400), st.booleans())).map(sorted), st.integers(0, 100), st.integers(1, 60))
+def test_recent_share_forgets_what_is_older_than_its_window(
+    events: list[tuple[int, bool]], later: int, window_s: int
+) -> None:
+    share = RecentShare(60)
+    for second, good in events:
+        share.add(second + 0.5, good)
+    now_s = float((events[-1][0] if events else 0) + later)
+    recent = [good for second, good in events if second >= now_s - window_s]
+    assert share.counts(now_s, window_s) == (sum(recent), len(recent))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2_000_000), st.just(0) | st.integers(0, 2_000_000))))
+def test_stages_are_counted_as_single_histograms_are(lengths_us: list[tuple[int, int]]) -> None:
+    stages, single = StageHistograms(("a", "b"), EDGES), (Histogram(EDGES), Histogram(EDGES))
+    for pair in lengths_us:
+        stages.observe_us(pair)
+        for histogram, length_us in zip(single, pair, strict=True):
+            histogram.observe(length_us * 1e-6)
+    expected = [(n, h.sum, list(h.cumulative())) for n, h in zip("ab", single, strict=True)]
+    assert list(stages.cumulative()) == expected

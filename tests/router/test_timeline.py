@@ -47,12 +47,27 @@ def measured_us(at: Marks) -> int | None:
     is_pair=st.booleans(),
     attempts=st.integers(0, 5),
     now_s=st.none() | ANY,
+    had_blocks=st.booleans(),
 )
 def test_stages_sum_to_the_measured_time(
-    at: Marks, prefill: LegFacts | None, answering: LegFacts | None, is_pair: bool, attempts: int, now_s: float | None
+    at: Marks,
+    prefill: LegFacts | None,
+    answering: LegFacts | None,
+    is_pair: bool,
+    attempts: int,
+    now_s: float | None,
+    had_blocks: bool,
 ) -> None:
     def split() -> Timeline:
-        return timeline_of(at, prefill=prefill, answering=answering, is_pair=is_pair, attempts=attempts, now_s=now_s)
+        return timeline_of(
+            at,
+            prefill=prefill,
+            answering=answering,
+            is_pair=is_pair,
+            attempts=attempts,
+            now_s=now_s,
+            had_blocks=had_blocks,
+        )
 
     line = split()
     assert sum(line.stages_us) == line.total_us
@@ -99,11 +114,13 @@ def test_blocks_that_came_after_prefill_are_no_transfer() -> None:
     assert (line.transfer_exposed_us, line.blocks_us, line.transfer_hidden_us) == (5_000, 10_000, 0)
 
 
-def test_without_the_time_of_landing_the_gap_is_unattributed() -> None:
+def test_without_the_time_of_landing_the_gap_is_transfer_if_there_were_blocks() -> None:
     decode = LegFacts(512, 0, 511, queued_s=0.065, prefill_s=0.008)
     line = timeline_of(pair_marks(), prefill=PREFILL, answering=decode, is_pair=True)
     assert (line.transfer_exposed_us, line.blocks_us, line.unattributed_us) == (0, 0, 20_000)
     assert line.transfer_hidden_us is None
+    line = timeline_of(pair_marks(), prefill=PREFILL, answering=decode, is_pair=True, had_blocks=True)
+    assert (line.transfer_exposed_us, line.blocks_us, line.unattributed_us) == (15_000, 0, 5_000)
 
 
 def test_a_prompt_that_decode_computed_itself_is_no_hand_over() -> None:
