@@ -31,7 +31,7 @@ def start_headers(record: RequestRecord) -> Headers:
     if route.prefill is not None:
         headers.append((b"x-baton-prefill", _value(route.prefill)))
     if route.forecast is not None:
-        headers.append((b"x-baton-predicted-ttft-ms", _ms(record.waited_s + route.forecast.ttft_s)))
+        headers.append((b"x-baton-predicted-ttft-ms", _ms(record.predicted_ttft_s)))
         headers.append((b"x-baton-predicted-tpot-ms", _ms(route.forecast.tpot_s)))
     return headers
 
@@ -56,7 +56,7 @@ def stream_comment(record: RequestRecord, timing: Timing) -> bytes:
     }
     forecast = record.forecast
     if forecast is not None:
-        told["predicted_ttft_ms"] = _rounded(record.waited_s + forecast.ttft_s)
+        told["predicted_ttft_ms"] = _rounded(record.predicted_ttft_s)
         told["predicted_tpot_ms"] = _rounded(forecast.tpot_s)
     told["ttft_ms"] = None if timing.ttft_s is None else _rounded(timing.ttft_s)
     told["tpot_ms"] = None if timing.tpot_s is None else _rounded(timing.tpot_s)

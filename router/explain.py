@@ -120,7 +120,7 @@ class Explainer:
             num_holds=record.num_holds,
             failed_tries=tuple(FailedTry(route.decode, route.prefill, error) for route, error in record.tries),
             cache=_cache(record),
-            timeline=_timeline(record.timeline_at(self._clock())),
+            timeline=_timeline(record, record.timeline_at(self._clock())),
             predicted_ttft=None if forecast is None else ttft_from_arrival(record, forecast),
             predicted_tpot=None if forecast is None else predicted(forecast.tpot_s, forecast.tpot_spread),
             actual=_actual(record),
@@ -235,13 +235,14 @@ def _cache(record: RequestRecord) -> CacheUse:
     )
 
 
-def _timeline(line: Timeline) -> TimelineTold:
+def _timeline(record: RequestRecord, line: Timeline) -> TimelineTold:
+    first_s, ended_s = record.marks.first_s, record.marks.ended_s
     return TimelineTold(
         line.until,
         line.total_us / 1000,
         tuple(Stage(name, us / 1000) for name, us in zip(STAGES, line.stages_us, strict=True)),
         None if line.transfer_hidden_us is None else line.transfer_hidden_us / 1000,
-        None if line.output_us is None else line.output_us / 1000,
+        None if first_s is None or ended_s is None else _ms(ended_s - first_s),
     )
 
 

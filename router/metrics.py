@@ -37,7 +37,7 @@ _CLIENTS_OWN: Final = frozenset(("client_gone", "client_error", "client_slow"))
 class ClassSeries:
     """The series of one SLO class."""
 
-    __slots__ = ("e2e", "histograms", "met", "missed", "ratios", "recent", "target", "tpot", "ttft")
+    __slots__ = ("e2e", "histograms", "met", "missed", "recent", "target", "tpot", "tpot_ratio", "ttft", "ttft_ratio")
 
     def __init__(self, target: SLOTarget, targets: tuple[SLOTarget, ...]) -> None:
         self.target = target
@@ -45,10 +45,8 @@ class ClassSeries:
         self.tpot = Histogram(names.edges_with_targets(names.TPOT, (t.tpot_s for t in targets)))
         self.e2e = Histogram(names.edges_with_targets(names.E2E, (t.ttft_s for t in targets)))
         self.histograms = {names.TTFT.name: self.ttft, names.TPOT.name: self.tpot, names.E2E.name: self.e2e}
-        self.ratios = {
-            "ttft": Histogram(names.PREDICTION_RATIO.buckets_s),
-            "tpot": Histogram(names.PREDICTION_RATIO.buckets_s),
-        }
+        self.ttft_ratio = Histogram(names.PREDICTION_RATIO.buckets_s)
+        self.tpot_ratio = Histogram(names.PREDICTION_RATIO.buckets_s)
         self.met = 0
         self.missed = 0
         self.recent = RecentShare(max(names.ATTAINMENT_WINDOWS_S.values()))
@@ -141,11 +139,11 @@ class RouterMetrics(Collector):
         forecast = record.forecast
         if forecast is None:
             return
-        ttft_s = record.actual_ttft_s
-        if ttft_s is not None and forecast.ttft_s > 0:
-            series.ratios["ttft"].observe((ttft_s - record.waited_s) / forecast.ttft_s)
+        ttft_s, predicted_s = record.actual_ttft_s, record.predicted_ttft_s - record.waited_s
+        if ttft_s is not None and predicted_s > 0:
+            series.ttft_ratio.observe((ttft_s - record.waited_s) / predicted_s)
         if record.tpot_s is not None and forecast.tpot_s > 0:
-            series.ratios["tpot"].observe(record.tpot_s / forecast.tpot_s)
+            series.tpot_ratio.observe(record.tpot_s / forecast.tpot_s)
 
     def _tenant_label(self, tenant: str) -> str:
         """Name the first tenants; labels must stay few whatever a file of tenants holds."""
@@ -212,7 +210,7 @@ class RouterMetrics(Collector):
         ratios: dict[Labels, Histogram] = {
             (name, quantity): histogram
             for name, series in self._classes.items()
-            for quantity, histogram in series.ratios.items()
+            for quantity, histogram in (("ttft", series.ttft_ratio), ("tpot", series.tpot_ratio))
         }
         yield _histogram(names.PREDICTION_RATIO, ratios)
         found = [((c.slo_class, c.quantity), c) for c in self._calibration()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
+from core.policy.calibration import AS_PREDICTED
 from core.router_spec import SLOTarget
 from core.types import ClusterView, Decision, Forecast, Hold, LegFacts, Rejection, RequestShape, Route
 from router.timeline import Marks, Timeline, timeline_of
@@ -29,6 +30,7 @@ class RequestRecord:
         "e2e_s",
         "error",
         "excluded",
+        "forecast",
         "holding_since_s",
         "holds",
         "kept",
@@ -37,6 +39,7 @@ class RequestRecord:
         "outcome",
         "output_tokens",
         "path",
+        "predicted_ttft_s",
         "prefill_facts",
         "request_id",
         "shape",
@@ -49,6 +52,8 @@ class RequestRecord:
         "tries",
         "ttft_s",
         "view",
+        "waited_s",
+        "widening",
     )
 
     def __init__(self, request_id: str, tenant: str, slo: SLOTarget, arrived_s: float, *, path: str = "") -> None:
@@ -63,6 +68,10 @@ class RequestRecord:
         self.excluded: frozenset[str] = frozenset()
         self.decision_s = arrived_s
         self.decision: Decision | None = None
+        self.forecast: Forecast | None = None  # of the route or the hold decided last
+        self.waited_s = 0.0  # from arrival to that decision, which forecasts count from
+        self.predicted_ttft_s = 0.0  # from arrival: waited and forecast; nothing without a forecast
+        self.widening = AS_PREDICTED  # what the spreads of that forecast were multiplied by
         self.holds: tuple[tuple[float, Hold], ...] = ()  # the first MAX_HOLDS, with the time of each
         self.num_holds = 0
         self.holding_since_s: float | None = None
@@ -89,6 +98,9 @@ class RequestRecord:
             self.marks.decided_s = now_s
         self.released(now_s)
         self.shape, self.view, self.decision, self.decision_s = shape, view, decision, now_s
+        self.waited_s = now_s - self.marks.arrived_s
+        self.forecast = forecast = None if isinstance(decision, Rejection) else decision.forecast
+        self.predicted_ttft_s = 0.0 if forecast is None else self.waited_s + forecast.ttft_s
         if excluded:
             self.excluded = frozenset(excluded)
         if isinstance(decision, Hold):
@@ -137,8 +149,8 @@ class RequestRecord:
             return self.timeline
         return timeline_of(
             self.marks,
-            prefill=self.prefill_facts,
-            answering=self.answering_facts,
+            self.prefill_facts,
+            self.answering_facts,
             is_pair=self.prefill is not None,
             attempts=self.attempts,
             now_s=now_s,
@@ -161,16 +173,6 @@ class RequestRecord:
         return self.decision.decode if isinstance(self.decision, Route) else None
 
     @property
-    def forecast(self) -> Forecast | None:
-        """What was predicted of the route or the hold decided last."""
-        return None if self.decision is None or isinstance(self.decision, Rejection) else self.decision.forecast
-
-    @property
-    def waited_s(self) -> float:
-        """From arrival to the decision that `forecast` counts from."""
-        return self.decision_s - self.marks.arrived_s
-
-    @property
     def actual_ttft_s(self) -> float | None:
         """The TTFT as passed on, of a document as its worker reports it; None where it cannot be told."""
         if self.timeline is None:
@@ -191,9 +193,11 @@ class RequestRecord:
 
     def believed_cached(self, worker_id: str | None) -> int:
         """Prompt tokens that were believed in a worker's cache when the request was decided."""
-        if self.shape is None or worker_id is None:
-            return 0
-        return next((tokens for holder, tokens in self.shape.cached if holder == worker_id), 0)
+        if self.shape is not None:
+            for holder, tokens in self.shape.cached:
+                if holder == worker_id:
+                    return tokens
+        return 0
 
 
 def verdict_of(record: RequestRecord) -> str:

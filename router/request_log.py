@@ -29,15 +29,18 @@ class RequestLog:
 
     def __init__(self, num_inflight: Callable[[], int]) -> None:
         self._num_inflight = num_inflight
-        self._lines: list[bytes] = []  # ended, and not passed on
-        self._timer: asyncio.TimerHandle | None = None  # set exactly while there are lines
+        self._lines = bytearray()  # of requests that ended, each with its line end, and not passed on
+        self._num_lines = 0
+        self._timer: asyncio.TimerHandle | None = None  # set only while there are lines
 
     def add(self, record: RequestRecord, life: Life) -> None:
         """Take the line of an ended request."""
         if not log.isEnabledFor(logging.INFO):
             return
-        self._lines.append(_line(record, life))
-        if len(self._lines) >= BATCH_LINES or not self._num_inflight():
+        # Copied at once: to keep so many lines as objects takes longer than to make them, for want of warm memory.
+        self._lines += _line(record, life)
+        self._num_lines += 1
+        if self._num_lines >= BATCH_LINES or not self._num_inflight():
             self.flush()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LATEST_S, self.flush)
@@ -48,8 +51,10 @@ class RequestLog:
             self._timer.cancel()
             self._timer = None
         if self._lines:
-            lines, self._lines = self._lines, []
-            log.info("%s", b"\n".join(lines).decode())
+            text = self._lines[:-1].decode()
+            self._lines.clear()
+            self._num_lines = 0
+            log.info("%s", text)
 
 
 def _line(record: RequestRecord, life: Life) -> bytes:
@@ -81,12 +86,13 @@ def _line(record: RequestRecord, life: Life) -> bytes:
             "ttft_ms": None if ttft_s is None else _ms(ttft_s),
             "tpot_ms": None if tpot_s is None else _ms(tpot_s),
             "e2e_ms": _ms(record.e2e_s),
-            "predicted_ttft_ms": None if forecast is None else _ms(record.waited_s + forecast.ttft_s),
+            "predicted_ttft_ms": None if forecast is None else _ms(record.predicted_ttft_s),
             "predicted_tpot_ms": None if forecast is None else _ms(forecast.tpot_s),
             "until": None if line is None else line.until,
             "stages_us": None if line is None else dict(zip(STAGES, line.stages_us, strict=True)),
             "body_bytes": life.body_bytes,
-        }
+        },
+        option=orjson.OPT_APPEND_NEWLINE,
     )
 
 

@@ -55,27 +55,36 @@ class Histogram:
 
 
 class StageHistograms:
-    """One histogram for each of some stages; a stage of no length costs nothing to count."""
+    """One histogram for each of some stages; a stage of no length costs next to nothing to count."""
 
-    __slots__ = ("_histograms", "_observations")
+    __slots__ = ("_counts", "_edges", "_edges_us", "_observations", "_stages", "_sums_us")
 
     def __init__(self, stages: tuple[str, ...], edges: tuple[float, ...]) -> None:
-        self._histograms = {stage: Histogram(edges) for stage in stages}  # of lengths above zero
+        self._stages = stages
+        self._edges = edges  # in seconds
+        self._edges_us = [round(edge * 1e6) for edge in edges]
+        # By stage, of lengths above zero alone: observations by bucket, and their sum.
+        self._counts = [[0] * (len(edges) + 1) for _ in stages]
+        self._sums_us = [0] * len(stages)
         self._observations = 0
 
     def observe_us(self, lengths_us: tuple[int, ...]) -> None:
         """Count one observation of every stage, in their order."""
         self._observations += 1
-        for histogram, length_us in zip(self._histograms.values(), lengths_us, strict=True):
+        for at, length_us in enumerate(lengths_us):
             if length_us:
-                histogram.observe(length_us * 1e-6)
+                self._counts[at][bisect_left(self._edges_us, length_us)] += 1
+                self._sums_us[at] += length_us
 
     def cumulative(self) -> Iterator[tuple[str, float, list[tuple[str, int]]]]:
         """Yield (stage, sum in seconds, buckets as Histogram.cumulative has them)."""
-        for stage, histogram in self._histograms.items():
-            buckets = list(histogram.cumulative())
-            zeros = self._observations - buckets[-1][1]
-            yield stage, histogram.sum, [(edge, count + zeros) for edge, count in buckets]
+        for stage, counts, sum_us in zip(self._stages, self._counts, self._sums_us, strict=True):
+            total = self._observations - sum(counts)
+            buckets = []
+            for edge, count in zip((*map(repr, self._edges), "+Inf"), counts, strict=True):
+                total += count
+                buckets.append((edge, total))
+            yield stage, sum_us / 1e6, buckets
 
 
 class RecentShare:

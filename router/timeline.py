@@ -57,7 +57,6 @@ class Timeline(NamedTuple):  # one is made for every request: a frozen dataclass
     first_step_us: int = 0  # the decode step that made the first token
     unattributed_us: int = 0  # no fact accounts for it: the worker's HTTP layer, the way there and back
     transfer_hidden_us: int | None = None  # of KV while prefill ran: not in the sum; None: not known
-    output_us: int | None = None  # from the first byte to the last: not in the sum
 
     @property
     def ttft_us(self) -> int | None:
@@ -85,9 +84,9 @@ STAGES: Final = (
 
 def timeline_of(
     marks: Marks,
-    *,
     prefill: LegFacts | None,
     answering: LegFacts | None,
+    *,
     is_pair: bool,
     attempts: int = 1,
     now_s: float | None = None,
@@ -98,30 +97,25 @@ def timeline_of(
     `now_s` stands for the end of a request that runs. `had_blocks` says that the decode worker did not lack any when
     the request came to it. Any marks and facts give stages that are not negative.
     """
-    until, total_us = _measured(marks, answering, now_s)
+    if marks.first_s is None:
+        until, total_us = _unmeasured(marks, answering, now_s)
+    else:
+        until, total_us = "first byte", _us(marks.first_s - marks.arrived_s)
     read_us, held_us, retried_us = _before_submission(marks, total_us, attempts)
     left_us = total_us - read_us - held_us - retried_us
-    output_us = None
-    if marks.first_s is not None and marks.ended_s is not None:
-        output_us = _us(marks.ended_s - marks.first_s)
-    stages = (0, 0, 0, 0, 0)
-    hidden_us: int | None = None
-    if answering is not None or prefill is not None:
-        if is_pair and (answering is None or answering.received_tokens):
-            ended_us = None
-            if marks.prefill_ended_s is not None and marks.submitted_s is not None:
-                ended_us = _us(marks.prefill_ended_s - marks.submitted_s)
-            stages, hidden_us = _pair(prefill, answering, left_us, prefill_ended_us=ended_us, had_blocks=had_blocks)
-        elif answering is not None:
-            queue_us = min(_us(answering.queued_s), left_us)
-            stages = (queue_us, min(_us(answering.prefill_s), left_us - queue_us), 0, 0, 0)
-    return Timeline(until, total_us, read_us, held_us, retried_us, *stages, left_us - sum(stages), hidden_us, output_us)
+    if answering is None and prefill is None:
+        return Timeline(until, total_us, read_us, held_us, retried_us, 0, 0, 0, 0, 0, left_us)
+    if answering is not None and not (is_pair and answering.received_tokens):
+        queue_us = _at_most(left_us, answering.queued_s)
+        prefill_us = _at_most(left_us - queue_us, answering.prefill_s)
+        rest_us = left_us - queue_us - prefill_us
+        return Timeline(until, total_us, read_us, held_us, retried_us, queue_us, prefill_us, 0, 0, 0, rest_us)
+    stages, hidden_us = _pair(prefill, answering, left_us, had_blocks=had_blocks)
+    return Timeline(until, total_us, read_us, held_us, retried_us, *stages, hidden_us)
 
 
-def _measured(marks: Marks, answering: LegFacts | None, now_s: float | None) -> tuple[str, int]:
-    """Say until when the time line goes, and how long that is."""
-    if marks.first_s is not None:
-        return "first byte", _us(marks.first_s - marks.arrived_s)
+def _unmeasured(marks: Marks, answering: LegFacts | None, now_s: float | None) -> tuple[str, int]:
+    """Say until when the time line of a request goes that streamed nothing, and how long that is."""
     if marks.ended_s is None:
         return "now", 0 if now_s is None else _us(now_s - marks.arrived_s)
     total_us = _us(marks.ended_s - marks.arrived_s)
@@ -133,50 +127,49 @@ def _measured(marks: Marks, answering: LegFacts | None, now_s: float | None) -> 
 
 def _before_submission(marks: Marks, total_us: int, attempts: int) -> tuple[int, int, int]:
     """Split what passed before the try that answered: read, held, retried."""
-    if marks.submitted_s is None:  # it never went to a worker: all there was is the decision and the waiting for it
-        held_us = min(_us(marks.held_s), total_us)
-        return total_us - held_us, held_us, 0
-    before_us = min(_us(marks.submitted_s - marks.arrived_s), total_us)
-    held_us = min(_us(marks.held_s), before_us)
-    if attempts <= 1 or marks.decided_s is None:
+    before_us = total_us  # of a request that never went to a worker
+    if marks.submitted_s is not None:
+        before_us = _at_most(total_us, marks.submitted_s - marks.arrived_s)
+    held_us = _at_most(before_us, marks.held_s) if marks.held_s else 0
+    if attempts <= 1 or marks.decided_s is None or marks.submitted_s is None:
         return before_us - held_us, held_us, 0
-    read_us = min(_us(marks.decided_s - marks.arrived_s), before_us - held_us)
+    read_us = _at_most(before_us - held_us, marks.decided_s - marks.arrived_s)
     return read_us, held_us, before_us - held_us - read_us
 
 
 def _pair(
-    prefill: LegFacts | None,
-    decode: LegFacts | None,
-    left_us: int,
-    *,
-    prefill_ended_us: int | None,
-    had_blocks: bool,
-) -> tuple[tuple[int, int, int, int, int], int | None]:
-    """Split the time from submission on: queue, prefill, exposed transfer, blocks, first step; and the hidden transfer.
+    prefill: LegFacts | None, decode: LegFacts | None, left_us: int, *, had_blocks: bool
+) -> tuple[tuple[int, int, int, int, int, int], int | None]:
+    """Split the time from submission on, from queue to unattributed; and say what of the transfer was hidden.
 
     Both legs are submitted at once, so both engines' times count from there. A worker that does not say when the KV
     landed leaves a gap between prefill and the first step: that is transfer if there were blocks, else nobody can say.
     """
-    queue_us = prefill_us = exposed_us = blocks_us = 0
+    begun_us = left_us if decode is None else _at_most(left_us, decode.queued_s)  # the decode engine's first step
+    queue_us = prefill_us = exposed_us = blocks_us = first_step_us = 0
     hidden_us: int | None = None
-    begun_us = left_us  # of the decode engine's first step, from submission
-    if decode is not None:
-        begun_us = min(_us(decode.queued_s), left_us)
     if prefill is not None:
-        bound_us = begun_us if prefill_ended_us is None else min(prefill_ended_us, begun_us)
-        queue_us = min(_us(prefill.queued_s), bound_us)
-        prefill_us = min(_us(prefill.prefill_s), bound_us - queue_us)
+        queue_us = _at_most(begun_us, prefill.queued_s)
+        prefill_us = _at_most(begun_us - queue_us, prefill.prefill_s)
+        computed_us = queue_us + prefill_us
         if decode is not None and decode.landed_s > 0:
-            computed_us = queue_us + prefill_us
-            landed_us, ready_us = min(_us(decode.landed_s), begun_us), _us(decode.blocks_s)
+            landed_us, ready_us = _at_most(begun_us, decode.landed_s), _us(decode.blocks_s)
             exposed_us = max(0, landed_us - max(computed_us, ready_us))
-            blocks_us = max(0, begun_us - computed_us - exposed_us)
+            blocks_us = begun_us - computed_us - exposed_us
             hidden_us = max(0, min(computed_us, landed_us) - max(queue_us, ready_us))
         elif decode is not None and had_blocks:
-            exposed_us = max(0, begun_us - queue_us - prefill_us)
-    spent_us = queue_us + prefill_us + exposed_us + blocks_us
-    first_step_us = 0 if decode is None else min(_us(decode.prefill_s), left_us - spent_us)
-    return (queue_us, prefill_us, exposed_us, blocks_us, first_step_us), hidden_us
+            exposed_us = begun_us - computed_us
+    left_us -= queue_us + prefill_us + exposed_us + blocks_us
+    if decode is not None:
+        first_step_us = _at_most(left_us, decode.prefill_s)
+    return (queue_us, prefill_us, exposed_us, blocks_us, first_step_us, left_us - first_step_us), hidden_us
+
+
+def _at_most(limit_us: int, seconds: float) -> int:
+    """Round to whole microseconds within 0 and a limit; what is no number is nothing."""
+    if seconds * 1e6 < limit_us:
+        return int(seconds * 1e6 + 0.5) if seconds > 0 else 0
+    return limit_us if seconds > 0 else 0
 
 
 def _us(seconds: float) -> int:
