@@ -41,6 +41,7 @@ examples:
   python baton.py plan my.yaml --gpu h100-sxm --gpus 8 which pools keep the promise; starts nothing
   python baton.py profile my.yaml                      measure how fast the engines are here, for `plan`
   python baton.py status --json | jq .                 what runs, for scripts
+  python baton.py explain ID                           why a request went where it did, and where its time went
 
 exit codes:
   0  done
@@ -138,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--model", metavar="PATH_OR_HUB_ID", help="serve this model; short for --set model.path=...")
     _add_json(up)
     _add_json(add("status", "show what runs", _status))
+    _add_explain(add)
     _add_json(add("down", "stop everything that `up` started", _down))
     config = add("config", "look at the configuration (`config show`)", _validate)
     shows = config.add_subparsers(title="verbs", metavar="VERB", required=True)
@@ -182,6 +184,14 @@ def _add_profile(add: _AddVerb) -> None:
     profile.add_argument("--pool", choices=("prefill", "decode"), help="only this pool (default: both)")
     profile.add_argument("--quick", action="store_true", help="fewer points, in under a minute for a small model")
     _add_json(profile)
+
+
+def _add_explain(add: _AddVerb) -> None:
+    explain = add("explain", "tell why a request was routed as it was, and where its time went", _explain)
+    explain.add_argument("request_id", metavar="ID", help="the x-request-id of its answer")
+    explain.add_argument("--url", help="the router that served it (default: the one that runs from this checkout)")
+    explain.add_argument("--key-file", metavar="FILE", type=Path, help="file with the API key of the request's tenant")
+    _add_json(explain)
 
 
 def _add_config(parser: argparse.ArgumentParser, *, optional: bool) -> None:
@@ -268,6 +278,13 @@ def _status(options: argparse.Namespace) -> int:
     from cluster import commands
 
     return commands.status(as_json=options.as_json)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from router import explain_command
+
+    _say(explain_command.answer(options))
+    return OK
 
 
 def _down(options: argparse.Namespace) -> int:

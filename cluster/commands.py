@@ -101,6 +101,7 @@ def status(*, as_json: bool) -> int:
             "plan": list(record.plan),
             **asdict(found),
             "loads": {name: asdict(load) for name, load in report.loads.items()},
+            "promises": [asdict(promise) for promise in report.promises],
         }
     )
     return OK if report.serves else NOT_SERVING

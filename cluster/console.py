@@ -76,12 +76,36 @@ class RouterLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class PredictionReport:
+    """How well the router predicts one quantity of one class."""
+
+    quantity: str  # "ttft" or "tpot"
+    coverage: float | None  # share of outcomes within the interval predicted; None: there are none yet
+    band: tuple[float, float]  # in which that share may lie by chance
+    interval_factor: float
+    trusted: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromiseReport:
+    """How the promise to one SLO class is kept."""
+
+    slo_class: str
+    target: float  # share of requests
+    attained_60s: float | None  # None: no request ended
+    attained_1h: float | None
+    predictions: tuple[PredictionReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RouterReport:
     """What the router answers when asked how it is."""
 
     health: str  # "ok", "degraded", ...; "no answer" when it gives none
     reason: str
     loads: Mapping[str, RouterLoad]  # by worker id; workers the router is connected to
+    promises: tuple[PromiseReport, ...] = ()
 
     @property
     def serves(self) -> bool:
@@ -123,12 +147,47 @@ def status_lines(
     lines = [f"{status.model} at {url or 'no address yet'}: {report.health}{reason}", ""]
     header = ("NAME", "STATE", "EPOCH", "PID", "PAIRING", "RUNNING", "WAITING", "KV BLOCKS", "ADDRESS", "NODE")
     lines += _table([header, *(_row(member, report.loads.get(member.name)) for member in status.members)])
+    lines += _promise_lines(report.promises)
     ended = [f"{m.name} ended: {m.reason}; log: {m.log_path}" for m in status.members if m.state == "ended"]
     lines += ["", *ended] if ended else []
     lines += ["", f"planned: {plan[0]}", *(f"  {line}" for line in plan[1:])] if plan else []
     lines += ["", f"Ray      {ray_tools}", f"members  version {status.membership_version}"]
     lines += ["", "last events:"] + [f"  {e.elapsed_s:8.1f} s  {e.subject}: {e.what}" for e in status.events[-8:]]
     return lines
+
+
+def _promise_lines(promises: Sequence[PromiseReport]) -> list[str]:
+    """Say of each class what it got and whether its predictions hold."""
+    if not promises:
+        return []
+    header = ("CLASS", "PROMISED", "KEPT 60 S", "KEPT 1 H", "TTFT IN INTERVAL", "TPOT IN INTERVAL", "PREDICTIONS")
+    rows: list[tuple[str, ...]] = [header]
+    notes = []
+    for promise in promises:
+        within = {p.quantity: _coverage(p) for p in promise.predictions}
+        doubted = [p for p in promise.predictions if not p.trusted]
+        trust = "-" if not within else "not trusted" if doubted else "trusted"
+        shares = (f"{promise.target:.1%}", _share(promise.attained_60s), _share(promise.attained_1h))
+        rows.append((promise.slo_class, *shares, within.get("ttft", "-"), within.get("tpot", "-"), trust))
+        notes += [
+            f"{promise.slo_class}: admission goes by what is measured, for {p.quantity.upper()} predictions are not "
+            f"trusted: {p.reason}"
+            for p in doubted
+        ]
+    return ["", *_table(rows), *notes]
+
+
+def _coverage(prediction: PredictionReport) -> str:
+    """Write a share with the band it should lie in, and by how much intervals are widened."""
+    if prediction.coverage is None:
+        return "-"
+    low, high = prediction.band
+    widened = "" if prediction.interval_factor == 1 else f", widened {prediction.interval_factor:.1f}x"
+    return f"{prediction.coverage:.0%} ({low:.0%} - {high:.0%}{widened})"
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
 
 
 def _row(member: MemberStatus, load: RouterLoad | None) -> tuple[str, ...]:

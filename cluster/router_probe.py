@@ -1,6 +1,7 @@
 """Asks a running router how it is, over HTTP.
 
-Owns the three questions that commands ask: its health, its workers' load, and one real completion. Must not know Ray.
+Owns the questions that commands ask: its health, its workers' load, how it keeps its promises, one real completion, and
+the explanation of a request. Must not know Ray.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ import http.client
 import json
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from cluster.console import RouterLoad, RouterReport
-from core.errors import SLOInfeasible, StartFailed
+from cluster.console import PredictionReport, PromiseReport, RouterLoad, RouterReport
+from core.errors import BatonError, SLOInfeasible, StartFailed
 
 ASK_S = 5.0
 POLL_S = 0.1
@@ -43,10 +44,53 @@ def ask_router(url: str) -> RouterReport:
             )
             for w in json.loads(workers)["workers"]
         }
+        _, promises = _ask(url, "GET", "/status", None, ASK_S)
         answer = json.loads(health)
-        return RouterReport(answer["status"], answer["reason"], loads)
+        return RouterReport(answer["status"], answer["reason"], loads, _promises(promises))
     except (OSError, http.client.HTTPException, ValueError, KeyError) as exc:
         return RouterReport("no answer", str(exc) or type(exc).__name__, {})
+
+
+def _promises(answer: bytes) -> tuple[PromiseReport, ...]:
+    return tuple(
+        PromiseReport(
+            found["name"],
+            found["attainment_target"],
+            found["attainment_60s"],
+            found["attainment_1h"],
+            tuple(
+                PredictionReport(
+                    p["quantity"],
+                    p["coverage"],
+                    (p["band_low"], p["band_high"]),
+                    p["interval_factor"],
+                    p["trusted"],
+                    p["reason"],
+                )
+                for p in found["predictions"]
+            ),
+        )
+        for found in json.loads(answer)["classes"]
+    )
+
+
+def ask_explanation(url: str, request_id: str, *, key: str = "") -> bytes:
+    """Ask why a request went where it did; return the JSON. Raises BatonError when the router cannot say."""
+    try:
+        status, body = _ask(url, "GET", f"/v1/requests/{quote(request_id, safe='')}/explain", None, ASK_S, key=key)
+    except (OSError, http.client.HTTPException) as exc:
+        raise BatonError(f"the router at {url} does not answer: {exc}") from exc
+    if status != 200:
+        raise BatonError(f"the router at {url} answered {status}: {_message(body)}")
+    return body
+
+
+def _message(body: bytes) -> str:
+    """Read the message out of an error answer, or take the answer as it is."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return body.decode(errors="replace")[:200]
 
 
 def wait_until_healthy(url: str, timeout_s: float, check: Callable[[], None]) -> None:
@@ -86,11 +130,12 @@ def _remedy(answer: str) -> str:
     return "; change slo.classes, or choose a router.policy that refuses nothing, as least-predicted-work"
 
 
-def _ask(url: str, method: str, path: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes]:
+def _ask(url: str, method: str, path: str, body: bytes | None, timeout_s: float, *, key: str = "") -> tuple[int, bytes]:
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
     try:
-        connection.request(method, path, body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        connection.request(method, path, body, headers)
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:

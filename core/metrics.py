@@ -150,8 +150,8 @@ TRUSTED: Final = Metric(
     "1 while requests may be refused because of predictions, 0 while only what is measured counts.",
     _PREDICTION,
 )
-SPANS_DROPPED: Final = Metric(
-    "baton_trace_spans_dropped_total", Kind.COUNTER, "Spans that the trace collector did not take in time."
+TRACES_DROPPED: Final = Metric(
+    "baton_traces_dropped_total", Kind.COUNTER, "Requests whose spans the trace collector did not take in time."
 )
 INFLIGHT: Final = Metric("baton_inflight_requests", Kind.GAUGE, "Requests being served by this router.")
 HANDOVER: Final = Metric(
@@ -203,7 +203,7 @@ METRICS: Final = (
     COVERAGE,
     INTERVAL_FACTOR,
     TRUSTED,
-    SPANS_DROPPED,
+    TRACES_DROPPED,
     INFLIGHT,
     HANDOVER,
     RETRIES,

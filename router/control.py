@@ -1,4 +1,5 @@
-"""The control routes: health, metrics, workers, version, schema; and the answer to every unknown route.
+"""The control routes: health, status, metrics, workers, explanations, version, schema; and the answer to every unknown
+route.
 
 Owns what FastAPI serves. None of it is on the path of a token. Must not relay to workers.
 """
@@ -17,9 +18,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from core.policy.breaker import Breakers
+from core.policy.calibration import Calibration
 from core.types import ClusterView, WorkerView
 from router import VERSION
 from router.errors import error_json
+from router.explain import Explainer
+from router.explain_routes import add_explain, add_status, without_keys
 from router.health import Readiness
 from router.metrics import RouterMetrics
 from router.openapi import components, relayed_paths
@@ -87,12 +91,21 @@ def control_app(
     metrics: RouterMetrics,
     view: Callable[[], ClusterView],
     breakers: Breakers,
+    explainer: Explainer | None = None,
+    calibration: Calibration | None = None,
+    tenant_of: Callable[[Request], str] = without_keys,
     num_inflight: Callable[[], int] | None = None,
 ) -> FastAPI:
-    """Make the application that serves everything but the relayed routes."""
+    """Make the application that serves everything but the relayed routes.
+
+    `tenant_of` names the tenant that a control request's key stands for, and raises HTTPException for none.
+    """
     app = FastAPI(title=_TITLE, version=VERSION, docs_url=None, redoc_url=None)
     _add_health(app, readiness)
     _add_reports(app, metrics, view, breakers)
+    add_status(app, metrics, calibration, view)
+    if explainer is not None:
+        add_explain(app, explainer, tenant_of)
     if num_inflight is not None:
         _add_load(app, num_inflight)
     app.add_exception_handler(HTTPException, _http_error)

@@ -5,7 +5,7 @@ Owns the derivation of every metric from an ended request. Must not influence an
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -64,7 +64,7 @@ class RouterMetrics(Collector):
         num_inflight: Callable[[], int],
         calibration: Callable[[], tuple[Coverage, ...]] = tuple,
         open_breakers: Callable[[], Iterable[str]] = tuple,
-        spans_dropped: Callable[[], int] = int,
+        traces_dropped: Callable[[], int] = int,
     ) -> None:
         """Take what is asked only when metrics are read; `open_breakers` are the ids of workers left out."""
         self._view = view
@@ -72,7 +72,7 @@ class RouterMetrics(Collector):
         self._num_inflight = num_inflight
         self._calibration = calibration
         self._open_breakers = open_breakers
-        self._spans_dropped = spans_dropped
+        self._traces_dropped = traces_dropped
         self._classes = {t.name: ClassSeries(t, targets) for t in targets}
         self._requests = Counter()
         self._refusals = Counter()
@@ -154,9 +154,14 @@ class RouterMetrics(Collector):
             return tenant
         return names.OTHER_TENANTS
 
+    @property
+    def attainment_targets(self) -> dict[str, float]:
+        """The share of its requests that each class is promised."""
+        return {name: series.target.attainment for name, series in self._classes.items()}
+
     def attainment(self, slo_class: str, window_s: int) -> float | None:
         """The share of a class's requests that kept their SLO lately; None when none ended."""
-        now_s = asyncio.get_running_loop().time()
+        now_s = time.monotonic()
         kept, total = self._classes[slo_class].recent.counts(now_s, window_s)
         return kept / total if total else None
 
@@ -178,7 +183,7 @@ class RouterMetrics(Collector):
         yield _gauge(names.HELD, [((), len(self._view().held.keys_s))])
         yield _counter(names.PREFIX_TOKENS, (((source,), n) for source, n in self._prefix_tokens.items()))
         yield from self._predictions()
-        yield _counter(names.SPANS_DROPPED, [((), self._spans_dropped())])
+        yield _counter(names.TRACES_DROPPED, [((), self._traces_dropped())])
         yield _gauge(names.INFLIGHT, [((), self._num_inflight())])
         yield _counter(names.HANDOVER, self._handovers.values.items())
         yield _counter(names.RETRIES, self._retries.values.items())
@@ -195,7 +200,7 @@ class RouterMetrics(Collector):
         classes = self._classes.items()
         yield _counter(names.SLO_MET, (((n,), s.met) for n, s in classes))
         yield _counter(names.SLO_MISSED, (((n,), s.missed) for n, s in classes))
-        now_s = asyncio.get_running_loop().time()
+        now_s = time.monotonic()
         kept = {n: s.recent.counts(now_s, GOODPUT_WINDOW_S)[0] for n, s in classes}
         yield _gauge(names.GOODPUT, (((n,), count / GOODPUT_WINDOW_S) for n, count in kept.items()))
         shares = (
@@ -243,7 +248,7 @@ def _complete(record: RequestRecord, life: Life, failure: Exception | None) -> N
         record.kept = timing.meets(slo)
     elif outcome not in _CLIENTS_OWN:
         record.kept = False
-    ended_s = life.chunk_s if life.body_bytes else asyncio.get_running_loop().time()
+    ended_s = life.chunk_s if life.body_bytes else time.monotonic()
     record.ended(ended_s, first_s=life.first_s)
 
 

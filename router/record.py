@@ -119,17 +119,11 @@ class RequestRecord:
         """Note that a try begins; what was measured of one before counts no more."""
         self.attempts += 1
         self.marks.submitted_s = now_s
-        self.marks.prefill_ended_s = None
         self.prefill_facts = self.answering_facts = None
 
-    def prefill_ended(self, now_s: float, facts: LegFacts | None) -> None:
-        """Note the end of the prefill leg."""
-        self.marks.prefill_ended_s = now_s
-        self.prefill_facts = facts
-
-    def answered(self, facts: LegFacts | None) -> None:
-        """Note what the worker measured of the leg that made the output."""
-        self.answering_facts = facts
+    def measured(self, prefill: LegFacts | None, answering: LegFacts | None) -> None:
+        """Note what workers measured: of the prefill leg, if there was one, and of the leg that made the output."""
+        self.prefill_facts, self.answering_facts = prefill, answering
 
     def failed(self, error: str) -> None:
         """Note that the try on the route decided last ended with the error of this name."""

@@ -24,7 +24,6 @@ class Marks:
         "ended_s",
         "first_s",
         "held_s",
-        "prefill_ended_s",
         "submitted_s",
     )
 
@@ -33,7 +32,6 @@ class Marks:
         self.decided_s: float | None = None  # the policy was asked for the first time
         self.held_s = 0.0  # no moment: how long it was held back, all holds together
         self.submitted_s: float | None = None  # the latest try went to its workers
-        self.prefill_ended_s: float | None = None  # the prefill leg of that try had ended
         self.first_s: float | None = None  # the first byte of a stream's body was passed on
         self.ended_s: float | None = None  # the last byte was
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = ("validate", "plan", "profile", "up", "status", "down", "config", "keys", "version")
+VERBS = ("validate", "plan", "profile", "up", "status", "explain", "down", "config", "keys", "version")
 GOOD = "router: {port: 8001}\nslo: {classes: {chat: {ttft_ms: 400, tpot_ms: 40}}, default: chat}\n"
 BAD = (
     "slo:\n"
@@ -277,6 +277,15 @@ def test_quick_verbs_load_nothing_heavy(arguments: tuple[str, ...], absent: tupl
         [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert result.stdout.splitlines()[-1] == "LOADED []", result.stdout + result.stderr
+
+
+def test_explain_says_how_to_name_a_router(tmp_path: Path) -> None:
+    result = baton("explain", "r1", BATON_STATE_DIR=str(tmp_path / "state"))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "name the router with --url" in result.stderr
+    result = baton("explain", "r1", "--url", "http://127.0.0.1:9", "--json")
+    assert result.returncode == 1
+    assert "http://127.0.0.1:9 does not answer" in json.loads(result.stdout)["message"]
 
 
 def test_an_unknown_flag_points_at_the_help_of_its_verb() -> None:

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 from cluster.cluster_status import ClusterEvent, ClusterStatus, MemberStatus
-from cluster.console import Console, RouterLoad, RouterReport, ready_lines, status_lines
+from cluster.console import (
+    Console,
+    PredictionReport,
+    PromiseReport,
+    RouterLoad,
+    RouterReport,
+    ready_lines,
+    status_lines,
+)
 from core.config.models import BatonConfig
 from core.types import Role
 
@@ -46,6 +55,26 @@ def test_status_is_a_table_with_what_happened() -> None:
         "",
         "last events:",
         "      12.3 s  decode-0: ended: exited with -9",
+    ]
+
+
+def test_status_says_how_promises_are_kept_and_when_predictions_are_not_trusted() -> None:
+    ttft = PredictionReport("ttft", 0.62, (0.85, 0.95), 4.2, False, "the median outcome is 3.10 times the prediction")
+    tpot = PredictionReport("tpot", 0.91, (0.85, 0.95), 1.0, True, "182 of the latest 200 outcomes")
+    promises = (
+        PromiseReport("chat", 0.9, 0.875, 0.931, (ttft, tpot)),
+        PromiseReport("batch", 0.9, None, None, (PredictionReport("ttft", None, (0, 1), 1.0, True, ""),)),
+        PromiseReport("blind", 0.9, 1.0, 1.0, ()),
+    )
+    lines = status_lines(STATUS, replace(REPORT, promises=promises), url="", ray_tools="none")
+    at = next(i for i, line in enumerate(lines) if line.startswith("CLASS"))
+    assert lines[at : at + 5] == [
+        "CLASS  PROMISED  KEPT 60 S  KEPT 1 H  TTFT IN INTERVAL               TPOT IN INTERVAL  PREDICTIONS",
+        "chat   90.0%     87.5%      93.1%     62% (85% - 95%, widened 4.2x)  91% (85% - 95%)   not trusted",
+        "batch  90.0%     -          -         -                              -                 trusted",
+        "blind  90.0%     100.0%     100.0%    -                              -                 -",
+        "chat: admission goes by what is measured, for TTFT predictions are not trusted: "
+        "the median outcome is 3.10 times the prediction",
     ]
 
 

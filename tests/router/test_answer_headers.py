@@ -41,14 +41,14 @@ def test_what_is_not_known_is_left_out() -> None:
 
 def test_a_document_tells_what_came_of_it() -> None:
     record = routed(begun())
-    record.answered(DECODE_FACTS)
+    record.measured(None, DECODE_FACTS)
     headers = dict(document_headers(record, Timing(0.9, None, None, 20)))
     assert headers[b"x-baton-e2e-ms"] == b"900.000"
     assert headers[b"x-baton-ttft-ms"] == b"75.000"  # submitted after 2 ms, 65 to the first step, 8 for it
     assert headers[b"x-baton-verdict"] == b"kept"  # 0.1 s + 19 tokens of 0.05 s
     late = dict(document_headers(record, Timing(1.1, None, None, 20)))
     assert late[b"x-baton-verdict"] == b"missed"
-    record.answered(None)
+    record.measured(None, None)
     assert b"x-baton-ttft-ms" not in dict(document_headers(record, Timing(0.9, None, None, 20)))
 
 

@@ -69,6 +69,7 @@ async def test_schema_lists_exactly_what_is_served(pair: Site, client: httpx.Asy
         "/live",
         "/metrics",
         "/version",
+        "/status",
         "/workers",
         "/workers/{worker_id}/metrics",
     }

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from core.types import Hold, Rejection
+from core.types import ClusterView, Hold, LegFacts, Rejection, Role
 from router.record import MAX_HOLDS, verdict_of
 from tests.support.records import FORECAST, PREFILL_FACTS, ROUTE, SECOND, VIEW, begun, held, routed, shape, streamed
+from tests.support.views import worker
 
 
 def test_holding_is_time_of_its_own() -> None:
     record = streamed(held(begun()))
-    assert record.marks.held_s == pytest.approx(0.030)
+    assert record.marks.held_s == pytest.approx(0.003)
     assert record.timeline is not None
-    assert record.timeline.held_us == pytest.approx(30_000, abs=1)
+    assert record.timeline.held_us == pytest.approx(3_000, abs=1)
     assert record.num_holds == 1
 
 
@@ -36,22 +37,32 @@ def test_holds_are_kept_up_to_a_bound_and_counted_all() -> None:
 
 def test_a_second_try_forgets_what_was_measured_of_the_first() -> None:
     record = routed(begun())
-    record.prefill_ended(10.02, PREFILL_FACTS)
+    record.measured(PREFILL_FACTS, None)
     record.failed("worker_lost")
     record.decided(shape(), VIEW, {"decode-0"}, 10.03, SECOND)
     record.submitted(10.04)
     assert (record.attempts, record.tries) == (2, ((ROUTE, "worker_lost"),))
-    assert (record.prefill_facts, record.marks.prefill_ended_s) == (None, None)
+    assert (record.prefill_facts, record.answering_facts) == (None, None)
     assert (record.decode, record.excluded, record.marks.decided_s) == ("decode-1", {"decode-0"}, 10.001)
 
 
 def test_the_forecast_counts_from_the_latest_decision() -> None:
     record = held(begun())
     assert record.forecast == FORECAST
-    assert record.waited_s == pytest.approx(0.031)
+    assert record.waited_s == pytest.approx(0.004)
     assert record.believed_cached("prefill-0") == 96
     assert record.believed_cached("prefill-9") == record.believed_cached(None) == 0
     assert routed(begun(), Rejection("overloaded", "full")).forecast is None
+
+
+@pytest.mark.parametrize(("blocks", "exposed_us"), [(16, 13_000), (15, 0)])
+def test_a_gap_is_transfer_where_the_decode_worker_had_blocks(blocks: int, exposed_us: int) -> None:
+    decode = worker("decode-0", Role.DECODE, kv_blocks_total=100, kv_blocks_used=100 - blocks)  # of 32 tokens
+    record = routed(begun(), view=ClusterView((decode,)))
+    record.measured(PREFILL_FACTS, LegFacts(512, 0, 511, queued_s=0.063, prefill_s=0.008))
+    record.ended(10.5, first_s=10.080)
+    assert record.timeline is not None
+    assert record.timeline.transfer_exposed_us == exposed_us
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def facts(seconds: st.SearchStrategy[float]) -> st.SearchStrategy[LegFacts]:
 @st.composite
 def marks(draw: st.DrawFn, seconds: st.SearchStrategy[float]) -> Marks:
     made = Marks(draw(seconds))
-    for name in ("decided_s", "submitted_s", "prefill_ended_s", "first_s", "ended_s"):
+    for name in ("decided_s", "submitted_s", "first_s", "ended_s"):
         setattr(made, name, draw(st.none() | seconds))
     made.held_s = draw(seconds)
     return made
@@ -82,7 +82,7 @@ def test_stages_sum_to_the_measured_time(
 def pair_marks() -> Marks:
     at = Marks(10.0)
     at.decided_s, at.submitted_s = 10.001, 10.002
-    at.prefill_ended_s, at.first_s, at.ended_s = 10.053, 10.080, 10.500
+    at.first_s, at.ended_s = 10.080, 10.500
     return at
 
 

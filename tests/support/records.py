@@ -6,7 +6,11 @@ from dataclasses import dataclass, field, replace
 
 from core.router_spec import SLOTarget
 from core.types import ClusterView, Decision, Forecast, Hold, LegFacts, RequestShape, Role, Route
+from router.body import BodyFacts
+from router.exchange import Exchange
+from router.life import Life
 from router.record import RequestRecord
+from router.routes import OPERATIONS
 from tests.support.views import worker
 
 SLO = SLOTarget("chat", ttft_s=0.1, tpot_s=0.05)
@@ -54,20 +58,34 @@ def routed(record: RequestRecord, decision: Decision = ROUTE, *, view: ClusterVi
 
 
 def held(record: RequestRecord) -> RequestRecord:
-    """Hold a request back for 30 ms, then route it."""
+    """Hold a request back for 3 ms, then route it."""
     record.decided(shape(record.request_id), VIEW, (), 10.001, Hold("no room", 10.090, 10.05, FORECAST))
-    record.decided(shape(record.request_id, waited_s=0.031), VIEW, (), 10.031, ROUTE)
-    record.submitted(10.032)
+    record.decided(shape(record.request_id, waited_s=0.004), VIEW, (), 10.004, ROUTE)
+    record.submitted(10.005)
     return record
 
 
 def streamed(record: RequestRecord, *, tokens: int = 20) -> RequestRecord:
     """Answer a routed request: first byte 80 ms after its arrival, 20 ms for each further token."""
-    record.prefill_ended(10.053, PREFILL_FACTS)
-    record.answered(DECODE_FACTS)
+    record.measured(PREFILL_FACTS, DECODE_FACTS)
     last_s = 10.080 + 0.02 * (tokens - 1)
     record.ended(last_s, first_s=10.080)
     record.status, record.outcome, record.kept = 200, "ok", True
     record.ttft_s, record.tpot_s, record.e2e_s = 0.08, 0.02, last_s - 10.0
     record.output_tokens = tokens
     return record
+
+
+def life(path: str = "/v1/completions") -> Life:
+    """A request that arrived at 10 s and has no connection."""
+
+    async def receive() -> dict[str, object]:
+        raise AssertionError("nothing is read")
+
+    async def send(message: object) -> None:
+        raise AssertionError("nothing is sent")
+
+    scope = {"method": "POST", "query_string": b"", "headers": []}
+    made = Life(Exchange(scope, receive, send, path), OPERATIONS[path], SLO, 10.0)
+    made.facts = BodyFacts(500, stream=True)
+    return made
