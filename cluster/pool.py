@@ -34,6 +34,8 @@ class WorkerPool:
         self._members: dict[str, _Member] = {}  # all and only the workers announced, by id, in order of id
         self._tasks: set[asyncio.Task[None]] = set()  # all and only the tasks not done: members, retired ones, follower
         self._view: ClusterView | None = None  # None: something changed since it was made
+        self._views: dict[str, WorkerView | None] = {}  # of each member, as of the latest `view`, in order of id
+        self._stale: set[_Member] = set()  # all and only the members whose view may differ from that
         self._change: asyncio.Future[None] | None = None  # shared by all who wait for a change
 
     @property
@@ -48,6 +50,7 @@ class WorkerPool:
     async def close(self) -> None:
         """End every session; calls in flight fail with WorkerLost; idempotent."""
         self._members.clear()
+        self._forget_views()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -57,8 +60,10 @@ class WorkerPool:
     def view(self) -> ClusterView:
         """Return the workers that are connected and take work; the same object until something changes."""
         if self._view is None:
-            views = (member.view() for member in self._members.values())
-            self._view = ClusterView(tuple(view for view in views if view is not None))
+            for member in self._stale:
+                self._views[member.record.worker_id] = member.view()
+            self._stale.clear()
+            self._view = ClusterView(tuple(filter(None, self._views.values())))
         return self._view
 
     def session(self, worker_id: str) -> WorkerSession | None:
@@ -92,11 +97,12 @@ class WorkerPool:
         for member in before.values():
             member.retire()
         self._membership = membership
+        self._forget_views()
         _LOG.info("membership %d: %s", membership.version, ", ".join(self._members) or "no workers")
         self._changed()
 
     def _join(self, record: WorkerRecord) -> _Member:
-        member = _Member(record, token=self._token, on_change=self._changed)
+        member = _Member(record, token=self._token, on_change=self._member_changed)
         member.task = self._spawn(member.keep(), f"worker-{record.worker_id}")
         return member
 
@@ -111,6 +117,14 @@ class WorkerPool:
         if not task.cancelled() and task.exception() is not None:
             _LOG.error("%s is followed no longer", task.get_name(), exc_info=task.exception())
 
+    def _forget_views(self) -> None:
+        self._views = dict.fromkeys(self._members)
+        self._stale = set(self._members.values())
+
+    def _member_changed(self, member: _Member) -> None:
+        self._stale.add(member)
+        self._changed()
+
     def _changed(self) -> None:
         self._view = None
         if self._change is not None and not self._change.done():
@@ -122,22 +136,31 @@ class _Member:
 
     task: asyncio.Task[None]
 
-    def __init__(self, record: WorkerRecord, *, token: str, on_change: Callable[[], None]) -> None:
+    def __init__(self, record: WorkerRecord, *, token: str, on_change: Callable[[_Member], None]) -> None:
         self.record = record
         self.session: WorkerSession | None = None
         self._token = token
         self._on_change = on_change
         self._retired = False
         self._over = asyncio.Event()  # the session is lost, or retired and idle
-        self._view: WorkerView | None = None
-        self._view_is_stale = True
 
     def view(self) -> WorkerView | None:
-        """Return the worker as policies see it; None if it takes no work."""
-        if self._view_is_stale:
-            self._view_is_stale = False
-            self._view = self._make_view()
-        return self._view
+        """Make the worker as policies see it; None if it takes no work."""
+        session = self.session
+        if session is None or not session.alive or session.state.draining:
+            return None
+        work = session.inflight
+        return WorkerView(
+            record=self.record,
+            hello=session.hello,
+            state=session.state,
+            inflight_requests=session.inflight_requests,
+            inflight_prompt_tokens=work.prompt_tokens,
+            inflight_prompts=work.prompts,
+            inflight_prompt_pairs=work.prompt_pairs,
+            inflight_context_tokens=work.context_tokens,
+            prompting_since_s=work.prompting_since_s,
+        )
 
     def retire(self) -> None:
         """End the session once its calls have ended; the member has left the pool's view."""
@@ -180,26 +203,8 @@ class _Member:
             await session.close()
 
     def _changed(self) -> None:
-        self._view_is_stale = True
         session = self.session
         if session is not None and (not session.alive or (self._retired and not session.inflight_requests)):
             self._over.set()
         if not self._retired:
-            self._on_change()
-
-    def _make_view(self) -> WorkerView | None:
-        session = self.session
-        if session is None or not session.alive or session.state.draining:
-            return None
-        work = session.inflight
-        return WorkerView(
-            record=self.record,
-            hello=session.hello,
-            state=session.state,
-            inflight_requests=session.inflight_requests,
-            inflight_prompt_tokens=work.prompt_tokens,
-            inflight_prompts=work.prompts,
-            inflight_prompt_pairs=work.prompt_pairs,
-            inflight_context_tokens=work.context_tokens,
-            prompting_since_s=work.prompting_since_s,
-        )
+            self._on_change(self)

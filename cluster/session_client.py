@@ -228,6 +228,7 @@ class WorkerSession:
 
     def _abort(self, call: OpenCall) -> None:
         self._forget(call)
+        self._on_change()
         self._send(pb.Command(abort=pb.Abort(call_id=call.call_id)))
 
     def _forget(self, call: OpenCall) -> None:
@@ -236,7 +237,6 @@ class WorkerSession:
             self._prompt_done(call)
             if not self._calls:
                 self.idle.set()
-            self._on_change()
 
     def _prompt_done(self, call: OpenCall) -> None:
         if call.prompt_tokens:
@@ -245,31 +245,38 @@ class WorkerSession:
 
     def _take_frame(self, frame: pb.Frame) -> None:
         calls = self._calls
+        has_changed = False
         for chunk in frame.chunks:
             call = calls.get(chunk.call_id)
             if call is not None:  # else it crossed the abort on the way
-                self._take_chunk(call, chunk)
+                has_changed |= self._take_chunk(call, chunk)
         state = frame.state
         if state != self._sent_state:  # the comparison is in C, the reading is not
             self._sent_state = state
             self._state = codec.state_from_pb(state)
+            has_changed = True
+        if has_changed:
             self._on_change()
         if frame.goodbye:
             self._lose(frame.goodbye)
 
-    def _take_chunk(self, call: OpenCall, chunk: pb.Chunk) -> None:
+    def _take_chunk(self, call: OpenCall, chunk: pb.Chunk) -> bool:
+        """Feed a call; tell whether that changed what the worker owes."""
+        has_changed = False
         if status := chunk.status:
             call.add_head(status, codec.headers_from_pb(chunk.headers))
         if (data := chunk.data) and not call.ended:
             if call.prompt_tokens:
                 self._prompt_done(call)
-                self._on_change()
+                has_changed = True
             call.add_body(data)
         if chunk.last and not call.ended:
             if chunk.HasField("facts"):
                 call.facts = codec.facts_from_pb(chunk.facts)
             self._forget(call)
             call.end(codec.error_from_name(chunk.error, chunk.error_message) if chunk.error else None)
+            has_changed = True
+        return has_changed
 
     def _tick(self) -> None:
         # Counts ticks and not seconds, so that a stall of this process is not held against the worker.

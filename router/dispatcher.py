@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import secrets
 from collections.abc import Collection
 from functools import partial
 from time import monotonic as _now_s
@@ -25,6 +24,7 @@ from core.types import ClusterView, Decision, Hold, Rejection, RequestShape, Rou
 from router.errors import answer, rejection_error, stream_event
 from router.event_log import EventLog
 from router.exchange import FORWARDED, ClientGone, Exchange, header_block
+from router.ids import SecretIds
 from router.legs import Legs
 from router.life import Life
 from router.metrics import RouterMetrics
@@ -59,7 +59,8 @@ class Dispatcher:
         self._spec = spec
         self._metrics = metrics
         self.breakers = Breakers()
-        self._legs = Legs(pool=pool, lease_s=spec.lease_s, metrics=metrics, breakers=self.breakers)
+        self._ids = SecretIds()
+        self._legs = Legs(pool=pool, lease_s=spec.lease_s, ids=self._ids, metrics=metrics, breakers=self.breakers)
         self._targets = {c.name: c for c in spec.slo_classes}
         self._lives: dict[Life, None] = {}  # all and only the requests whose answer is not complete, oldest first
         self._deadline_timer: asyncio.TimerHandle | None = None
@@ -147,7 +148,7 @@ class Dispatcher:
     def _admit(self, life: Life) -> None:
         exchange = life.exchange
         given = exchange.header(b"x-request-id")
-        exchange.request_id = given if given and _REQUEST_ID.match(given) else secrets.token_hex(16)
+        exchange.request_id = given if given and _REQUEST_ID.match(given) else self._ids.new()
         if given is not None and given != exchange.request_id:
             allowed = "x-request-id must be 1 to 128 letters, digits or _.:/+=@-"
             raise InvalidRequest(allowed, param="x-request-id")
@@ -247,7 +248,6 @@ class Dispatcher:
 def _call(life: Life, body: bytes) -> HttpCall:
     """Make what a worker is asked of what the client asked."""
     exchange = life.exchange
-    headers = tuple(
-        (name.decode(), value.decode("latin-1")) for name, value in exchange.headers.items() if name in FORWARDED
-    )
+    given = exchange.headers
+    headers = tuple([(name.decode(), given[name].decode("latin-1")) for name in FORWARDED if name in given])
     return HttpCall(exchange.request_id, exchange.method, exchange.path, headers, body)

@@ -15,14 +15,13 @@ from typing import Final, Protocol, Self
 
 from core.errors import BatonError, PayloadTooLarge
 
-FORWARDED: Final = frozenset(
-    (b"content-type", b"accept", b"traceparent", b"tracestate", b"endpoint-load-metrics-format")
-)
+FORWARDED: Final = (b"content-type", b"accept", b"traceparent", b"tracestate", b"endpoint-load-metrics-format")
 LINGER_BYTES: Final = 64 << 20  # read and dropped of a body that is refused
 MAX_UNREAD_BYTES: Final = 4 << 20  # of a response, stuck in this process because the client does not read
 CLOSE_S: Final = 5.0  # for a client that was behind to read its last words
 _BAD_NAME: Final = re.compile(rb'[\x00-\x1f\x7f()<>@,;:\[\]={} \t\\"]')
 _BAD_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_WITHOUT_BODY: Final = (204, 304)  # RFC 9110, 8.6
 _STATUS_LINES: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -173,7 +172,8 @@ class Exchange:
     def respond(self, status: int, block: bytes, body: bytes) -> None:
         """Send a complete response."""
         self.sent = True
-        self._write(self._head(status, block, b"content-length: %d\r\n" % len(body)) + body)
+        length = b"" if status in _WITHOUT_BODY else b"content-length: %d\r\n" % len(body)
+        self._write(self._head(status, block, length) + body if length else self._head(status, block, b""))
         self._complete()
 
     async def respond_unread(self, status: int, block: bytes, body: bytes) -> None:

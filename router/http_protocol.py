@@ -84,7 +84,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Parse what came, unless the head it belongs to has become too long."""
         if self._refused:
             return
-        if not self._in_head and self._is_between_requests and b"pgrade" in data:
+        if not self._in_head and self._is_between_requests and data.find(b"pgrade", 0, data.find(_HEAD_END)) >= 0:
             data = _without_upgrade(data)
         super().data_received(data)
         if self._refused or self.transport.is_closing():
@@ -263,4 +263,4 @@ def _without_upgrade(data: bytes) -> bytes:
     Clients that offer HTTP/2 with every request (Java's does) are then served by HTTP/1.1, as RFC 9110, 7.8 has it.
     """
     head, end, rest = data.partition(_HEAD_END)
-    return _UPGRADE.sub(b"", head) + end + rest if b"pgrade" in head else data
+    return _UPGRADE.sub(b"", head) + end + rest

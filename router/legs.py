@@ -6,7 +6,6 @@ client is router.relay's.
 
 from __future__ import annotations
 
-import secrets
 import time
 from http import HTTPStatus
 
@@ -17,6 +16,7 @@ from core.engine import HttpCall
 from core.errors import BatonError, WorkerLost
 from core.policy.breaker import Breakers
 from core.types import Handover, Leg, Route
+from router.ids import SecretIds
 from router.life import Life
 from router.metrics import RouterMetrics
 from router.relay import Answer, PrefillLeg
@@ -25,9 +25,12 @@ from router.relay import Answer, PrefillLeg
 class Legs:
     """Runs tries; holds nothing between them."""
 
-    def __init__(self, *, pool: WorkerPool, lease_s: float, metrics: RouterMetrics, breakers: Breakers) -> None:
+    def __init__(
+        self, *, pool: WorkerPool, lease_s: float, ids: SecretIds, metrics: RouterMetrics, breakers: Breakers
+    ) -> None:
         self._pool = pool
         self._lease_s = lease_s
+        self._ids = ids
         self._metrics = metrics
         self._breakers = breakers
 
@@ -57,7 +60,7 @@ class Legs:
             life.decode_facts = answer.facts
 
     async def _run_pair(self, life: Life, call: HttpCall, prefill: WorkerSession, decode: WorkerSession) -> None:
-        handover = Handover(secrets.token_hex(16), decode.hello.kv_address, self._lease_s)
+        handover = Handover(self._ids.new(), decode.hello.kv_address, self._lease_s)
         order = SubmitEncoder(call, handover, prompt_tokens=life.facts.prompt_tokens)
 
         def prefilled(outcome: str, reason: str, error: BatonError | None) -> None:

@@ -107,3 +107,112 @@ async def test_an_offer_of_http2_is_ignored_and_the_request_served(pair: Site, c
     reply = await converse(pair, POST + LENGTH + offer + b"\r\n" + BODY)
     assert reply.startswith(b"HTTP/1.1 200")
     assert json.loads(reply.partition(b"\r\n\r\n")[2])["usage"]["completion_tokens"] == 2
+
+
+def asked(body: bytes, *headers: bytes, version: bytes = b"1.1", path: bytes = b"/v1/completions") -> bytes:
+    lines = [b"POST %b HTTP/%b" % (path, version), b"host: x", b"content-length: %d" % len(body), *headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+def completion(max_tokens: int, *, stream: bool = False) -> bytes:
+    return json.dumps({"model": MODEL, "prompt": "the sea", "max_tokens": max_tokens, "stream": stream}).encode()
+
+
+async def test_pipelined_requests_are_answered_in_order(pair: Site) -> None:
+    """Of four requests sent at once, relayed and not, the slowest first."""
+    reply = await converse(
+        pair,
+        asked(completion(40, stream=True))
+        + asked(completion(1))
+        + b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n"
+        + asked(completion(2), b"connection: close"),
+    )
+    stream, _, rest = reply.partition(b"0\r\n\r\n")
+    assert stream.count(b"data: ") == 41
+    answers = rest.split(b"HTTP/1.1 200 OK\r\n")[1:]
+    bodies = [json.loads(each.partition(b"\r\n\r\n")[2]) for each in answers]
+    assert [body.get("usage", {}).get("completion_tokens") for body in bodies] == [1, None, 2]
+    assert bodies[1] == {"status": "ok"}
+    await pair.until_idle()
+
+
+async def test_client_that_leaves_with_requests_in_the_pipeline_ends_the_one_that_runs(pair: Site) -> None:
+    host, port = pair.url.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(asked(completion(4000, stream=True)) + asked(completion(4000)))
+    await pair.until(lambda: pair.workers["decode-0"].role.state().num_running == 1)
+    writer.close()
+    await pair.until_idle()
+    assert len(pair.workers["decode-0"].engine.calls) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_clients_of_http_1_0_get_what_they_understand(pair: Site, stream: bool) -> None:
+    reply = await converse(pair, asked(completion(3, stream=stream), version=b"1.0"))
+    head, _, body = reply.partition(b"\r\n\r\n")
+    assert b"\r\nconnection: close" in head
+    assert b"transfer-encoding" not in head
+    if stream:
+        assert body.endswith(b"data: [DONE]\n\n")
+        assert body.count(b"data: ") == 4
+    else:
+        assert json.loads(body)["usage"]["completion_tokens"] == 3
+
+
+async def test_body_is_asked_for_only_if_it_is_wanted(pair: Site) -> None:
+    host, port = pair.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head, end, body = asked(completion(3), b"expect: 100-continue").partition(b"\r\n\r\n")
+    async with asyncio.timeout(WAIT_S):
+        writer.write(head + end)
+        assert await reader.readuntil(end) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(body)
+        assert (await reader.readuntil(end)).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+    refused = await converse(pair, head + b"\r\nx-slo-class: gold" + end)
+    assert refused.startswith(b"HTTP/1.1 400 ")
+    assert b"\r\nconnection: close\r\n" in refused  # whether the body comes, nobody knows
+
+
+async def test_refusal_before_the_body_leaves_the_connection_in_order(pair: Site) -> None:
+    refused = asked(completion(3), b"x-slo-class: gold")
+    reply = await converse(pair, refused[:-10], refused[-10:], asked(completion(2), b"connection: close"))
+    first, second = reply.split(b"HTTP/1.1 ")[1:]
+    assert first.startswith(b"400 ")
+    assert second.startswith(b"200 ")
+
+
+async def test_body_may_come_in_chunks_and_pieces(pair: Site) -> None:
+    body = completion(3)
+    head = POST + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+    chunks = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (body[:5], body[5:])]
+    sent = head + b"".join(chunks) + b"0\r\n\r\n"
+    reply = await converse(pair, *[sent[i : i + 1] for i in range(len(sent))])
+    assert reply.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    "path", [b"/v1/completions?a=b", b"/v1%2Fcompletions", b"http://elsewhere:80/v1/completions?a=b"]
+)
+async def test_route_is_found_however_it_is_written(pair: Site, path: bytes) -> None:
+    reply = await converse(pair, asked(completion(2), b"connection: close", path=path))
+    assert reply.startswith(b"HTTP/1.1 200 ")
+    (call,) = pair.workers["decode-0"].engine.calls
+    assert call.path == ("/v1/completions?a=b" if b"?" in path else "/v1/completions")
+
+
+async def test_idle_connection_is_closed_and_a_busy_one_is_not(pair: Site) -> None:
+    host, port = pair.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    pair.router._http.config.timeout_keep_alive = 1
+    writer.close()
+    reader, writer = await asyncio.open_connection(host, int(port))
+    began_s = asyncio.get_running_loop().time()
+    async with asyncio.timeout(WAIT_S):
+        writer.write(asked(completion(1)))
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(asked(completion(1400, stream=True)))  # at a step of 1 ms, longer than the idle time
+        reply = await reader.read()
+    assert reply.endswith(b"0\r\n\r\n")
+    assert asyncio.get_running_loop().time() - began_s > 2.0
+    writer.close()
