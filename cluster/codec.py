@@ -78,11 +78,21 @@ def headers_from_pb(headers: Iterable[pb.Header]) -> tuple[tuple[str, str], ...]
 class SubmitEncoder:
     """Encodes the legs of one request; what they share is built once. Fields are set one by one, which costs half."""
 
-    __slots__ = ("_command", "_submit", "body_bytes", "prompt_tokens")
+    __slots__ = ("_command", "_submit", "body_bytes", "prompt_tokens", "tpot_s")
 
-    def __init__(self, call: HttpCall, handover: Handover | None, *, prompt_tokens: int = 0, slack_s: float = 0.0):
+    def __init__(
+        self,
+        call: HttpCall,
+        handover: Handover | None,
+        *,
+        prompt_tokens: int = 0,
+        slack_s: float = 0.0,
+        tpot_s: float | None = None,
+    ) -> None:
+        """`tpot_s` is the request's target, which stays on this side: what joins its batch must leave room for it."""
         self.body_bytes = len(call.body)
         self.prompt_tokens = prompt_tokens
+        self.tpot_s = tpot_s
         self._command = pb.Command()
         self._submit = submit = self._command.submit
         submit.request_id = call.request_id

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Final
+from typing import Final, Protocol
 
 from cluster.membership import MembershipSource
 from cluster.session_client import WorkerSession
 from core.errors import BatonError
-from core.types import ClusterView, Membership, WorkerRecord, WorkerView
+from core.types import ClusterView, Membership, WorkerHello, WorkerRecord, WorkerSpeed, WorkerState, WorkerView
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,7 +21,16 @@ _CONNECT_S: Final = 5.0
 _FIRST_BACK_OFF_S: Final = 0.1
 _MAX_BACK_OFF_S: Final = 2.0
 _STEADY_S: Final = 10.0  # a session that lived this long starts the back-off anew
+_AS_PREDICTED: Final = WorkerSpeed()
 _RETIRE_S: Final = 600.0  # for the calls that run on a worker no longer announced
+
+
+class StepWatch(Protocol):
+    """Follows the steps of every worker."""
+
+    def stepped(self, record: WorkerRecord, hello: WorkerHello, state: WorkerState) -> WorkerSpeed:
+        """Take a new state of a worker; return how its steps compare with what is predicted of them."""
+        ...
 
 
 class WorkerPool:
@@ -37,6 +46,8 @@ class WorkerPool:
         self._views: dict[str, WorkerView | None] = {}  # of each member, as of the latest `view`, in order of id
         self._stale: set[_Member] = set()  # all and only the members whose view may differ from that
         self._change: asyncio.Future[None] | None = None  # shared by all who wait for a change
+        self.on_change: Callable[[], None] | None = None  # called whenever the view may have changed
+        self.watch: StepWatch | None = None
 
     @property
     def membership(self) -> Membership | None:
@@ -102,7 +113,7 @@ class WorkerPool:
         self._changed()
 
     def _join(self, record: WorkerRecord) -> _Member:
-        member = _Member(record, token=self._token, on_change=self._member_changed)
+        member = _Member(record, token=self._token, on_change=self._member_changed, speed_of=self._speed_of)
         member.task = self._spawn(member.keep(), f"worker-{record.worker_id}")
         return member
 
@@ -129,6 +140,13 @@ class WorkerPool:
         self._view = None
         if self._change is not None and not self._change.done():
             self._change.set_result(None)
+        if self.on_change is not None:
+            self.on_change()
+
+    def _speed_of(self, session: WorkerSession) -> WorkerSpeed:
+        if self.watch is None:
+            return _AS_PREDICTED
+        return self.watch.stepped(session.record, session.hello, session.state)
 
 
 class _Member:
@@ -136,11 +154,21 @@ class _Member:
 
     task: asyncio.Task[None]
 
-    def __init__(self, record: WorkerRecord, *, token: str, on_change: Callable[[_Member], None]) -> None:
+    def __init__(
+        self,
+        record: WorkerRecord,
+        *,
+        token: str,
+        on_change: Callable[[_Member], None],
+        speed_of: Callable[[WorkerSession], WorkerSpeed],
+    ) -> None:
         self.record = record
         self.session: WorkerSession | None = None
         self._token = token
         self._on_change = on_change
+        self._speed_of = speed_of
+        self._state: WorkerState | None = None  # the latest that `_speed` knows of
+        self._speed = _AS_PREDICTED
         self._retired = False
         self._over = asyncio.Event()  # the session is lost, or retired and idle
 
@@ -160,6 +188,8 @@ class _Member:
             inflight_prompt_pairs=work.prompt_pairs,
             inflight_context_tokens=work.context_tokens,
             prompting_since_s=work.prompting_since_s,
+            tightest_tpot_s=work.tightest_tpot_s,
+            speed=self._speed,
         )
 
     def retire(self) -> None:
@@ -206,5 +236,9 @@ class _Member:
         session = self.session
         if session is not None and (not session.alive or (self._retired and not session.inflight_requests)):
             self._over.set()
-        if not self._retired:
-            self._on_change(self)
+        if self._retired:
+            return
+        if session is not None and session.alive and session.state is not self._state:
+            self._state = session.state
+            self._speed = self._speed_of(session)
+        self._on_change(self)

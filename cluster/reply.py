@@ -21,12 +21,13 @@ class OpenCall:
     The session calls `add_head` once, then `add_body`, then `end` once; all must return at once and must not raise.
     """
 
-    __slots__ = ("_on_abort", "call_id", "context_tokens", "ended", "facts", "prompt_tokens")
+    __slots__ = ("_on_abort", "call_id", "context_tokens", "ended", "facts", "prompt_tokens", "tpot_s")
 
     def __init__(self) -> None:
         self.call_id = 0  # given by the session, as are the fields below
         self.prompt_tokens = 0  # that the worker still owes the prefill of
         self.context_tokens = 0  # of the prompt, held by the worker while it makes the output
+        self.tpot_s: float | None = None  # the output's target, if there is one that others must leave room for
         self.facts: LegFacts | None = None  # what the worker measured; known once the reply has ended
         self.ended = False  # nothing more will arrive
         self._on_abort: Callable[[OpenCall], None] | None = None  # None: not submitted

@@ -160,7 +160,8 @@ class WorkerSession:
         if not self._calls:
             self.idle.clear()
         self._calls[call_id] = call
-        self._inflight.add(leg, order.prompt_tokens, _now_s())
+        call.tpot_s = None if leg is Leg.PREFILL else order.tpot_s
+        self._inflight.add(leg, order.prompt_tokens, _now_s(), tpot_s=call.tpot_s)
         connection.send(order.encode(call_id, leg))
         self._on_change()
 
@@ -234,6 +235,7 @@ class WorkerSession:
     def _forget(self, call: OpenCall) -> None:
         if self._calls.pop(call.call_id, None) is not None:
             self._inflight.context_tokens -= call.context_tokens
+            self._inflight.tpot_ended(call.tpot_s)
             self._prompt_done(call)
             if not self._calls:
                 self.idle.set()

@@ -186,6 +186,9 @@ class RequestShape:
     cached: tuple[tuple[str, int], ...] = ()  # (worker id, prompt tokens believed in its cache), by worker id
     over_share_s: float = 0.0  # service that its tenant had beyond its fair share, see core.policy.fairness
     is_reserved: bool = False  # it was promised this time, see core.policy.reservations
+    ttft_widening: float = 1.0  # what spreads of predictions are multiplied by, see core.policy.calibration
+    tpot_widening: float = 1.0
+    is_predictable: bool = True  # predictions of its class are trusted enough to refuse it by them
 
 
 @dataclass(frozen=True, slots=True)

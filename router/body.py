@@ -7,31 +7,40 @@ byte of the body, and must not tokenise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import orjson
 
 from core.errors import InvalidRequest
+from core.policy.prefix_index import BYTES_PER_TOKEN
+from router.prompt_pieces import NO_PROMPT, PromptPieces, chat_pieces, completion_pieces
 from router.slo_headers import priority_in
 
-BYTES_PER_TOKEN: Final = 4  # English text in common tokenizers; only ever an estimate of load
 Json = dict[str, object]
+TokensOf = Callable[[int], int]  # how many tokens a text of so many bytes has
 
 # The worker sets these itself; from a client they would name somebody else's hand-over.
 RESERVED_FIELDS: Final = ("kv_transfer_params", "ec_transfer_params")
+
+
+def by_bytes(num_bytes: int) -> int:
+    """Estimate the tokens of a text before anything was learnt of the model."""
+    return num_bytes // BYTES_PER_TOKEN
 
 
 @dataclass(frozen=True, slots=True)
 class BodyFacts:
     """What routing and measuring need to know of a body."""
 
-    prompt_tokens: int  # estimate
+    prompt_tokens: int  # estimate, unless the prompt is token ids
     max_tokens: int | None = None
     stream: bool = False
     include_usage: bool = False  # one event more at the end of the stream, without a token
     whole_only: str | None = None  # why handed-over KV cannot serve it
     priority: int = 0  # within its class, less is sooner
+    prompt: PromptPieces = NO_PROMPT
 
 
 def read_object(body: bytes) -> Json:
@@ -48,7 +57,7 @@ def read_object(body: bytes) -> Json:
     return parsed
 
 
-def completion_facts(body: bytes) -> BodyFacts:
+def completion_facts(body: bytes, tenant: str = "", tokens_of: TokensOf = by_bytes) -> BodyFacts:
     """Read a body of POST /v1/completions.
 
     Raises InvalidRequest.
@@ -57,7 +66,6 @@ def completion_facts(body: bytes) -> BodyFacts:
     max_tokens = _common(fields, "max_tokens")
     prompt = fields.get("prompt")
     is_ids = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], int)
-    tokens = len(prompt) if is_ids and isinstance(prompt, list) else len(body) // BYTES_PER_TOKEN
     whole_only = _whole_only(fields)
     if whole_only is None and isinstance(prompt, list) and len(prompt) > 1 and not is_ids:
         whole_only = "several prompts"
@@ -65,10 +73,10 @@ def completion_facts(body: bytes) -> BodyFacts:
         whole_only = "prompt_embeds"
     if whole_only is None and fields.get("echo"):
         whole_only = "echo"
-    return _facts(fields, tokens, max_tokens, whole_only)
+    return _facts(fields, _counted(completion_pieces(fields, tenant), tokens_of), max_tokens, whole_only)
 
 
-def chat_facts(body: bytes) -> BodyFacts:
+def chat_facts(body: bytes, tenant: str = "", tokens_of: TokensOf = by_bytes) -> BodyFacts:
     """Read a body of POST /v1/chat/completions.
 
     Raises InvalidRequest.
@@ -79,28 +87,35 @@ def chat_facts(body: bytes) -> BodyFacts:
     whole_only = _whole_only(fields)
     if whole_only is None and isinstance(messages, list) and _has_media(messages):
         whole_only = "multimodal content"
-    return _facts(fields, len(body) // BYTES_PER_TOKEN, max_tokens, whole_only)
+    return _facts(fields, _counted(chat_pieces(fields, tenant), tokens_of), max_tokens, whole_only)
 
 
-def whole_facts(body: bytes) -> BodyFacts:
+def whole_facts(body: bytes, tenant: str = "", tokens_of: TokensOf = by_bytes) -> BodyFacts:
     """Read the body of any other route that generates; it runs whole on one worker.
 
     Raises InvalidRequest.
     """
     fields = read_object(body)
     _common(fields)
-    return _facts(fields, len(body) // BYTES_PER_TOKEN, None, "route runs on one worker")
+    return _facts(fields, (tokens_of(len(body)), NO_PROMPT), None, "route runs on one worker")
 
 
-def no_facts(body: bytes) -> BodyFacts:
+def no_facts(body: bytes, tenant: str = "", tokens_of: TokensOf = by_bytes) -> BodyFacts:
     """Read nothing; the worker judges the body alone."""
-    return BodyFacts(len(body) // BYTES_PER_TOKEN, whole_only="route runs on one worker")
+    return BodyFacts(tokens_of(len(body)), whole_only="route runs on one worker")
 
 
-def _facts(fields: Json, tokens: int, max_tokens: int | None, whole_only: str | None) -> BodyFacts:
+def _counted(prompt: PromptPieces, tokens_of: TokensOf) -> tuple[int, PromptPieces]:
+    return (tokens_of(prompt.num_bytes) if prompt.num_tokens is None else prompt.num_tokens), prompt
+
+
+def _facts(
+    fields: Json, counted: tuple[int, PromptPieces], max_tokens: int | None, whole_only: str | None
+) -> BodyFacts:
     """Put together what every generating route reads alike."""
+    tokens, prompt = counted
     stream, usage = bool(fields.get("stream")), _includes_usage(fields)
-    return BodyFacts(tokens, max_tokens, stream, usage, whole_only, priority_in(fields.get("priority")))
+    return BodyFacts(tokens, max_tokens, stream, usage, whole_only, priority_in(fields.get("priority")), prompt)
 
 
 def _common(fields: Json, *limits: str) -> int | None:

@@ -1,7 +1,7 @@
-"""The life of a request, top to bottom: admitted, read, routed, tried, tried elsewhere, answered, accounted for.
+"""The life of a request, top to bottom: admitted, read, placed, tried, tried elsewhere, answered, accounted for.
 
-Owns admission, the choice and number of tries, and the answer when all is lost. Must not know gRPC, how a try is made
-up of legs, or how workers are found.
+Owns who is let in, the number of tries, and the answer when all is lost. Must not know how a place is found
+(router.placing), how a try is made up of legs, or how workers are found.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Collection
 from functools import partial
 from time import monotonic as _now_s
 from typing import Final
@@ -18,17 +17,22 @@ from cluster.pool import WorkerPool
 from core.engine import HttpCall
 from core.errors import BatonError, DeadlineExceeded, InvalidRequest, Overloaded, PayloadTooLarge, WorkerError
 from core.policy.breaker import Breakers
-from core.policy.protocol import Policy
 from core.router_spec import RouterSpec
-from core.types import ClusterView, Decision, Hold, Rejection, RequestShape, Route
-from router.errors import answer, rejection_error, stream_event
-from router.event_log import EventLog
+from core.types import Route
+from router.answer_headers import ASKED_BY, is_asked
+from router.errors import answer, stream_event
 from router.exchange import FORWARDED, ClientGone, Exchange, header_block
 from router.ids import SecretIds
+from router.knowledge import RESERVATION_HEADER, Knowledge
 from router.legs import Legs
 from router.life import Life
-from router.metrics import RouterMetrics
+from router.limits import Limits
+from router.observer import Observer
+from router.placing import Placer
+from router.record import RequestRecord
 from router.routes import Operation
+from router.slo_headers import SLOHeaders
+from router.tenants import Tenants
 
 MAX_ATTEMPTS: Final = 3
 # How long a client may go on sending a body that was refused.
@@ -47,21 +51,24 @@ class Dispatcher:
         self,
         *,
         pool: WorkerPool,
-        policy: Policy,
         spec: RouterSpec,
-        metrics: RouterMetrics,
-        event_log: EventLog | None = None,
+        tenants: Tenants,
+        placer: Placer,
+        knowledge: Knowledge,
+        observer: Observer,
+        breakers: Breakers,
     ) -> None:
-        self._pool = pool
-        self._policy = policy
-        self._event_log = event_log
-        self._num_decisions = 0
         self._spec = spec
-        self._metrics = metrics
-        self.breakers = Breakers()
+        self._tenants = tenants
+        self._limits = Limits()
+        self._slo = SLOHeaders(spec.slo_classes, spec.slo_default)
+        self._placer = placer
+        self._knowledge = knowledge
+        self._observer = observer
+        self._breakers = breakers
         self._ids = SecretIds()
-        self._legs = Legs(pool=pool, lease_s=spec.lease_s, ids=self._ids, metrics=metrics, breakers=self.breakers)
-        self._targets = {c.name: c for c in spec.slo_classes}
+        self._legs = Legs(pool=pool, lease_s=spec.lease_s, ids=self._ids, metrics=observer.metrics, breakers=breakers)
+        self._default_target = next(c for c in spec.slo_classes if c.name == spec.slo_default)
         self._lives: dict[Life, None] = {}  # all and only the requests whose answer is not complete, oldest first
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()  # set while there are none
@@ -74,7 +81,7 @@ class Dispatcher:
 
     def begin(self, exchange: Exchange, operation: Operation, worker_id: str | None = None) -> None:
         """Serve one request in a task of its own, whatever happens; `worker_id` binds it to that worker."""
-        life = Life(exchange, operation, self._targets[self._spec.slo_default], _now_s())
+        life = Life(exchange, operation, self._default_target, _now_s())
         life.task = asyncio.get_running_loop().create_task(self._serve(life, worker_id))
         exchange.on_gone = partial(life.break_off, _CLIENT_GONE)
         self._lives[life] = None
@@ -93,7 +100,13 @@ class Dispatcher:
             del self._lives[life]
             if not self._lives:
                 self._idle.set()
-            self._metrics.finished(life, failure)
+            self._account(life, failure)
+
+    def _account(self, life: Life, failure: Exception | None) -> None:
+        """Let everyone learn from a request whose answer is out."""
+        life.record.measured(life.prefill_facts, life.decode_facts)
+        self._observer.finished(life, failure, life.record if life.record.request_id else None)
+        self._knowledge.ended(life)
 
     async def wait_idle(self) -> None:
         """Wait until no request is being served."""
@@ -130,7 +143,7 @@ class Dispatcher:
         try:
             self._admit(life)
             body = await life.exchange.read_body(self._spec.max_body_bytes)
-            life.facts = life.operation.read(body)
+            self._read(life, body)
             await self._try_until_answered(life, _call(life, body), worker_id)
             return None
         except asyncio.CancelledError:
@@ -152,76 +165,77 @@ class Dispatcher:
         if given is not None and given != exchange.request_id:
             allowed = "x-request-id must be 1 to 128 letters, digits or _.:/+=@-"
             raise InvalidRequest(allowed, param="x-request-id")
+        headers = exchange.headers
+        life.tenant = tenant = self._tenants.authenticate(
+            exchange.header(b"authorization"), exchange.header(b"x-api-key")
+        )
         limit = self._spec.max_concurrent_requests
         if len(self._lives) > limit:
             raise Overloaded(f"{limit} requests are running, the limit router.max_concurrent_requests")
-        wanted = exchange.header(b"x-slo-class")
-        if wanted is not None:
-            target = self._targets.get(wanted)
-            if target is None:
-                names = ", ".join(sorted(self._targets))
-                raise InvalidRequest(f"no SLO class {wanted!r}; valid are {names}", param="x-slo-class")
-            life.slo = target
+        if not life.operation.generates:
+            return
+        life.asked = self._slo.read(headers, tenant)
+        life.slo = self._slo.target(life.asked)
+        life.record = RequestRecord(
+            exchange.request_id, tenant.name, life.slo, life.arrived_s, path=life.operation.path
+        )
+        life.is_explained = is_asked(exchange.header(ASKED_BY))
+        traceparent = self._observer.began(life.record, exchange.header(b"traceparent"))
+        if traceparent is not None:
+            headers[b"traceparent"] = traceparent.encode()
+        life.grant = self._limits.admit(tenant, life.arrived_s)
+
+    def _read(self, life: Life, body: bytes) -> None:
+        """Read what routing needs of the body, and take the prompt out of the tenant's limits."""
+        life.facts = life.operation.read(body, life.tenant.name, self._knowledge.estimate.tokens)
+        if not life.operation.generates:
+            return
+        life.grant.charge(life.facts.prompt_tokens, _now_s())
+        token = life.exchange.header(RESERVATION_HEADER)
+        life.is_reserved = token is not None and self._knowledge.redeem(token, life)
+        self._knowledge.arrived(life)
+        life.is_read = True
 
     async def _try_until_answered(self, life: Life, call: HttpCall, worker_id: str | None) -> None:
         """Try routes until one answers; once a byte of a body is out there is no other try."""
         failure: WorkerError | None = None
         while True:
-            decision = self._decide(life) if worker_id is None else Route(worker_id, None, "asked for by name")
-            if isinstance(decision, Hold):
-                raise Overloaded(decision.reason)
-            if isinstance(decision, Rejection):
-                life.retry_after_s = decision.retry_after_s
-                # What the last worker failed with says more than that there is no further one.
-                raise failure or rejection_error(decision.error, decision.reason, decision.retry_after_s)
+            route = (
+                await self._place(life, failure) if worker_id is None else Route(worker_id, None, "asked for by name")
+            )
             if failure is not None:
-                self._metrics.retried(failure.name)
+                self._observer.metrics.retried(failure.name)
             life.attempts += 1
-            life.decode, life.prefill, life.reason = decision.decode, decision.prefill, decision.reason
-            self.breakers.sent(decision.decode, _now_s())
-            if decision.prefill is not None:
-                self.breakers.sent(decision.prefill, _now_s())
+            life.decode, life.prefill, life.reason = route.decode, route.prefill, route.reason
+            now_s = _now_s()
+            life.record.submitted(now_s)
+            self._breakers.sent(route.decode, now_s)
+            if route.prefill is not None:
+                self._breakers.sent(route.prefill, now_s)
             try:
-                await self._legs.run(life, call, decision)
-                self.breakers.succeeded(decision.decode)
+                await self._legs.run(life, call, route)
+                self._breakers.succeeded(route.decode)
                 return
             except WorkerError as exc:
+                life.record.failed(exc.name)
                 if exc.retriable:
-                    self.breakers.failed(decision.decode, _now_s())
+                    self._breakers.failed(route.decode, _now_s())
                 spent = life.attempts == MAX_ATTEMPTS or worker_id is not None
                 if spent or not exc.retriable or life.exchange.sent:
                     raise
                 failure = exc
-                life.excluded.add(decision.decode)
+                life.excluded.add(route.decode)
 
-    def _decide(self, life: Life) -> Decision:
-        """Ask the policy, without the workers that failed this request."""
-        shape = RequestShape(
-            request_id=life.exchange.request_id,
-            prompt_tokens=life.facts.prompt_tokens,
-            max_tokens=life.facts.max_tokens,
-            slo_class=life.slo.name,
-            whole_only=life.facts.whole_only,
-            sequence=self._num_decisions,
-        )
-        self._num_decisions += 1
-        view, now_s = self._pool.view(), _now_s()
-        excluded = self._excluded(life, view, now_s)
-        decision = self._policy.decide(shape, view.without(excluded), now_s)
-        if self._event_log is not None:
-            self._event_log.decided(shape, excluded, view, now_s, decision)
-        return decision
-
-    def _excluded(self, life: Life, view: ClusterView, now_s: float) -> Collection[str]:
-        """Name the workers that must not get the request: it failed on them, or others fail on them one after another.
-
-        A worker on which requests fail is still better than none.
-        """
-        left_out = self.breakers.left_out(now_s)
-        if not left_out:
-            return life.excluded
-        excluded = left_out | life.excluded
-        return life.excluded if all(w.record.worker_id in excluded for w in view.workers) else excluded
+    async def _place(self, life: Life, failure: WorkerError | None) -> Route:
+        """Find the next route. What the last worker failed with says more than that there is no further one."""
+        try:
+            return await self._placer.place(life)
+        except BatonError as exc:
+            if failure is not None:
+                raise failure from exc
+            if isinstance(exc, Overloaded) and exc.earliest_s is not None:
+                life.reservation = self._knowledge.promise(life, exc)
+            raise
 
     async def _tell(self, life: Life, failure: BatonError) -> None:
         """Answer with the error: as a response of its own, or as the last event of a stream that has begun."""
@@ -229,7 +243,9 @@ class Dispatcher:
         if exchange.response_started:
             exchange.finish(stream_event(failure))
             return
-        life.status, headers, body = answer(failure, life.retry_after_s)
+        life.status, headers, body = answer(failure)
+        if life.reservation is not None:
+            headers.append((RESERVATION_HEADER, life.reservation.encode()))
         block = header_block(headers)
         if not isinstance(failure, PayloadTooLarge):
             exchange.respond(life.status, block, body)

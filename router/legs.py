@@ -15,6 +15,7 @@ from cluster.session_client import WorkerSession
 from core.engine import HttpCall
 from core.errors import BatonError, WorkerLost
 from core.policy.breaker import Breakers
+from core.policy.context import Tier
 from core.types import Handover, Leg, Route
 from router.ids import SecretIds
 from router.life import Life
@@ -53,7 +54,7 @@ class Legs:
     async def _run_whole(self, life: Life, call: HttpCall, worker: WorkerSession) -> None:
         answer = Answer(life, self._metrics)
         try:
-            worker.send(answer, Leg.WHOLE, SubmitEncoder(call, None, prompt_tokens=life.facts.prompt_tokens))
+            worker.send(answer, Leg.WHOLE, _order(life, call, None, worker))
             await answer.out()
         finally:
             answer.abort()
@@ -61,7 +62,7 @@ class Legs:
 
     async def _run_pair(self, life: Life, call: HttpCall, prefill: WorkerSession, decode: WorkerSession) -> None:
         handover = Handover(self._ids.new(), decode.hello.kv_address, self._lease_s)
-        order = SubmitEncoder(call, handover, prompt_tokens=life.facts.prompt_tokens)
+        order = _order(life, call, handover, prefill)
 
         def prefilled(outcome: str, reason: str, error: BatonError | None) -> None:
             self._metrics.handed_over(outcome)
@@ -94,3 +95,12 @@ class Legs:
             prefill.send(leg, Leg.PREFILL, order)
         except BatonError as exc:
             leg.end(exc)
+
+
+def _order(life: Life, call: HttpCall, handover: Handover | None, prompting: WorkerSession) -> SubmitEncoder:
+    """Encode what both legs share; the worker that computes the prompt orders its queue by the slack that is left."""
+    uncached = life.facts.prompt_tokens - life.record.believed_cached(prompting.record.worker_id)
+    tpot_s = None if life.slo.tier is Tier.BEST_EFFORT else life.slo.tpot_s
+    return SubmitEncoder(
+        call, handover, prompt_tokens=max(1, uncached), slack_s=life.slack_s(time.monotonic()), tpot_s=tpot_s
+    )

@@ -13,7 +13,11 @@ from core.router_spec import SLOTarget
 from core.types import LegFacts
 from router.body import BodyFacts
 from router.exchange import Exchange
+from router.limits import FREE
+from router.record import RequestRecord
 from router.routes import Operation
+from router.slo_headers import RequestSLO
+from router.tenants import ANYBODY
 
 _USAGE_KEY: Final = b'"completion_tokens":'
 
@@ -42,6 +46,7 @@ class Life:
 
     __slots__ = (
         "arrived_s",
+        "asked",
         "attempts",
         "body_bytes",
         "cause",
@@ -53,22 +58,35 @@ class Life:
         "excluded",
         "facts",
         "first_s",
+        "grant",
         "is_breakable",
+        "is_explained",
+        "is_read",
+        "is_reserved",
         "operation",
         "output_tokens",
         "prefill",
         "prefill_facts",
         "reason",
-        "retry_after_s",
+        "record",
+        "reservation",
         "slo",
         "status",
         "task",
+        "tenant",
     )
 
     def __init__(self, exchange: Exchange, operation: Operation, slo: SLOTarget, arrived_s: float) -> None:
         self.exchange = exchange
         self.operation = operation
         self.slo = slo
+        self.tenant = ANYBODY
+        self.asked = RequestSLO(slo.name)
+        self.grant = FREE  # the tenant's leave to run
+        self.record = RequestRecord("", "", slo, arrived_s, path=operation.path)
+        self.is_reserved = False  # it was promised this time
+        self.is_explained = False  # its client asks for the explaining headers
+        self.is_read = False  # its body is
         self.facts = BodyFacts(0)
         self.arrived_s = arrived_s
         self.first_s: float | None = None  # first byte of a stream's body
@@ -82,7 +100,7 @@ class Life:
         self.reason = ""
         self.attempts = 0
         self.excluded: set[str] = set()  # all and only the workers that failed this request
-        self.retry_after_s: float | None = None
+        self.reservation: str | None = None  # token of a time that was promised when it was refused
         self.decode_facts: LegFacts | None = None  # of the latest attempt, as its workers measured them
         self.prefill_facts: LegFacts | None = None
         self.task: asyncio.Task[None] | None = None  # that serves it
@@ -94,6 +112,12 @@ class Life:
         if self.is_breakable and self.task is not None and self.cause is None and not self.exchange.response_complete:
             self.cause = cause
             self.task.cancel()
+
+    def slack_s(self, now_s: float) -> float:
+        """Tell how long the prompt may still wait, by what was predicted of the rest; may be negative."""
+        forecast = self.record.forecast
+        own_s = 0.0 if forecast is None else forecast.ttft_s - forecast.queue_s
+        return self.arrived_s + self.slo.ttft_s - own_s - now_s
 
     def chunk(self, data: bytes, now_s: float) -> float | None:
         """Note bytes of a stream as they pass; return the time since the bytes before, None for the first."""

@@ -105,12 +105,14 @@ class Grant:
             account.tokens.take(prompt_tokens + output_tokens - self._charged)
 
 
+FREE: Final = Grant(None)  # of whoever has no limits
+
+
 class Limits:
     """The accounts of all tenants that have limits."""
 
     def __init__(self) -> None:
         self._accounts: dict[str, _Account] = {}  # of all and only the tenants with limits that were seen
-        self._free = Grant(None)
 
     def admit(self, tenant: Tenant, now_s: float) -> Grant:
         """Let one request in, and count it.
@@ -119,7 +121,7 @@ class Limits:
         for nobody knows when one ends.
         """
         if tenant.is_unlimited:
-            return self._free
+            return FREE
         account = self._accounts.get(tenant.name)
         if account is None:
             account = self._accounts[tenant.name] = _Account(tenant, now_s)

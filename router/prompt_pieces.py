@@ -38,6 +38,9 @@ class PromptPieces:
     num_tokens: int | None = None  # exact, of a prompt of token ids
 
 
+NO_PROMPT: Final = PromptPieces()
+
+
 class TokenEstimate:
     """How many tokens texts of one model have, learnt from what its workers count."""
 

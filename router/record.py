@@ -33,6 +33,7 @@ class RequestRecord:
         "forecast",
         "holding_since_s",
         "holds",
+        "is_told",
         "kept",
         "marks",
         "num_holds",
@@ -75,6 +76,7 @@ class RequestRecord:
         self.holds: tuple[tuple[float, Hold], ...] = ()  # the first MAX_HOLDS, with the time of each
         self.num_holds = 0
         self.holding_since_s: float | None = None
+        self.is_told = False  # its client asked to be told in the answer itself
         self.attempts = 0
         self.tries: tuple[tuple[Route, str], ...] = ()  # those that failed, each with the name of its error
         self.prefill_facts: LegFacts | None = None

@@ -16,6 +16,7 @@ from typing import Final
 from cluster.reply import Headers as WorkerHeaders
 from cluster.reply import OpenCall
 from core.errors import BatonError, EngineFailed, Overloaded
+from router.answer_headers import document_headers, start_headers, stream_comment
 from router.errors import in_one_shape
 from router.exchange import header_block
 from router.life import Life
@@ -92,15 +93,18 @@ class Answer(OpenCall):
         elif not self._status:
             self._fail(EngineFailed("the reply ended before it began"))
         elif self._is_stream:
-            self._exchange.finish()
+            life = self._life
+            self._exchange.finish(stream_comment(life.record, life.timing()) if life.is_explained else b"")
             self._finished()
         else:
             self._guarded(self._finish_document)
 
     def _start_stream(self) -> None:
-        block = _response_block(self._headers)
+        block = _response_block(self._headers) + _UNBUFFERED
+        if self._life.is_explained:
+            block += header_block(start_headers(self._life.record))
         self._life.status = self._status
-        self._exchange.start(self._status, block + _UNBUFFERED)
+        self._exchange.start(self._status, block)
 
     def _finish_document(self) -> None:
         status, parts = self._status, self._parts
@@ -111,8 +115,12 @@ class Answer(OpenCall):
         if status >= HTTPStatus.BAD_REQUEST and (shaped := in_one_shape(status, body)) is not None:
             kept = tuple((name, value) for name, value in self._headers if name.lower() != "content-type")
             block, body = _response_block(kept) + _JSON, shaped
-        self._life.status = status
-        self._life.whole_body(body, time.monotonic())
+        life = self._life
+        life.status = status
+        life.whole_body(body, time.monotonic())
+        if life.is_explained:
+            life.record.measured(None, self.facts)
+            block += header_block(document_headers(life.record, life.timing()))
         self._exchange.respond(status, block, body)
         self._finished()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from router.body import BodyFacts, chat_facts, completion_facts, no_facts, whole_facts
+from router.body import BodyFacts, TokensOf, chat_facts, completion_facts, no_facts, whole_facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Operation:
     method: str
     path: str
     summary: str
-    read: Callable[[bytes], BodyFacts]
+    read: Callable[[bytes, str, TokensOf], BodyFacts]
     required: tuple[str, ...] = ()  # fields its body must have, for the schema
     opening_events: int = 0  # of a stream, before the event of the first token
     generates: bool = True  # produces tokens: has an SLO, is measured and logged

@@ -11,25 +11,34 @@ import errno
 import gc
 import logging
 import socket
+import time
 from collections.abc import Iterator
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final, cast
 
 import uvicorn
+from fastapi import Request
+from starlette.exceptions import HTTPException
 
 from cluster.pool import WorkerPool
-from core.errors import ConfigError, WorkerDraining
-from core.policy.registry import policy_named
+from core.errors import ConfigError, Unauthorized, WorkerDraining
+from core.policy.breaker import Breakers
 from core.router_spec import RouterSpec
 from core.types import WorkerRecord
+from router.adapting import AdaptingPolicy
 from router.app import RelayedRoutes
 from router.control import control_app
 from router.dispatcher import LAST_WORDS_S, Dispatcher
 from router.event_log import EventLog
 from router.health import Readiness
 from router.http_protocol import HttpProtocol
-from router.metrics import RouterMetrics
+from router.knowledge import Knowledge
+from router.observer import Observer
+from router.placing import Placer
+from router.tenants import Tenants
+from router.tls import server_context
 
 BACKLOG: Final = 2048
 START_S: Final = 10.0
@@ -50,20 +59,47 @@ class RouterServer:
         self._spec = spec
         self._pool = pool
         self._readiness = Readiness(pool.view, one_pool=spec.one_pool)
-        self._metrics = RouterMetrics(
-            targets=spec.slo_classes,
-            view=pool.view,
+        self._tls = server_context(spec.tls_cert, spec.tls_key)
+        self._tenants = Tenants(spec.tenants_file, slo_classes=[c.name for c in spec.slo_classes])
+        self._event_log = _event_log(spec)
+        self._policy = AdaptingPolicy(spec.policy, spec.policy_context, self._event_log)
+        pool.watch = self._policy
+        breakers = Breakers()
+        self._observer = Observer.from_spec(
+            spec,
+            policy=self._policy,
+            view=lambda: placer.view(),
             announced=self._announced,
             num_inflight=lambda: self.dispatcher.num_inflight,
+            open_breakers=lambda: breakers.left_out(time.monotonic()),
         )
-        policy = policy_named(spec.policy, spec.policy_context)
-        self._event_log = _event_log(spec)
-        self._log_writer: asyncio.Task[None] | None = None
+        knowledge = Knowledge(spec, self._observer.calibration, self._tenants.weights, self._policy.output_ended)
+        placer = Placer(
+            pool=pool,
+            policy=self._policy,
+            spec=spec,
+            breakers=breakers,
+            knowledge=knowledge,
+            event_log=self._event_log,
+        )
         self.dispatcher = Dispatcher(
-            pool=pool, policy=policy, spec=spec, metrics=self._metrics, event_log=self._event_log
+            pool=pool,
+            spec=spec,
+            tenants=self._tenants,
+            placer=placer,
+            knowledge=knowledge,
+            observer=self._observer,
+            breakers=breakers,
         )
         control = control_app(
-            readiness=self._readiness, metrics=self._metrics, view=pool.view, breakers=self.dispatcher.breakers
+            readiness=self._readiness,
+            metrics=self._observer.metrics,
+            view=placer.view,
+            breakers=breakers,
+            explainer=self._observer.explainer,
+            calibration=self._observer.calibration,
+            tenant_of=self._tenant_of,
+            num_inflight=lambda: self.dispatcher.num_inflight,
         )
         relayed = RelayedRoutes(self.dispatcher, self._announced)
         self._http = _HttpServer(
@@ -82,6 +118,7 @@ class RouterServer:
             )
         )
         self._serving: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []  # what runs beside requests, until `stop`
 
     async def start(self) -> str:
         """Bind, connect to the cluster and serve; return the bound address as host:port.
@@ -95,8 +132,9 @@ class RouterServer:
         except BaseException:
             listener.close()
             raise
+        self._background = [asyncio.create_task(self._policy.keep_adapting(), name="adapt")]
         if self._event_log is not None:
-            self._log_writer = asyncio.create_task(self._event_log.keep_writing(), name="event-log")
+            self._background.append(asyncio.create_task(self._event_log.keep_writing(), name="event-log"))
         self._serving = asyncio.create_task(self._http.serve(sockets=[listener]), name="http")
         async with asyncio.timeout(START_S):
             await self._http.accepting.wait()
@@ -115,15 +153,25 @@ class RouterServer:
         if self._serving is not None:
             await self._serving
         self.dispatcher.close()
+        self._observer.close()
         await self._pool.close()
-        await self._close_event_log()
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        if self._event_log is not None:
+            await self._event_log.close()
 
-    async def _close_event_log(self) -> None:
-        if self._event_log is None or self._log_writer is None:
-            return
-        self._log_writer.cancel()
-        await asyncio.gather(self._log_writer, return_exceptions=True)
-        await self._event_log.close()
+    def reload(self) -> None:
+        """Read the tenants file again."""
+        self._tenants.reload()
+
+    def _tenant_of(self, request: Request) -> str:
+        """Name the tenant of a control request. Raises HTTPException where its key is missing or unknown."""
+        headers = request.headers
+        try:
+            return self._tenants.authenticate(headers.get("authorization"), headers.get("x-api-key")).name
+        except Unauthorized as exc:
+            raise HTTPException(HTTPStatus.UNAUTHORIZED, str(exc)) from exc
 
     async def failed(self) -> None:
         """Wait until the HTTP server ends without being asked to."""

@@ -60,7 +60,9 @@ class Admission:
 
     def judge(self, case: Case, option: Option) -> Decision:
         """Decide on the best option of a request."""
-        context, promise, now_s, is_firm = self._context, case.promise, case.now_s, case.request.is_reserved
+        context, promise, now_s = self._context, case.promise, case.now_s
+        # Nobody is refused by predictions that have been wrong, nor who was promised this time.
+        is_firm = case.request.is_reserved or not case.request.is_predictable
         ttft_s = option.ttft_s
         if case.cluster.promised.keys_s and not is_firm and not promise.is_protected:
             ttft_s += self._promised_s(case)
@@ -140,9 +142,11 @@ class Admission:
         """
         roster, promised = case.roster, case.cluster.promised
         forecast = option.forecast(self._pools)
-        certain_s = max(drain_s, 0.0) * (1.0 + max(forecast.ttft_spread, forecast.tpot_spread))
+        request = case.request
+        spread = max(forecast.ttft_spread * request.ttft_widening, forecast.tpot_spread * request.tpot_widening)
+        certain_s = max(drain_s, 0.0) * (1.0 + spread)
         promised_s = promised.tokens_before[-1] * self._per_token_s(roster) / _PROMISED_SHARE
-        chance = zlib.crc32(case.request.request_id.encode()) / 2**32
+        chance = zlib.crc32(request.request_id.encode()) / 2**32
         spread_s = max(certain_s, option.prefill_s / max(1, roster.num_senders or roster.num_receivers))
         earliest_s = max(certain_s + promised_s + chance * spread_s, _SOONEST_S)
         if earliest_s > _MOST_EARLIEST_S:

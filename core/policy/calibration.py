@@ -121,11 +121,14 @@ class _Outcome(NamedTuple):  # two for every request
 class _Residuals:
     """The latest outcomes of one quantity of one class, and what follows from them."""
 
-    __slots__ = ("_fresh", "_held", "_outcomes", "factor", "reason", "trusted")
+    __slots__ = ("_fresh", "_held", "_high", "_low", "_outcomes", "_same_factor", "factor", "reason", "trusted")
 
     def __init__(self) -> None:
         self._outcomes: deque[_Outcome] = deque(maxlen=WINDOW)
-        self._held = 0  # how many of them
+        self._held = 0  # how many of them were within their interval
+        self._high = 0  # and how many beyond MAX_BIAS times the prediction
+        self._low = 0
+        self._same_factor = 0  # outcomes since the factor changed
         self._fresh = 0  # outcomes since factor or trust changed, WINDOW at most
         self.factor = 1.0
         self.trusted = True
@@ -135,12 +138,21 @@ class _Residuals:
         """Take one outcome; a prediction of nothing or no number counts as one that did not hold."""
         outcome = _outcome(actual_s, predicted_s, spread, factor)
         if len(self._outcomes) == WINDOW:
-            self._held -= self._outcomes[0].held
+            self._count(self._outcomes[0], -1)
         self._outcomes.append(outcome)
-        self._held += outcome.held
+        self._count(outcome, 1)
         self._fresh += 1
+        self._same_factor += 1
         if self._fresh % JUDGE_EVERY == 0 and len(self._outcomes) >= MIN_OUTCOMES:
             self._judge()
+
+    def _count(self, outcome: _Outcome, change: int) -> None:
+        if outcome.held:
+            self._held += change
+        if outcome.ratio > MAX_BIAS:
+            self._high += change
+        elif outcome.ratio < 1 / MAX_BIAS:
+            self._low += change
 
     def report(self, slo_class: str, quantity: str) -> Coverage:
         """Sum up."""
@@ -161,23 +173,24 @@ class _Residuals:
         """Widen, narrow, give up or regain trust."""
         n = len(self._outcomes)
         low, high = band(n)
-        within = sum(outcome.residual <= self.factor for outcome in self._outcomes) / n
+        within = self._held / n
+        if self._same_factor < n:  # the older ones had other intervals than those given out now
+            within = sum(outcome.residual <= self.factor for outcome in self._outcomes) / n
         if not low <= within <= high and (within < low or self.factor > 1.0):
             self._set_factor(self._quantile())
-        bias = self._bias()
         if not self.trusted:
-            self._try_regain(bias)
+            self._try_regain()
             return
-        found = self._fault(bias)
+        found = self._fault()
         if found is None:
             self.reason = f"{self._held} of the latest {n} outcomes were within their interval"
             return
         self.trusted, self.reason, self._fresh = False, found, 0
 
-    def _fault(self, bias: float) -> str | None:
+    def _fault(self) -> str | None:
         """Say why predictions cannot be trusted; None when they can."""
-        if not 1 / MAX_BIAS <= bias <= MAX_BIAS:
-            return f"the median outcome is {bias:.2f} times the prediction"
+        if max(self._high, self._low) > len(self._outcomes) / 2:  # so the median is beyond it too
+            return f"the median outcome is {self._bias():.2f} times the prediction"
         if self.factor > MAX_FACTOR:
             return f"intervals would have to be {self.factor:.1f} times as wide"
         # Those given out since the latest widening must hold; that many are at the end of the window.
@@ -188,9 +201,9 @@ class _Residuals:
                 return f"only {held:.0%} of outcomes were within their interval, widened as it is"
         return None
 
-    def _try_regain(self, bias: float) -> None:
+    def _try_regain(self) -> None:
         limit = math.sqrt(MAX_BIAS)
-        if self._fresh < WINDOW or not 1 / limit <= bias <= limit or self.factor > math.sqrt(MAX_FACTOR):
+        if self._fresh < WINDOW or not 1 / limit <= self._bias() <= limit or self.factor > math.sqrt(MAX_FACTOR):
             return
         if self._held / len(self._outcomes) >= band(len(self._outcomes))[0]:
             self.trusted, self._fresh = True, 0
@@ -205,6 +218,7 @@ class _Residuals:
     def _set_factor(self, factor: float) -> None:
         if factor != self.factor:
             self.factor = factor
+            self._same_factor = 0
             if self.trusted:
                 self._fresh = 0
 

@@ -6,7 +6,7 @@ Owns the Protocol and the split of a cluster that every policy needs. Must not k
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from core.types import ClusterView, Decision, RequestShape, Role, Route, WorkerView
 
@@ -23,6 +23,7 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
 class PredictingPolicy(Policy, Protocol):
     """A policy that can say what it expected of the routes it did not take."""
 

@@ -18,7 +18,7 @@ from core.policy.options import Asked, Option, Options, strain
 from core.policy.prediction import PoolForecast
 from core.policy.promise import Promises
 from core.policy.roster import Roster
-from core.types import ClusterView, Decision, RequestShape, Role, Route
+from core.types import ClusterView, Decision, Rejection, RequestShape, Role, Route
 
 UNKNOWN_COSTS: Final = "least predicted work, for no costs are known yet"
 WHOLE: Final = "whole is sooner and keeps every target with room"
@@ -79,7 +79,10 @@ class _Brain:
             return NO_WORKER
         asked = self._asked(request, cluster, roster, now_s)
         option = self._best(request, asked, roster, now_s)
-        return self._admission.judge(Case(request, asked.promise, cluster, roster, now_s), option)
+        decision = self._admission.judge(Case(request, asked.promise, cluster, roster, now_s), option)
+        if request.ttft_widening == 1.0 and request.tpot_widening == 1.0:
+            return decision
+        return _widened(decision, request)
 
     def options(self, request: RequestShape, cluster: ClusterView, now_s: float, limit: int) -> tuple[Route, ...]:
         roster = self._roster.of(cluster)
@@ -138,6 +141,18 @@ class _Brain:
     def _keeps(self, asked: Asked, whole: Option, room: float) -> bool:
         slowed_s = self._options.slowed_s(asked, whole)
         return self._admission.keeps(asked.promise, whole, slowed_s=slowed_s, room=room)
+
+
+def _widened(decision: Decision, request: RequestShape) -> Decision:
+    """Widen the intervals of a decision as those before it turned out too narrow."""
+    if isinstance(decision, Rejection) or decision.forecast is None:
+        return decision
+    forecast = replace(
+        decision.forecast,
+        ttft_spread=decision.forecast.ttft_spread * request.ttft_widening,
+        tpot_spread=decision.forecast.tpot_spread * request.tpot_widening,
+    )
+    return replace(decision, forecast=forecast)
 
 
 def _alone(request: RequestShape, roster: Roster) -> str | None:

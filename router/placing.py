@@ -1,0 +1,182 @@
+"""Where each request goes, and when: what is known of it goes into its shape, the policy decides, and what no worker
+has room for is held back until one has.
+
+Owns the decisions, the queue of held requests and when they are asked about again. Must not know HTTP, nor how a route
+is taken; what shapes are made of beside the request itself is router.knowledge's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from time import monotonic
+from typing import Final
+
+from cluster.pool import WorkerPool
+from core.errors import BatonError, Overloaded
+from core.policy.breaker import Breakers
+from core.policy.context import Tier
+from core.policy.protocol import Policy
+from core.policy.slack_queue import QueueRules, SlackQueue, Waiting
+from core.router_spec import RouterSpec
+from core.types import ClusterView, Decision, HeldWork, Hold, Rejection, Route
+from router.errors import refusal
+from router.event_log import EventLog
+from router.knowledge import Knowledge
+from router.life import Life
+
+# Who must go first when the queue is full.
+_RANKS: Final = {Tier.PROTECTED: 0, Tier.STANDARD: 1, Tier.BEST_EFFORT: 2}
+_LEAST_HOLD_S: Final = 0.001  # a policy that holds until now is asked again a little later, not at once and for ever
+
+
+class _Held:
+    """A request that waits: the future its task awaits, and when it is asked about at the latest."""
+
+    __slots__ = ("life", "released", "timer", "waiting")
+
+    waiting: Waiting[_Held]
+
+    def __init__(self, life: Life, released: asyncio.Future[Route]) -> None:
+        self.life = life
+        self.released = released
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Placer:
+    """Decides for the requests of one router, one at a time."""
+
+    def __init__(
+        self,
+        *,
+        pool: WorkerPool,
+        policy: Policy,
+        spec: RouterSpec,
+        breakers: Breakers,
+        knowledge: Knowledge,
+        event_log: EventLog | None = None,
+    ) -> None:
+        self._pool = pool
+        self._policy = policy
+        self._breakers = breakers
+        self._knowledge = knowledge
+        self._event_log = event_log
+        self._ranks = {c.name: _RANKS[c.tier] for c in spec.slo_classes}
+        self._queue: SlackQueue[_Held] = SlackQueue(QueueRules(max_items=spec.max_held_requests))
+        self._pump_due = False
+        self._view = ClusterView()  # as decided on last, and what it was made of
+        self._made_of: tuple[ClusterView, HeldWork, HeldWork] | None = None
+        self._num_decisions = 0
+
+    @property
+    def num_held(self) -> int:
+        """Count the requests that wait for room."""
+        return len(self._queue)
+
+    def view(self) -> ClusterView:
+        """Return the workers and what is held back for want of room; the same object until something changes."""
+        view, held, promised = self._pool.view(), self._queue.held(), self._knowledge.promised(monotonic())
+        made_of = self._made_of
+        if made_of is None or made_of[0] is not view or made_of[1] is not held or made_of[2] is not promised:
+            self._made_of = view, held, promised
+            self._view = ClusterView(view.workers, held, promised) if held.keys_s or promised.keys_s else view
+        return self._view
+
+    async def place(self, life: Life) -> Route:
+        """Find a route for a request, waiting for room if the policy says so.
+
+        Raises what the policy refuses it with, Overloaded when the queue is full.
+        """
+        decision = self._decide(life)
+        if isinstance(decision, Route):
+            return decision
+        if isinstance(decision, Rejection):
+            raise refusal(decision, slo_class=life.slo.name)
+        return await self._hold(life, decision)
+
+    def _decide(self, life: Life) -> Decision:
+        """Ask the policy, without the workers that must not get the request."""
+        view, now_s = self.view(), monotonic()
+        excluded = self._excluded(life, view, now_s)
+        self._knowledge.follow(self._pool.membership)
+        shape = self._knowledge.shape_of(life, now_s, sequence=self._num_decisions)
+        self._num_decisions += 1
+        decision = self._policy.decide(shape, view.without(excluded), now_s)
+        life.record.decided(shape, view, excluded, now_s, decision)
+        if isinstance(decision, Route):
+            self._knowledge.routed(life, decision, view)
+        if self._event_log is not None:
+            self._event_log.decided(shape, excluded, view, now_s, decision)
+        return decision
+
+    def _excluded(self, life: Life, view: ClusterView, now_s: float) -> Collection[str]:
+        """Name the workers that must not get the request: it failed on them, or others fail on them one after another.
+
+        A worker on which requests fail is still better than none.
+        """
+        left_out = self._breakers.left_out(now_s)
+        if not left_out:
+            return life.excluded
+        excluded = left_out | life.excluded
+        return life.excluded if all(w.record.worker_id in excluded for w in view.workers) else excluded
+
+    async def _hold(self, life: Life, decision: Hold) -> Route:
+        loop = asyncio.get_running_loop()
+        held = _Held(life, loop.create_future())
+        held.waiting = Waiting(decision.key_s, life.facts.prompt_tokens, held, self._ranks[life.slo.name])
+        gone = self._queue.push(held.waiting, monotonic())
+        if gone is not None:
+            self._refuse(gone.payload, Overloaded(f"{len(self._queue)} requests wait for room already"))
+        try:
+            if gone is not held.waiting:
+                self._arm(held, decision)
+                self._pool.on_change = self._wake
+            return await held.released
+        finally:
+            if held.timer is not None:
+                held.timer.cancel()
+            self._queue.remove(held.waiting)
+            if self._queue:
+                self._wake()  # its place is free, and what it is sent to now changes the view only later
+            else:
+                self._pool.on_change = None
+
+    def _arm(self, held: _Held, decision: Hold) -> None:
+        """Ask about a held request again when its time has come, wherever in the queue it is then."""
+        if held.timer is not None:
+            held.timer.cancel()
+        in_s = max(_LEAST_HOLD_S, decision.until_s - monotonic())
+        held.timer = asyncio.get_running_loop().call_later(in_s, self._ask_again, held)
+
+    def _wake(self) -> None:
+        """Look at the queue once what changes now has changed."""
+        if not self._pump_due:
+            self._pump_due = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Let the first in turn go if there is room; what follows from that wakes this again."""
+        self._pump_due = False
+        first = self._queue.peek(monotonic())
+        if first is not None:
+            self._ask_again(first.payload)
+
+    def _ask_again(self, held: _Held) -> None:
+        """Decide about a held request that no longer counts as held while it is asked about."""
+        if held.released.done():
+            return
+        self._queue.remove(held.waiting)
+        decision = self._decide(held.life)
+        if isinstance(decision, Route):
+            held.life.record.released(monotonic())
+            held.released.set_result(decision)
+        elif isinstance(decision, Rejection):
+            self._refuse(held, refusal(decision, slo_class=held.life.slo.name))
+        else:
+            self._queue.push(held.waiting, monotonic())
+            self._arm(held, decision)
+
+    def _refuse(self, held: _Held, error: BatonError) -> None:
+        held.life.record.released(monotonic())
+        if not held.released.done():
+            held.released.set_exception(error)
