@@ -18,7 +18,7 @@ from typing import Final
 
 BYTES_PER_TOKEN: Final = 4  # of English text in common tokenizers; pieces are cut, and at first counted, by it
 # (tokens of a piece, up to this many tokens of the prompt): fine where most prompts part, coarse where that costs.
-PIECE_SIZES: Final = ((64, 512), (128, 1024), (256, 4096), (512, 1 << 20))
+PIECE_SIZES: Final = ((64, 256), (128, 1024), (256, 2048), (512, 1 << 20))
 
 # A piece's integer: was it used since it was last considered for eviction, which of PIECE_SIZES it has, how many tokens
 # it really holds for each counted one (in 1/256; 0: unknown), and from there two bits for each worker: held, and used
@@ -74,10 +74,6 @@ class _Worker:
     log: array[int] = field(default_factory=lambda: array("Q"))  # every piece that carries its bit, oldest first; more
     head: int = 0  # entries of the log that were read
 
-    @property
-    def log_length(self) -> int:
-        return len(self.log) - self.head
-
 
 class PrefixIndex:
     """A belief that is cheap to ask, to extend and to correct; none of its calls takes time that grows with it."""
@@ -123,7 +119,7 @@ class PrefixIndex:
             return
         self.forget(worker_id)
         if not self._free and self._leaving:
-            self._clear(self._leaving[0], self._leaving[0].log_length)
+            self._clear(self._leaving[0], len(self._leaving[0].log))
         if self._free and len(self._workers) < self._max_workers:
             held = self._free.popleft()
             max_tokens = num_kv_blocks * block_size or sys.maxsize
@@ -293,18 +289,24 @@ class PrefixIndex:
 
     def _bound(self, worker: _Worker, max_tokens: float) -> None:
         """Forget a worker's oldest beliefs that were not used since they were last passed over, down to a bound."""
-        log, held = worker.log, worker.held
+        log, held, used = worker.log, worker.held, worker.used
         max_log = self._log_budget // len(self._by_held)
-        while worker.head < len(log) and (worker.num_tokens > max_tokens or worker.log_length > max_log):
-            piece = log[worker.head]
-            worker.head += 1
-            bucket = self._buckets[piece % self._num_buckets]
+        buckets, num_buckets = self._buckets, self._num_buckets
+        head, end = worker.head, len(log)
+        while head < end and (worker.num_tokens > max_tokens or end - head > max_log):
+            piece = log[head]
+            head += 1
+            bucket = buckets[piece % num_buckets]
             value = bucket.get(piece, 0)
-            if value & held and value & worker.used:
-                bucket[piece] = value ^ worker.used
+            if not value & held:
+                continue
+            if value & used:
+                bucket[piece] = value ^ used
                 log.append(piece)
-            elif value & held:
+                end += 1
+            else:
                 self._drop_bit(worker, bucket, piece, value)
+        worker.head = head
         if worker.head > len(log) // 2:
             del log[: worker.head]
             worker.head = 0
