@@ -24,7 +24,6 @@ UNKNOWN_COSTS: Final = "least predicted work, for no costs are known yet"
 WHOLE: Final = "whole is sooner and keeps every target with room"
 # A request runs whole, unasked, only where every target keeps this much to spare: a prompt beside outputs is a risk.
 _ROOM: Final = 0.8
-_WIDTH: Final = 2  # best workers of each role whose pairs are predicted in full
 
 
 class SLOAware:
@@ -108,7 +107,8 @@ class _Brain:
         promise = asked.promise
         reason = _alone(request, roster)
         if reason is None:
-            pairs = self._options.pairs(asked, roster, now_s, width=_WIDTH)
+            # Both parts of the strain are least where each worker's own score is; fingerprints are what is compared.
+            pairs = self._options.pairs(asked, roster, now_s, width=1)
             if pairs:
                 pair = min(pairs, key=lambda option: strain(option, promise)) if len(pairs) > 1 else pairs[0]
                 return self._whole_instead(asked, pair, roster, now_s) or pair
@@ -119,21 +119,19 @@ class _Brain:
     def _whole_instead(self, asked: Asked, pair: Option, roster: Roster, now_s: float) -> Option | None:
         """Find a decode worker that had better serve the request whole."""
         below, promise = self._context.whole_below_tokens, asked.promise
-        room = 1.0
         if below and asked.tokens <= below:
             reason = f"at most {below} prompt tokens"
         elif self._context.overflow and pair.ttft_s > promise.budget_s:
             reason = "the pair would be late"
         elif not below and self._options.stall_s(asked) <= _ROOM * self._promises.stall_limit_s(promise):
-            reason, room = WHOLE, _ROOM
+            # Where outputs are made the fastest, none else: this is asked of every short prompt.
+            whole = self._options.whole(asked, pair.decode_view, pair.batch, WHOLE, now_s)
+            is_better = whole.ttft_s < pair.ttft_s and self._keeps(asked, whole, _ROOM)
+            return whole if is_better else None
         else:
             return None
-        keeping = [
-            whole
-            for whole in self._options.wholes(asked, roster, reason, now_s, width=_WIDTH if room < 1.0 else 8)
-            if self._keeps(asked, whole, room) and (room == 1.0 or whole.ttft_s < pair.ttft_s)
-        ]
-        return min(keeping, key=_soonest, default=None)
+        wholes = self._options.wholes(asked, roster, reason, now_s)
+        return min((whole for whole in wholes if self._keeps(asked, whole, 1.0)), key=_soonest, default=None)
 
     def _keeps(self, asked: Asked, whole: Option, room: float) -> bool:
         slowed_s = self._options.slowed_s(asked, whole)
