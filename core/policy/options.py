@@ -14,7 +14,7 @@ from core.policy.context import PolicyContext
 from core.policy.prediction import Batch, PoolForecast, handover_s, spread, transfer_s
 from core.policy.promise import Promise
 from core.policy.roster import Group, Receivers, Roster, Senders
-from core.types import Forecast, RequestShape, Role, WorkerView
+from core.types import Forecast, Role, WorkerView
 
 BEST_PAIR: Final = "least predicted TTFT"
 # A cached prompt leaves time to the requests behind; so much of it counts beside what the request itself gains ...
@@ -84,23 +84,18 @@ class Options:
         self._pools = pools
         self._sending, self._receiving = pools[Role.PREFILL], pools[Role.DECODE]
 
-    def asked(self, request: RequestShape, promise: Promise, ahead_s: float) -> Asked:
-        """Put a request in the form of a search; what is believed cached leaves a token to compute."""
-        most = max(0, request.prompt_tokens - 1)
-        cached = tuple((name, min(tokens, most)) for name, tokens in request.cached if tokens > 0)
-        return Asked(request.prompt_tokens, cached, promise, ahead_s)
-
     def pairs(self, asked: Asked, roster: Roster, now_s: float, *, width: int) -> list[Option]:
         """Predict the `width` best prefill workers with the `width` best decode workers of each fingerprint."""
         found = []
         for group in roster.groups:
             if not group.senders.ids or not group.receivers.ids:
                 continue
-            waits_s, prompts = self._prompt_scores(asked, group.senders, now_s)
+            prompts = self._prompt_scores(asked, group.senders, now_s)
             joins = self._join_scores(asked, group.receivers)
             receiving = _least(joins, width)
             for sender in _least(prompts, width):
-                found += [self._pair(asked, group, sender, waits_s[sender], slot) for slot in receiving]
+                wait_s = group.senders.wait_s(sender, now_s)
+                found += [self._pair(asked, group, sender, wait_s, slot) for slot in receiving]
         return found
 
     def wholes(
@@ -112,47 +107,57 @@ class Options:
             receivers = group.receivers
             if receivers.ids:
                 slots = self._whole_slots(asked, receivers, width)
-                found += [self._whole(asked, receivers.views[s], receivers.batches[s], reason, now_s) for s in slots]
+                found += [self.whole(asked, receivers.views[s], receivers.batches[s], reason, now_s) for s in slots]
             elif not roster.num_receivers:
                 batches = [(view, self._sending.batch(view)) for view in group.senders.views]
-                found += [self._whole(asked, view, batch, reason, now_s) for view, batch in batches]
+                found += [self.whole(asked, view, batch, reason, now_s) for view, batch in batches]
         return found
 
-    def _prompt_scores(self, asked: Asked, senders: Senders, now_s: float) -> tuple[list[float], list[float]]:
+    def _prompt_scores(self, asked: Asked, senders: Senders, now_s: float) -> list[float]:
         """Score prefill workers: when the prompt is computed there, less what a cached prefix saves the others."""
-        waits_s = senders.waits_s(now_s)
         own_s = self._sending.prompt_s(asked.tokens)
-        scores = [wait_s + own_s * factor for wait_s, factor in zip(waits_s, senders.factors, strict=True)]
-        hot_s = -1.0
+        scores = senders.ready_s(own_s, now_s)
+        hot_s, priced, saved_s = -1.0, 0, 0.0
         for name, cached in asked.cached:
             slot = senders.slots.get(name)
             if slot is None:
                 continue
             if hot_s < 0.0:
-                hot_s = _HOT_SHARE * sum(waits_s) / len(waits_s) + _HOT_OWN * own_s
-            saved_s = (own_s - self._sending.prompt_s(asked.tokens, cached)) * senders.factors[slot]
-            scores[slot] -= saved_s
-            if waits_s[slot] <= hot_s:
-                scores[slot] -= _AFFINITY * saved_s
-        return waits_s, scores
+                mean_s = (sum(scores) - own_s * sum(senders.factors)) / len(scores)
+                hot_s = _HOT_SHARE * mean_s + _HOT_OWN * own_s
+            if cached != priced:  # several workers often know the same beginning
+                priced, saved_s = cached, own_s - self._sending.prompt_s(asked.tokens, cached)
+            is_hot = senders.wait_s(slot, now_s) > hot_s
+            scores[slot] -= (1.0 if is_hot else 1.0 + _AFFINITY) * saved_s * senders.factors[slot]
+        return scores
 
     def _join_scores(self, asked: Asked, receivers: Receivers) -> list[float]:
         """Score decode workers: TPOT as a share of the tightest target that it must keep."""
         tokens, own_s = asked.tokens, asked.promise.weigh_tpot_s
-        scores = [
+        if tokens < min(receivers.room_tokens) and own_s <= min(receivers.tightest_s):  # as below, the common case
+            scores = [
+                (joined_s + token_s * tokens) / own_s
+                for joined_s, token_s in zip(receivers.joined_s, receivers.token_s, strict=True)
+            ]
+        else:
+            scores = self._tight_scores(tokens, own_s, receivers)
+        # What hides behind prefill costs the link all the same.
+        share = self._context.link.s_per_token / asked.promise.weigh_ttft_s
+        if share:
+            for name, cached in asked.cached:
+                slot = receivers.slots.get(name)
+                if slot is not None:
+                    scores[slot] -= min(cached, tokens) * share
+        return scores
+
+    @staticmethod
+    def _tight_scores(tokens: int, own_s: float, receivers: Receivers) -> list[float]:
+        return [
             (joined_s + token_s * tokens) / (own_s if own_s < tight_s else tight_s) + (0.0 if tokens < room else _FULL)
             for joined_s, token_s, room, tight_s in zip(
                 receivers.joined_s, receivers.token_s, receivers.room_tokens, receivers.tightest_s, strict=True
             )
         ]
-        for name, cached in asked.cached:
-            slot = receivers.slots.get(name)
-            if slot is not None:
-                link = self._context.link
-                # What hides behind prefill costs the link all the same.
-                saved_s = transfer_s(link, asked.tokens, 0.0) - transfer_s(link, asked.tokens - cached, 0.0)
-                scores[slot] -= saved_s / asked.promise.weigh_ttft_s
-        return scores
 
     def _pair(self, asked: Asked, group: Group, sender: int, wait_s: float, receiver: int) -> Option:
         senders, receivers, tokens = group.senders, group.receivers, asked.tokens
@@ -161,7 +166,7 @@ class Options:
         on_prefill, on_decode = _cached_on(asked, prefill, decode)
         queue_s = wait_s + asked.ahead_s
         prefill_s = self._sending.prompt_s(tokens, on_prefill) * senders.factors[sender]
-        sent_s = transfer_s(self._context.link, tokens - on_decode, prefill_s)
+        sent_s = transfer_s(self._context.link, max(0, tokens - on_decode), prefill_s)
         receiving = self._receiving
         # Blocks are asked for when the prompt is sent, so its time in the queue counts for that wait, too.
         full_s = receiving.blocks_s(batch, tokens) if tokens >= batch.room_tokens else 0.0
@@ -175,7 +180,8 @@ class Options:
             joined.tpot_s, ttft_s, limit_s, wait_s, full_s, view, batch, decode_view,
         )  # fmt: skip
 
-    def _whole(self, asked: Asked, view: WorkerView, batch: Batch, reason: str, now_s: float) -> Option:
+    def whole(self, asked: Asked, view: WorkerView, batch: Batch, reason: str, now_s: float) -> Option:
+        """Predict the request whole on one worker, of which `batch` is what is predicted whatever the request."""
         pool, name = self._pools[view.record.role], view.record.worker_id
         _, cached = _cached_on(asked, name, name)
         wait_s, prefill_s = pool.whole_s(view, asked.tokens, cached, now_s)

@@ -14,11 +14,11 @@ from core.types import RequestShape
 
 NO_TARGET: Final = ClassTarget(math.inf, math.inf)
 USUAL_TARGET: Final = ClassTarget(1.0, 0.1)  # weighs first against other tokens where nothing is promised
-# Keys of the queue are times; so far apart no time of one tier comes between those of another.
+# Keys of the queue are times; so far apart no time of one tier comes between those of another. The first tier's are
+# the times themselves, which the queue ages (core.policy.slack_queue).
 TIER_S: Final = 1e8
-LATE_S: Final = 1e7  # what is late already goes behind all of its tier that can be in time
+LATE_S: Final = 1e7  # what is late already goes behind all of its tier that can be in time, unless the queue sees to it
 UNPROMISED_TTFT_S: Final = 60.0  # orders requests without a target in the queue
-_TIER_KEY_S: Final = {Tier.PROTECTED: -TIER_S, Tier.STANDARD: 0.0, Tier.BEST_EFFORT: TIER_S}
 _PRIORITY_SHARE: Final = 0.1  # of the TTFT target, that one step of `priority` moves a key
 _MOST_PRIORITY: Final = 10
 # Shares of batch, KV cache, queue and TPOT target that a tier may fill while there is one above it.
@@ -64,6 +64,12 @@ class Promises:
             Tier.STANDARD: _STANDARD_SHARE if Tier.PROTECTED in tiers else 1.0,
             Tier.BEST_EFFORT: _BEST_EFFORT_SHARE if tiers - {Tier.BEST_EFFORT} else 1.0,
         }
+        after = float(Tier.PROTECTED in tiers)
+        self._keys_s = {
+            Tier.PROTECTED: 0.0,
+            Tier.STANDARD: after * TIER_S,
+            Tier.BEST_EFFORT: (after + float(Tier.STANDARD in tiers)) * TIER_S,
+        }
         firm = [target for target in context.targets.values() if target.tier is not Tier.BEST_EFFORT]
         self.tightest_ttft_s = min((target.ttft_s for target in firm), default=math.inf)
         self.tightest_tpot_s = min((target.tpot_s for target in firm), default=math.inf)
@@ -81,7 +87,10 @@ class Promises:
         over_s = min(request.over_share_s, _MOST_OVER_SHARE * ordered_s)
         latest_s = now_s - request.waited_s + ordered_s - own_s
         priority = max(-_MOST_PRIORITY, min(_MOST_PRIORITY, request.priority))
-        key_s = latest_s + over_s + priority * _PRIORITY_SHARE * ordered_s + _TIER_KEY_S[target.tier]
+        tier_s = self._keys_s[target.tier]
+        key_s = latest_s + over_s + priority * _PRIORITY_SHARE * ordered_s + tier_s
+        if tier_s and latest_s < now_s:
+            key_s += LATE_S
         return Promise(
             ttft_s,
             tpot_s,
@@ -91,5 +100,5 @@ class Promises:
             target.tier,
             self._shares[target.tier],
             latest_s,
-            key_s if latest_s >= now_s else key_s + LATE_S,
+            key_s,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from operator import is_not
 from typing import Final
 
 from core.policy.prediction import Batch, PoolForecast
@@ -38,11 +39,16 @@ class Senders:
         self.owed_s[slot], self.free_at_s[slot] = pool.waiting(view)
         self.factors[slot] = view.speed.prefill_factor
 
-    def waits_s(self, now_s: float) -> list[float]:
-        """Predict for each worker when it has computed the prompts that it owes."""
+    def wait_s(self, slot: int, now_s: float) -> float:
+        """Predict when a worker has computed the prompts that it owes."""
+        owed_s, left_s = self.owed_s[slot], self.free_at_s[slot] - now_s
+        return owed_s if owed_s < left_s else (left_s if left_s > 0.0 else 0.0)
+
+    def ready_s(self, own_s: float, now_s: float) -> list[float]:
+        """Predict for each worker when it has computed a further prompt that takes `own_s` at its usual speed."""
         return [
-            owed_s if owed_s < free_s - now_s else (free_s - now_s if free_s > now_s else 0.0)
-            for owed_s, free_s in zip(self.owed_s, self.free_at_s, strict=True)
+            (owed_s if owed_s < free_s - now_s else (free_s - now_s if free_s > now_s else 0.0)) + own_s * factor
+            for owed_s, free_s, factor in zip(self.owed_s, self.free_at_s, self.factors, strict=True)
         ]
 
 
@@ -108,7 +114,7 @@ class Roster:
 
     def _take_over(self, workers: tuple[WorkerView, ...], known: tuple[WorkerView, ...]) -> bool:
         """Work out anew what changed; False when it is more than load."""
-        changed = [i for i, (worker, before) in enumerate(zip(workers, known, strict=True)) if worker is not before]
+        changed = [i for i, is_other in enumerate(map(is_not, workers, known)) if is_other]
         for i in changed:
             if not _is_same_member(workers[i], known[i]):
                 return False

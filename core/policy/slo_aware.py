@@ -24,7 +24,6 @@ UNKNOWN_COSTS: Final = "least predicted work, for no costs are known yet"
 WHOLE: Final = "whole is sooner and keeps every target with room"
 # A request runs whole, unasked, only where every target keeps this much to spare: a prompt beside outputs is a risk.
 _ROOM: Final = 0.8
-_WIDTH: Final = 2  # best workers of each role whose pairs are predicted in full
 
 
 class SLOAware:
@@ -104,14 +103,16 @@ class _Brain:
         if roster.num_senders and not self._context.first_token_from_prefill:
             own_s += self._context.handover_overhead_s
         promise = self._promises.of(request, own_s, now_s)
-        return self._options.asked(request, promise, self._admission.ahead_s(cluster.held, promise, roster))
+        ahead_s = self._admission.ahead_s(cluster.held, promise, roster) if cluster.held.keys_s else 0.0
+        return Asked(request.prompt_tokens, request.cached, promise, ahead_s)
 
     def _best(self, request: RequestShape, asked: Asked, roster: Roster, now_s: float) -> Option:
         """Find the best option; there is at least one worker."""
         promise = asked.promise
         reason = _alone(request, roster)
         if reason is None:
-            pairs = self._options.pairs(asked, roster, now_s, width=_WIDTH)
+            # Both parts of the strain are least where each worker's own score is; fingerprints are what is compared.
+            pairs = self._options.pairs(asked, roster, now_s, width=1)
             if pairs:
                 pair = min(pairs, key=lambda option: strain(option, promise)) if len(pairs) > 1 else pairs[0]
                 return self._whole_instead(asked, pair, roster, now_s) or pair
@@ -122,21 +123,19 @@ class _Brain:
     def _whole_instead(self, asked: Asked, pair: Option, roster: Roster, now_s: float) -> Option | None:
         """Find a decode worker that had better serve the request whole."""
         below, promise = self._context.whole_below_tokens, asked.promise
-        room = 1.0
         if below and asked.tokens <= below:
             reason = f"at most {below} prompt tokens"
         elif self._context.overflow and pair.ttft_s > promise.budget_s:
             reason = "the pair would be late"
         elif not below and self._options.stall_s(asked) <= _ROOM * self._promises.stall_limit_s(promise):
-            reason, room = WHOLE, _ROOM
+            # Where outputs are made the fastest, none else: this is asked of every short prompt.
+            whole = self._options.whole(asked, pair.decode_view, pair.batch, WHOLE, now_s)
+            is_better = whole.ttft_s < pair.ttft_s and self._keeps(asked, whole, _ROOM)
+            return whole if is_better else None
         else:
             return None
-        keeping = [
-            whole
-            for whole in self._options.wholes(asked, roster, reason, now_s, width=_WIDTH if room < 1.0 else 8)
-            if self._keeps(asked, whole, room) and (room == 1.0 or whole.ttft_s < pair.ttft_s)
-        ]
-        return min(keeping, key=_soonest, default=None)
+        wholes = self._options.wholes(asked, roster, reason, now_s)
+        return min((whole for whole in wholes if self._keeps(asked, whole, 1.0)), key=_soonest, default=None)
 
     def _keeps(self, asked: Asked, whole: Option, room: float) -> bool:
         slowed_s = self._options.slowed_s(asked, whole)

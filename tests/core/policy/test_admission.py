@@ -54,7 +54,7 @@ def test_what_no_worker_has_room_for_is_held_while_it_can_be_in_time() -> None:
     assert isinstance(decide(owing(1000), worker("d0", D)), Route)
     held = decide(owing(2000), worker("d0", D))
     assert isinstance(held, Hold)
-    assert held.key_s == pytest.approx(0.5 - 0.110)
+    assert held.key_s == pytest.approx(TIER_S + 0.5 - 0.110)  # behind the protected
     assert held.until_s == pytest.approx(0.210 - 0.9 * 0.125)
     assert held.forecast is not None
     assert held.forecast.ttft_s == pytest.approx(0.210 + 0.110 + 0.012)
@@ -94,7 +94,7 @@ def test_a_prompt_that_alone_takes_too_long_has_no_time() -> None:
 
 
 def test_held_work_with_lesser_keys_is_waited_for() -> None:
-    ahead = HeldWork((0.1, 0.2, 9.0), (0, 1000, 2000, 9000))
+    ahead = HeldWork((0.1, TIER_S + 0.2, TIER_S + 9.0), (0, 1000, 2000, 9000))
     held = decide(owing(1500), owing(1500, "p1"), worker("d0", D), held=ahead)
     assert isinstance(held, Hold)
     assert held.forecast is not None
@@ -197,7 +197,7 @@ def test_protected_is_not_hurt_by_best_effort(
     owed: int, spare: list[tuple[float, int]], waited_s: float, tokens: int
 ) -> None:
     members = (owing(owed) if owed else worker("p0", P), worker("d0", D))
-    keys = tuple(key_s + TIER_S for key_s, _ in spare)
+    keys = tuple(key_s + 2 * TIER_S for key_s, _ in spare)
     sums = [0]
     for _, held_tokens in spare:
         sums.append(sums[-1] + held_tokens)
