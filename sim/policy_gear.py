@@ -165,7 +165,7 @@ class _Gear:
             elif kind is _Kind.ROOM:
                 self._let_go(now_s)
             elif self._ask_again_s.get(request) == now_s:
-                self._decide(request, now_s)
+                self._ask_again(request, now_s)
         self._reach(FOREVER_S)
 
     def outcome(self) -> Outcome:
@@ -197,6 +197,16 @@ class _Gear:
         if self._delay_s:
             self._views.look(now_s)
         heappush(self._agenda, (now_s + self._delay_s, _Kind.ROOM, NOBODY))
+
+    def _ask_again(self, request: int, now_s: float) -> None:
+        """Decide a held request when the policy said: in its turn, or when it could start in time for the last time."""
+        item = self._waiting[request]
+        if self._queue.peek(now_s) is item:
+            self._let_go(now_s)
+        elif item.key_s <= now_s:
+            self._decide(request, now_s)
+        else:
+            self._ask_at(request, item.key_s)
 
     def _let_go(self, now_s: float) -> None:
         """Decide again what is held, in turn, until a request has still to wait."""
@@ -249,12 +259,14 @@ class _Gear:
                 self._forget(gone.payload)
                 if gone is item:
                     return
-        until_s = max(decision.until_s, now_s + _LEAST_HOLD_S)
+        self._ask_at(request, max(decision.until_s, now_s + _LEAST_HOLD_S))
+        if self._delay_s and len(self._waiting) == 1:
+            self._look_again(now_s)  # it was decided by old states
+
+    def _ask_at(self, request: int, until_s: float) -> None:
         if self._ask_again_s.get(request) != until_s:
             self._ask_again_s[request] = until_s
             heappush(self._agenda, (until_s, _Kind.HELD_ENOUGH, request))
-        if self._delay_s and len(self._waiting) == 1:
-            self._look_again(now_s)  # it was decided by old states
 
     def _leave_queue(self, request: int, now_s: float) -> None:
         item = self._waiting.get(request)
