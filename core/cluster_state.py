@@ -41,6 +41,7 @@ def load_of(worker: WorkerView) -> Load:
         worker.inflight_prompt_pairs,
         worker.inflight_context_tokens,
         worker.prompting_since_s,
+        worker.tightest_tpot_s,
         speed.prefill_factor,
         speed.decode_factor,
         speed.prefill_spread,
@@ -64,24 +65,24 @@ class ViewDeltas:
         """Yield what leads from the view before to this one; take all of it before the next call."""
         if view is self._view:
             return
-        before_held, self._view = self._view.held, view
-        if view.held != before_held:
-            yield HeldChanged(view.held)
+        before, self._view = self._view, view
+        if view.held != before.held or view.promised != before.promised:
+            yield HeldChanged(view.held, view.promised)
         told = self._told
         for worker in view.workers:
             worker_id = worker.record.worker_id
-            before = told.get(worker_id)
-            if before is worker:
+            known = told.get(worker_id)
+            if known is worker:
                 continue
             told[worker_id] = worker
-            if before is None or before.record != worker.record or before.hello != worker.hello:
+            if known is None or known.record != worker.record or known.hello != worker.hello:
                 yield WorkerJoined(worker.record, worker.hello)
-            elif load_of(before) == load_of(worker):
+            elif load_of(known) == load_of(worker):
                 continue
             yield WorkerLoaded(worker_id, load_of(worker))
         if len(told) != len(view.workers):
             there = {worker.record.worker_id for worker in view.workers}
-            for worker_id in [known for known in told if known not in there]:
+            for worker_id in [told_id for told_id in told if told_id not in there]:
                 del told[worker_id]
                 yield WorkerLeft(worker_id)
 
@@ -91,7 +92,7 @@ class ClusterState:
 
     def __init__(self) -> None:
         self._workers: dict[str, WorkerView] = {}  # all and only the workers that take work, by id
-        self._held = HeldWork()
+        self._held = HeldChanged(HeldWork(), HeldWork())
         self._view: ClusterView | None = None  # None: something changed since it was made
 
     def apply(self, event: Event) -> None:
@@ -110,10 +111,10 @@ class ClusterState:
             case WorkerLeft(worker_id):
                 self._known(worker_id)
                 del self._workers[worker_id]
-            case HeldChanged(held):
-                self._held = held
+            case HeldChanged():
+                self._held = event
             case LogOpened() | Skipped():
-                self._workers, self._held = {}, HeldWork()
+                self._workers, self._held = {}, HeldChanged(HeldWork(), HeldWork())
             case _:
                 return
         self._view = None
@@ -122,7 +123,7 @@ class ClusterState:
         """Return the cluster as it is after the events so far."""
         if self._view is None:
             workers = tuple(self._workers[worker_id] for worker_id in sorted(self._workers))
-            self._view = ClusterView(workers, self._held)
+            self._view = ClusterView(workers, self._held.held, self._held.promised)
         return self._view
 
     def _known(self, worker_id: str) -> WorkerView:

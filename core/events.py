@@ -8,7 +8,7 @@ A log is a sequence of lines, each an object with the key `event`:
     log        a router began here with this policy; what it knew of workers before counts no more
     worker     a worker is connected and takes work, or is another one than before
     load       what changed of one worker, as the list LOAD_FIELDS names
-    held       the requests that the router holds back
+    held       the requests that the router holds back, and those it has promised a time
     left       a worker takes no more work
     decision   a request, who it must not go to, and what the policy said
     skipped    decisions that were not written; what was known of workers counts no more
@@ -47,6 +47,7 @@ _OWN_FIELDS: Final = (
     "inflight_prompt_pairs",
     "inflight_context_tokens",
     "prompting_since_s",
+    "tightest_tpot_s",
 )
 _SPEED_FIELDS: Final = tuple(WorkerSpeed.__dataclass_fields__)
 LOAD_FIELDS: Final = (*_STATE_FIELDS, *_OWN_FIELDS, *_SPEED_FIELDS)
@@ -88,9 +89,10 @@ class WorkerLeft:
 
 @dataclass(frozen=True, slots=True)
 class HeldChanged:
-    """What the router holds back."""
+    """What the router holds back, and what it has promised a time."""
 
     held: HeldWork
+    promised: HeldWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +133,8 @@ def fields_of(event: Event) -> Fields:
             return {"event": "worker", "record": asdict(record), "hello": asdict(hello)}
         case WorkerLeft(worker_id):
             return {"event": "left", "worker": worker_id}
-        case HeldChanged(held):
-            return {"event": "held", **_plain(held)}
+        case HeldChanged(held, promised):
+            return {"event": "held", **_plain(held), "promised": _plain(promised)}
         case Skipped(decisions):
             return {"event": "skipped", "decisions": decisions}
         case LogOpened(policy, context):
@@ -220,7 +222,11 @@ def _with_forecast(fields: Mapping[str, Any]) -> Fields:
 
 
 def _held(fields: Mapping[str, Any]) -> HeldChanged:
-    return HeldChanged(HeldWork(tuple(fields["keys_s"]), tuple(fields["tokens_before"])))
+    return HeldChanged(_held_work(fields), _held_work(fields["promised"]))
+
+
+def _held_work(fields: Mapping[str, Any]) -> HeldWork:
+    return HeldWork(tuple(fields["keys_s"]), tuple(fields["tokens_before"]))
 
 
 _READERS: Final[Mapping[str, Callable[[Mapping[str, Any]], Event]]] = {

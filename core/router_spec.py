@@ -126,27 +126,40 @@ def _policy_context(config: BatonConfig, classes: tuple[SLOTarget, ...]) -> Poli
         whole_below_tokens=config.router.whole_below_tokens,
         admit_by_ttft=config.router.admission,
         admit_by_tpot=config.router.admission,
+        may_hold=config.router.max_held_requests > 0,
     )
-    if config.router.policy != "slo-aware" or config.plan.profile is None:
+    if config.router.policy != "slo-aware":
         return context
-    profile, pools = read_profile(Path(config.plan.profile)), named_pools(config)
+    pools = named_pools(config)
+    prefill, decode = pools.prefill, pools.decode
+    sizes = {Role.PREFILL: prefill if prefill.replicas else decode, Role.DECODE: decode if decode.replicas else prefill}
+    if config.plan.profile is None:
+        return replace(context, pools={role: _pool_facts(None, pool) for role, pool in sizes.items()})
+    profile = read_profile(Path(config.plan.profile))
     gbit_s = config.plan.network_gbit_s
     return replace(
         context,
-        pools={
-            Role.PREFILL: _pool_facts(profile, pools.prefill if pools.prefill.replicas else pools.decode),
-            Role.DECODE: _pool_facts(profile, pools.decode if pools.decode.replicas else pools.prefill),
-        },
+        pools={role: _pool_facts(profile, pool) for role, pool in sizes.items()},
         link=LinkFacts(s_per_token=8 * profile.kv_bytes_per_token / (gbit_s * 1e9) if gbit_s else 0.0),
         request_overhead_s=profile.request_overhead_s,
         handover_overhead_s=profile.handover_overhead_s,
     )
 
 
-def _pool_facts(profile: EngineProfile, pool: PoolConfig) -> PoolFacts:
+def _pool_facts(profile: EngineProfile | None, pool: PoolConfig) -> PoolFacts:
+    """Take one pool's limits, and its cost where there is a profile: it is learnt where there is none."""
+    if profile is None:
+        return PoolFacts(None, pool.max_num_seqs, pool.max_num_batched_tokens, stages=pool.pipeline_parallel)
     try:
-        cost = profile.shape(pool.tensor_parallel, pool.pipeline_parallel).cost
+        shape = profile.shape(pool.tensor_parallel, pool.pipeline_parallel)
     except ConfigError as exc:
         remedy = "measure these pools with `baton profile`, or choose another router.policy"
         raise ConfigError(f"plan.profile: {exc}; {remedy}") from exc
-    return PoolFacts(cost, pool.max_num_seqs, pool.max_num_batched_tokens, stages=pool.pipeline_parallel)
+    return PoolFacts(
+        shape.cost,
+        pool.max_num_seqs,
+        pool.max_num_batched_tokens,
+        prefill_error=shape.prefill_error,
+        decode_error=shape.decode_error,
+        stages=pool.pipeline_parallel,
+    )

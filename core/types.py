@@ -126,6 +126,7 @@ class WorkerView:
     inflight_prompt_pairs: float = 0.0  # their attention pairs, see core.latency.step
     inflight_context_tokens: int = 0  # prompt tokens, estimated, of the requests that decode or will decode here
     prompting_since_s: float | None = None  # when the oldest of those prompts came to its turn; None: none is owed
+    tightest_tpot_s: float | None = None  # least TPOT target of the requests in flight, best effort aside; None: none
     speed: WorkerSpeed = WorkerSpeed()
 
 
@@ -143,6 +144,7 @@ class ClusterView:
 
     workers: tuple[WorkerView, ...] = ()
     held: HeldWork = HeldWork()
+    promised: HeldWork = HeldWork()  # refused requests with a reservation, not back yet; keys are when they are due
 
     def of_role(self, role: Role) -> tuple[WorkerView, ...]:
         """List the workers of one role, ordered by worker id."""
@@ -152,7 +154,8 @@ class ClusterView:
         """Leave some workers out; the same object when there are none to leave out."""
         if not worker_ids:
             return self
-        return ClusterView(tuple(w for w in self.workers if w.record.worker_id not in worker_ids), self.held)
+        workers = tuple(w for w in self.workers if w.record.worker_id not in worker_ids)
+        return ClusterView(workers, self.held, self.promised)
 
 
 @dataclass(frozen=True, slots=True)

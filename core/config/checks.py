@@ -96,7 +96,6 @@ def check_across(tree: ConfigTree, *, base: FilePath | None = None) -> list[Conf
         _pools_can_pair,
         _gpus_cover_parallelism,
         _policy_exists,
-        _policy_can_predict,
         _traffic_is_given_once,
     )
     problems = [problem for rule in rules for problem in rule(settings)]
@@ -192,13 +191,6 @@ def _policy_exists(settings: Settings) -> Iterator[ConfigProblem]:
         near = difflib.get_close_matches(name, POLICIES, n=1)
         suggestion = f"did you mean {near[0]}?" if near else "choose one of " + ", ".join(sorted(POLICIES))
         yield settings.problem(path, "is no policy", suggestion)
-
-
-def _policy_can_predict(settings: Settings) -> Iterator[ConfigProblem]:
-    path: Path = ("router", "policy")
-    if settings.text(path) == PREDICTING_POLICY and settings.text(("plan", "profile")) is None:
-        message = "predicts times, for which it needs plan.profile"
-        yield settings.problem(path, message, "measure the engines with `baton profile`, and name its file there")
 
 
 def _traffic_is_given_once(settings: Settings) -> Iterator[ConfigProblem]:

@@ -20,10 +20,12 @@ from core.types import Role
 class PoolFacts:
     """The workers of one role."""
 
-    cost: StepCost
+    cost: StepCost | None  # None: not known yet, see core.latency.online
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
     chunked: bool = True  # prompts are computed beside the decode batch; else before it
+    prefill_error: float = 0.0  # standard deviation of the relative error of `cost`, see core.latency.profile
+    decode_error: float = 0.0
     stages: int = 1  # pipeline stages: so many batches are under way at a time, each for the time of the whole model
 
 
@@ -67,6 +69,8 @@ class PolicyContext:
     overflow: bool = False  # a prompt that would miss its TTFT as a pair runs whole on a decode worker that can
     admit_by_ttft: bool = False  # refuse what is predicted to miss its TTFT everywhere
     admit_by_tpot: bool = False  # and what is predicted to miss its TPOT
+    may_hold: bool = False  # whoever asks keeps what no worker has room for, and asks again
+    mean_output_tokens: float = 128.0  # chats answer in 100-200 tokens (Azure 2023 conversations: 211 on average)
 
     def to_json(self) -> str:
         """Serialise; `from_json` gives back an equal context."""

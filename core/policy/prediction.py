@@ -1,7 +1,7 @@
 """When a request would get its first token and how fast the rest would follow, on given workers.
 
-Owns the arithmetic of waiting, in seconds, from what a view tells: the worker's last frame and the router's own legs
-in flight. Must not choose, and knows no output lengths.
+Owns the arithmetic of waiting, in seconds, from what a view tells: the worker's last frame, the router's own legs in
+flight and how the worker's speed compares with its cost. Must not choose, and knows no output lengths but their mean.
 """
 
 from __future__ import annotations
@@ -9,21 +9,46 @@ from __future__ import annotations
 import math
 from typing import Final, NamedTuple
 
-from core.latency.step import Step, attention_pairs
+from core.latency.step import Step, StepCost, attention_pairs
 from core.policy.context import LinkFacts, PolicyContext, PoolFacts
 from core.types import WorkerView
 
 # A request of which only the number is known (another router sent it) counts as a prompt of middling length.
 UNSEEN_PROMPT_TOKENS: Final = 256
-# Over so many output tokens a decode batch spreads the time that prompts take from it; chats answer in 100-200 tokens
-# (Azure 2023 conversations: 211 on average).
-OUTPUT_TOKENS: Final = 128
+_LEAST_MEAN_OUTPUT: Final = 8.0  # tokens; below it a batch would be predicted to empty itself within a step or two
+_SIGMAS_OF_90_PERCENT: Final = 1.645  # half width of the central 90 % of a normal distribution
 
 
-class DecodeForecast(NamedTuple):
-    """A decode worker's batch when one more request has joined."""
+class Waiting(NamedTuple):
+    """The prompts that a worker owes, as the time that is left of them: min(owed_s, free_at_s - now), at least 0."""
 
-    has_room: bool  # in KV blocks and in the batch
+    owed_s: float
+    free_at_s: float  # infinite when nothing says since when the worker is at them
+
+    def left_s(self, now_s: float) -> float:
+        """Predict the time until the last of them is computed."""
+        left_s = min(self.owed_s, self.free_at_s - now_s)
+        return left_s if left_s > 0.0 else 0.0
+
+
+class Batch(NamedTuple):
+    """A decode worker's batch and its steps, without the request that is asked about."""
+
+    seqs: int  # on it or on their way to it
+    running: int  # of them, that decode now
+    context_tokens: int  # estimated
+    room_tokens: float  # of KV that a new request may need; negative when the batch is full
+    step_s: float  # of the batch as it is; of one sequence when there is none
+    joined_s: float  # TPOT once a request without any context joined
+    token_s: float  # and what each token of its context adds
+    beside_s: float  # of joined_s, what the prompts computed there take from every token
+    sequence_s: float  # mean time that a sequence spends there
+    factor: float  # of its decode steps, see WorkerSpeed
+
+
+class Joined(NamedTuple):
+    """A decode worker's batch at the time when a new request joins it."""
+
     step_s: float  # of decoding alone
     tpot_s: float  # with the prompts that are computed beside it
 
@@ -48,22 +73,29 @@ def context_tokens(worker: WorkerView) -> int:
 class PoolForecast:
     """Predicts for the workers of one role; times that are asked for all the time are worked out once."""
 
-    def __init__(self, pool: PoolFacts) -> None:
-        """Take what is known of the pool."""
-        self._pool = pool
-        self._stages = pool.stages
+    def __init__(self, pool: PoolFacts, cost: StepCost, *, mean_output_tokens: float = 128.0) -> None:
+        """Take what is known of the pool; `cost` is that of the pool, known."""
+        self.pool, self.cost = pool, cost
+        self.stages = pool.stages
+        self.mean_output = max(_LEAST_MEAN_OUTPUT, mean_output_tokens)
+        self.prefill_spread = _SIGMAS_OF_90_PERCENT * pool.prefill_error
+        self.decode_spread = _SIGMAS_OF_90_PERCENT * pool.decode_error
         self._max_batch = max(1, pool.max_num_seqs // pool.stages)  # of one stage
-        cost, batches = pool.cost, range(self._max_batch + 1)
+        batches = range(self._max_batch + 1)
         self._fixed_s = [cost.decode_fixed(batch) if batch else 0.0 for batch in batches]
         self._s_per_token = [cost.decode_context(batch) if batch else 0.0 for batch in batches]
         self._prompt_parts: dict[int, tuple[float, float]] = {}  # by the tokens of a step; no more than a step takes
+        budget = max(1, pool.max_num_batched_tokens)
+        self.batch_s = self.prompts_s(1, budget, attention_pairs(min(budget, UNSEEN_PROMPT_TOKENS)))
+        self.s_per_prompt_token = self.batch_s / budget / pool.stages  # of a worker whose batches are full
 
-    def prompt_s(self, tokens: int) -> float:
-        """Predict the time of one prompt alone."""
-        return self._pool.cost.prefill_s(tokens)
+    def prompt_s(self, tokens: int, cached: int = 0) -> float:
+        """Predict the time of one prompt alone, of which `cached` tokens need not be computed."""
+        uncached = tokens - cached
+        return self.prompts_s(1, uncached, attention_pairs(uncached, cached)) if uncached > 0 else 0.0
 
-    def prefill_wait_s(self, worker: WorkerView, now_s: float) -> float:
-        """Predict the time until a prefill worker has computed all the prompts it owes.
+    def waiting(self, worker: WorkerView) -> Waiting:
+        """Predict the prompts that a prefill worker owes.
 
         Its requests of other routers count as prompts, for it runs nothing else.
         """
@@ -73,57 +105,108 @@ class PoolForecast:
             prompts, tokens = prompts + unseen, tokens + unseen * UNSEEN_PROMPT_TOKENS
             pairs += unseen * attention_pairs(UNSEEN_PROMPT_TOKENS)
         elif not prompts:
-            return 0.0
-        return max(0.0, self._prompts_s(prompts, tokens, pairs) / self._stages - _elapsed_s(worker, now_s))
+            return _NOTHING
+        owed_s = self.prompts_s(prompts, tokens, pairs) / self.stages * worker.speed.prefill_factor
+        return _waiting(worker, owed_s)
 
-    def whole_ttft_s(self, worker: WorkerView, tokens: int, now_s: float) -> float:
-        """Predict the time until a worker that also decodes has computed a new prompt of `tokens`."""
-        decoding = min(max(0, sequences(worker) - worker.inflight_prompts) // self._stages, self._max_batch)
-        context = context_tokens(worker) // self._stages
-        beside = (decoding, context) if self._pool.chunked else (0, 0)
-        own_s = self._prompts_s(1, tokens, attention_pairs(tokens), *beside)
+    def batch(self, worker: WorkerView) -> Batch:
+        """Predict the decode steps of a worker, and what one more request makes of them."""
+        state, factor, stages = worker.state, worker.speed.decode_factor, self.stages
+        seqs, context = sequences(worker), context_tokens(worker)
+        step_s = self._decode_s(max(1, seqs), context) * factor
+        after = min(-(-(seqs + 1) // stages), self._max_batch)
+        beside_s = 0.0
         if worker.inflight_prompts:
-            owed_s = self._owed_s(worker, *beside) / self._stages
-            return max(0.0, owed_s - _elapsed_s(worker, now_s)) + own_s
+            beside_s = self._owed_s(worker) * worker.speed.prefill_factor / self.mean_output
+        token_s = self._s_per_token[after] / stages * factor
+        room = math.inf
+        if state.kv_blocks_total:
+            room = state.kv_blocks_total * worker.hello.fingerprint.block_size - context
+        if seqs >= self.pool.max_num_seqs:
+            room = -1.0
+        joined_s = self._fixed_s[after] * factor + token_s * context + beside_s
+        running = min(seqs, state.num_running)
+        sequence_s = self.mean_output * (step_s + beside_s)
+        return Batch(seqs, running, context, room, step_s, joined_s, token_s, beside_s, sequence_s, factor)
+
+    def joined(self, batch: Batch, tokens: int, join_s: float) -> Joined:
+        """Predict the steps with a new request of `tokens` that joins in `join_s`.
+
+        Of those that decode now a share has finished by then, as many in a mean output's time as there are; those on
+        their way are there by then.
+        """
+        seqs, context = float(batch.seqs), float(batch.context_tokens)
+        if batch.running:
+            share = join_s / batch.sequence_s if join_s < batch.sequence_s else 1.0
+            gone = batch.running * share
+            context -= context * gone / seqs
+            seqs -= gone
+        after = max(1.0, min((seqs + 1.0) / self.stages, float(self._max_batch)))
+        lower = int(after)
+        step_s = self._fixed_s[lower] + self._s_per_token[lower] * ((context + tokens) / self.stages)
+        if after > lower:  # an expected number of sequences may lie between two
+            upper_s = self._fixed_s[lower + 1] + self._s_per_token[lower + 1] * ((context + tokens) / self.stages)
+            step_s += (after - lower) * (upper_s - step_s)
+        return Joined(step_s * batch.factor, step_s * batch.factor + batch.beside_s)
+
+    def blocks_s(self, batch: Batch, tokens: int) -> float:
+        """Predict the wait until a batch and its KV blocks have room for a request of `tokens`.
+
+        Sequences end, and their blocks become free, evenly over the mean time that one spends there.
+        """
+        if tokens < batch.room_tokens:
+            return 0.0
+        if batch.room_tokens < 0.0 and batch.seqs >= self.pool.max_num_seqs:
+            return (batch.seqs + 1 - self.pool.max_num_seqs) / max(1, batch.seqs) * batch.sequence_s
+        return (tokens - batch.room_tokens + 1.0) / max(1, batch.context_tokens) * batch.sequence_s
+
+    def recovery_s(self, batch: Batch, joined: Joined, limit_s: float) -> float:
+        """Predict when enough sequences have ended for `joined` to be within `limit_s`; infinite: never."""
+        excess_s = joined.tpot_s - limit_s
+        if excess_s <= 0.0:
+            return 0.0
+        alone_s = self._fixed_s[1] * batch.factor
+        falls_s = joined.tpot_s - alone_s  # all of it, when every sequence has ended
+        return excess_s / falls_s * batch.sequence_s if excess_s < falls_s else math.inf
+
+    def whole_s(self, worker: WorkerView, tokens: int, cached: int, now_s: float) -> tuple[float, float]:
+        """Predict (until its prompt is begun, its prompt) of a request that runs whole where others may decode."""
+        decoding = min(max(0, sequences(worker) - worker.inflight_prompts) // self.stages, self._max_batch)
+        context = context_tokens(worker) // self.stages
+        beside = (decoding, context) if self.pool.chunked else (0, 0)
+        factor, uncached = worker.speed.prefill_factor, tokens - cached
+        own_s = self.prompts_s(1, uncached, attention_pairs(uncached, cached), *beside) * factor
+        if worker.inflight_prompts:
+            owed_s = self._owed_s(worker, *beside) / self.stages * factor
+            return _waiting(worker, owed_s).left_s(now_s), own_s
         # Of the decode step under way half is left on average.
-        return own_s + self._decode_s(decoding, context) / 2.0
+        step_s = self._fixed_s[decoding] + self._s_per_token[decoding] * context
+        return step_s / 2.0 * worker.speed.decode_factor, own_s
 
-    def decode(self, worker: WorkerView, tokens: int) -> DecodeForecast:
-        """Predict the decode steps with a new request of `tokens` in the batch."""
-        batch = sequences(worker) + 1
-        context = context_tokens(worker) + tokens
-        capacity = worker.state.kv_blocks_total * worker.hello.fingerprint.block_size
-        has_room = batch <= self._pool.max_num_seqs and (not capacity or context < capacity)
-        step_s = self._decode_s(min(-(-batch // self._stages), self._max_batch), context / self._stages)
-        if not worker.inflight_prompts:
-            return DecodeForecast(has_room, step_s, step_s)
-        return DecodeForecast(has_room, step_s, step_s + self._owed_s(worker) / OUTPUT_TOKENS)
-
-    def _decode_s(self, batch: int, context: float) -> float:
-        return self._fixed_s[batch] + self._s_per_token[batch] * context
+    def _decode_s(self, seqs: int, context: int) -> float:
+        batch = min(-(-seqs // self.stages), self._max_batch)
+        return self._fixed_s[batch] + self._s_per_token[batch] * context / self.stages
 
     def _owed_s(self, worker: WorkerView, decoding: int = 0, context: int = 0) -> float:
         """Time all prompts that a worker owes this router."""
-        return self._prompts_s(
+        return self.prompts_s(
             worker.inflight_prompts, worker.inflight_prompt_tokens, worker.inflight_prompt_pairs, decoding, context
         )
 
-    def _prompts_s(self, prompts: int, tokens: int, pairs: float, decoding: int = 0, context: int = 0) -> float:
+    def prompts_s(self, prompts: int, tokens: int, pairs: float, decoding: int = 0, context: int = 0) -> float:
         """Time prompts that are computed in as few steps as their tokens allow, beside `decoding` sequences."""
-        if not decoding and 0 < tokens <= self._pool.max_num_batched_tokens:
+        if not decoding and 0 < tokens <= self.pool.max_num_batched_tokens:
             fixed_s, pair_s = self._prompt_parts.get(tokens) or self._work_out(tokens)
-            return fixed_s + (pair_s * pairs + self._pool.cost.prefill_seq_s * prompts)
-        steps = max(1, math.ceil(tokens / max(1, self._pool.max_num_batched_tokens - decoding)))
-        seconds = self._pool.cost.seconds
+            return fixed_s + (pair_s * pairs + self.cost.prefill_seq_s * prompts)
+        steps = max(1, math.ceil(tokens / max(1, self.pool.max_num_batched_tokens - decoding)))
         if steps == 1:
-            return seconds(Step(tokens, prompts, pairs, decoding, context))
+            return self.cost.seconds(Step(tokens, prompts, pairs, decoding, context))
         share = Step(round(tokens / steps), math.ceil(prompts / steps), pairs / steps, decoding, context)
-        return steps * seconds(share)
+        return steps * self.cost.seconds(share)
 
     def _work_out(self, tokens: int) -> tuple[float, float]:
         """Reckon what a step of `tokens` takes without pairs, and for each pair."""
-        cost = self._pool.cost
-        parts = self._prompt_parts[tokens] = (cost.seconds(Step(tokens)), cost.pair(tokens))
+        parts = self._prompt_parts[tokens] = (self.cost.seconds(Step(tokens)), self.cost.pair(tokens))
         return parts
 
 
@@ -134,15 +217,25 @@ def transfer_s(link: LinkFacts, tokens: int, prompt_s: float) -> float:
     return link.latency_s + max(link.tail_share * wire_s, wire_s - hidden_s)
 
 
-def handover_s(context: PolicyContext, worker: WorkerView, forecast: DecodeForecast) -> float:
+def handover_s(context: PolicyContext, *, is_decoding: bool, step_s: float) -> float:
     """Predict what a pair's TTFT has beyond prompt and transfer: the fixed parts and the first decode step."""
     if context.first_token_from_prefill:
         return context.request_overhead_s
     # On average the first decode step waits for half of the one under way.
-    steps = 1.5 if worker.state.num_running else 1.0
-    return context.request_overhead_s + context.handover_overhead_s + steps * forecast.step_s
+    steps = 1.5 if is_decoding else 1.0
+    return context.request_overhead_s + context.handover_overhead_s + steps * step_s
 
 
-def _elapsed_s(worker: WorkerView, now_s: float) -> float:
-    """Tell how long the worker has been at the first of the prompts it owes."""
-    return 0.0 if worker.prompting_since_s is None else max(0.0, now_s - worker.prompting_since_s)
+def spread(prefill_s: float, prefill_spread: float, other_s: float, other_spread: float) -> float:
+    """Combine the spreads of two independent parts of a time, as a share of their sum."""
+    total_s = prefill_s + other_s
+    return math.hypot(prefill_s * prefill_spread, other_s * other_spread) / total_s if total_s > 0.0 else 0.0
+
+
+_NOTHING: Final = Waiting(0.0, 0.0)
+
+
+def _waiting(worker: WorkerView, owed_s: float) -> Waiting:
+    """Count from when the worker came to the first of the prompts it owes; with nothing to tell that, all is left."""
+    since_s = worker.prompting_since_s
+    return Waiting(owed_s, math.inf if since_s is None else since_s + owed_s)

@@ -18,17 +18,6 @@ from core.policy.prefix_affinity import PrefixAffinity
 from core.policy.protocol import Policy
 from core.policy.slo_aware import SLOAware
 from core.policy.spread import RoundRobin, Spread
-from core.types import Role
-
-
-def _slo_aware(context: PolicyContext) -> Policy:
-    if any(role not in context.pools for role in Role):
-        raise ConfigError(
-            "router.policy: slo-aware predicts from a profile of the engines; measure one with `baton profile` and name"
-            " it in plan.profile, or choose least-predicted-work"
-        )
-    return SLOAware(context)
-
 
 POLICIES: Final[Mapping[str, Callable[[PolicyContext], Policy]]] = MappingProxyType(
     {
@@ -38,7 +27,7 @@ POLICIES: Final[Mapping[str, Callable[[PolicyContext], Policy]]] = MappingProxyT
         "prefix-affinity": lambda _: PrefixAffinity(),
         "random": lambda _: Spread(),
         "round-robin": lambda _: RoundRobin(),
-        "slo-aware": _slo_aware,
+        "slo-aware": SLOAware,
     }
 )
 
@@ -46,7 +35,7 @@ POLICIES: Final[Mapping[str, Callable[[PolicyContext], Policy]]] = MappingProxyT
 def policy_named(name: str, context: PolicyContext | None = None) -> Policy:
     """Make the policy called `name`.
 
-    Raises ConfigError that lists the valid names, or says what the policy lacks in `context`.
+    Raises ConfigError that lists the valid names.
     """
     factory = POLICIES.get(name)
     if factory is None:

@@ -1,149 +1,151 @@
-"""The policy that predicts: choose the pair that answers soonest, and refuse what nobody can answer in time.
+"""The policy that predicts: find the best way to serve a request, and let it go, hold it or refuse it.
 
-Owns the choice and the admission. Must not know how predictions are made (core.policy.prediction).
+Owns the order of the questions, and when a request runs whole. Must not know how predictions are made
+(core.policy.prediction), how options are found (core.policy.options) or what they are refused for
+(core.policy.admission).
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Final
 
-from core.policy.context import ClassTarget, PolicyContext
-from core.policy.fallback import NO_PAIR, RETRY_AFTER_S, Alone, without_pair
-from core.policy.pairing import least_pair
-from core.policy.prediction import OUTPUT_TOKENS, PoolForecast, handover_s, transfer_s
-from core.policy.protocol import Candidates
-from core.types import ClusterView, Rejection, RequestShape, Role, Route, WorkerView
+from core.policy.admission import Admission, Case
+from core.policy.context import PolicyContext
+from core.policy.fallback import NO_PAIR, NO_WORKER
+from core.policy.least_work import LeastPredictedWork
+from core.policy.options import Asked, Option, Options, strain
+from core.policy.prediction import PoolForecast
+from core.policy.promise import Promises
+from core.policy.roster import Roster
+from core.types import ClusterView, Decision, RequestShape, Role, Route
 
-_FULL_S: Final = 1e6  # beyond every time of a worker with room
-_NO_TARGET: Final = ClassTarget(math.inf, math.inf)
-_USUAL_TARGET: Final = ClassTarget(1.0, 0.1)  # weighs first against other tokens where nothing is promised
-
-
-@dataclass(frozen=True, slots=True)
-class _Option:
-    """One way to serve a request, with what is predicted of it; options compare by rank."""
-
-    decode: str
-    prefill: str | None
-    reason: str
-    has_room: bool
-    ttft_s: float
-    tpot_s: float
-
-    @property
-    def rank(self) -> tuple[bool, float, float, str, str]:
-        return (not self.has_room, self.ttft_s, self.tpot_s, self.decode, self.prefill or "")
+UNKNOWN_COSTS: Final = "least predicted work, for no costs are known yet"
+WHOLE: Final = "whole is sooner and keeps every target with room"
+# A request runs whole, unasked, only where every target keeps this much to spare: a prompt beside outputs is a risk.
+_ROOM: Final = 0.8
 
 
 class SLOAware:
-    """Picks the pair with room and the least predicted TTFT, and the decode worker with the least TPOT."""
+    """Picks the option with the most headroom in both targets, and admits by prediction."""
 
     def __init__(self, context: PolicyContext) -> None:
-        """Take costs, targets and limits; both roles must have costs."""
+        """Take costs, targets and limits; while a role's cost is not known, the least predicted work decides."""
         self._context = context
-        self._pools = {role: PoolForecast(context.pools[role]) for role in Role}
+        self._blind = LeastPredictedWork(context.whole_below_tokens)
+        self._brain = _Brain.of(context)
 
-    def decide(self, request: RequestShape, cluster: ClusterView, now_s: float) -> Route | Rejection:
+    def decide(self, request: RequestShape, cluster: ClusterView, now_s: float) -> Decision:
         """Place one request; see Policy."""
-        workers = Candidates.of(cluster)
-        case = without_pair(request, workers)
-        if isinstance(case, Rejection):
-            return case
-        target = self._context.targets.get(request.slo_class, _NO_TARGET)
-        pair = None if case is not None else self._best_pair(request, workers, now_s)
-        if pair is None:
-            case = case or Alone(workers.decode, NO_PAIR)
-            option = _least_strained(self._alone(request, case, now_s), target)
-        else:
-            option = self._shortcut(request, workers, pair, target, now_s) or pair
-        return self._admitted(option, request, target)
+        if self._brain is not None:
+            return self._brain.decide(request, cluster, now_s)
+        decision = self._blind.decide(request, cluster, now_s)
+        return replace(decision, reason=UNKNOWN_COSTS) if isinstance(decision, Route) else decision
 
-    def _admitted(self, option: _Option, request: RequestShape, target: ClassTarget) -> Route | Rejection:
-        """Turn an option into a route, or into a rejection when it would miss a target that admission looks at."""
-        if self._context.admit_by_ttft and option.ttft_s > target.ttft_s:
-            return self._too_late(option, request, target)
-        if self._context.admit_by_tpot and option.tpot_s > target.tpot_s:
-            reason = f"TPOT {_ms(option.tpot_s)} is the least predicted, the target is {_ms(target.tpot_s)}"
-            return Rejection("overloaded", reason, RETRY_AFTER_S)
-        return Route(option.decode, option.prefill, option.reason)
+    def options(self, request: RequestShape, cluster: ClusterView, now_s: float, *, limit: int) -> tuple[Route, ...]:
+        """List the routes that were open to the request, best first; see PredictingPolicy."""
+        if self._brain is None:
+            decision = self.decide(request, cluster, now_s)
+            return (decision,) if isinstance(decision, Route) and limit > 0 else ()
+        return self._brain.options(request, cluster, now_s, limit)
 
-    def _too_late(self, option: _Option, request: RequestShape, target: ClassTarget) -> Rejection:
-        reason = f"TTFT {_ms(option.ttft_s)} is the least predicted, the target is {_ms(target.ttft_s)}"
-        role = Role.DECODE if option.prefill is None else Role.PREFILL
-        if self._pools[role].prompt_s(request.prompt_tokens) > target.ttft_s:
-            return Rejection("slo_infeasible", f"{reason}; the prompt alone takes longer")
-        # A queue shrinks by one second each second.
-        return Rejection("overloaded", reason, option.ttft_s - target.ttft_s)
 
-    def _shortcut(
-        self, request: RequestShape, workers: Candidates, pair: _Option, target: ClassTarget, now_s: float
-    ) -> _Option | None:
-        """Let a decode worker that keeps the promise serve a short prompt whole, or one that the pair is late with."""
-        below = self._context.whole_below_tokens
-        if request.prompt_tokens <= below and below:
-            case = Alone(workers.decode, f"at most {below} prompt tokens")
-        elif self._context.overflow and pair.ttft_s > target.ttft_s:
-            case = Alone(workers.decode, "the pair would be late")
+class _Brain:
+    """The policy once costs are known."""
+
+    def __init__(self, context: PolicyContext, pools: dict[Role, PoolForecast]) -> None:
+        self._context = context
+        self._pools = pools
+        self._roster = Roster(pools)
+        self._promises = Promises(context)
+        self._options = Options(context, pools)
+        self._admission = Admission(context, pools, self._promises)
+
+    @classmethod
+    def of(cls, context: PolicyContext) -> _Brain | None:
+        """Make it if the cost of both roles is known."""
+        pools = {}
+        for role in Role:
+            facts = context.pools.get(role)
+            if facts is None or facts.cost is None:
+                return None
+            pools[role] = PoolForecast(facts, facts.cost, mean_output_tokens=context.mean_output_tokens)
+        return cls(context, pools)
+
+    def decide(self, request: RequestShape, cluster: ClusterView, now_s: float) -> Decision:
+        roster = self._roster.of(cluster)
+        if not roster.groups:
+            return NO_WORKER
+        asked = self._asked(request, cluster, roster, now_s)
+        option = self._best(request, asked, roster, now_s)
+        return self._admission.judge(Case(request, asked.promise, cluster, roster, now_s), option)
+
+    def options(self, request: RequestShape, cluster: ClusterView, now_s: float, limit: int) -> tuple[Route, ...]:
+        roster = self._roster.of(cluster)
+        if not roster.groups or limit < 1:
+            return ()
+        asked = self._asked(request, cluster, roster, now_s)
+        best, promise = self._best(request, asked, roster, now_s), asked.promise
+        found = [] if _alone(request, roster) else self._options.pairs(asked, roster, now_s, width=limit)
+        reason = _alone(request, roster) or "whole"
+        found += self._options.wholes(asked, roster, reason, now_s, width=limit)
+        others = sorted(found, key=lambda option: strain(option, promise))
+        taken = (best.decode, best.prefill)
+        chosen = [best, *(other for other in others if (other.decode, other.prefill) != taken)][:limit]
+        return tuple(Route(o.decode, o.prefill, o.reason, o.forecast(self._pools)) for o in chosen)
+
+    def _asked(self, request: RequestShape, cluster: ClusterView, roster: Roster, now_s: float) -> Asked:
+        sending = self._pools[Role.PREFILL if roster.num_senders else Role.DECODE]
+        own_s = sending.prompt_s(request.prompt_tokens) + self._context.request_overhead_s
+        if roster.num_senders and not self._context.first_token_from_prefill:
+            own_s += self._context.handover_overhead_s
+        promise = self._promises.of(request, own_s, now_s)
+        return self._options.asked(request, promise, self._admission.ahead_s(cluster.held, promise, roster))
+
+    def _best(self, request: RequestShape, asked: Asked, roster: Roster, now_s: float) -> Option:
+        """Find the best option; there is at least one worker."""
+        promise = asked.promise
+        reason = _alone(request, roster)
+        if reason is None:
+            # Both parts of the strain are least where each worker's own score is; fingerprints are what is compared.
+            pairs = self._options.pairs(asked, roster, now_s, width=1)
+            if pairs:
+                pair = min(pairs, key=lambda option: strain(option, promise)) if len(pairs) > 1 else pairs[0]
+                return self._whole_instead(asked, pair, roster, now_s) or pair
+            reason = NO_PAIR
+        wholes = self._options.wholes(asked, roster, reason, now_s)
+        return min(wholes, key=lambda option: strain(option, promise))
+
+    def _whole_instead(self, asked: Asked, pair: Option, roster: Roster, now_s: float) -> Option | None:
+        """Find a decode worker that had better serve the request whole."""
+        below, promise = self._context.whole_below_tokens, asked.promise
+        if below and asked.tokens <= below:
+            reason = f"at most {below} prompt tokens"
+        elif self._context.overflow and pair.ttft_s > promise.budget_s:
+            reason = "the pair would be late"
+        elif not below and self._options.stall_s(asked) <= _ROOM * self._promises.stall_limit_s(promise):
+            # Where outputs are made the fastest, none else: this is asked of every short prompt.
+            whole = self._options.whole(asked, pair.decode_view, pair.batch, WHOLE, now_s)
+            is_better = whole.ttft_s < pair.ttft_s and self._keeps(asked, whole, _ROOM)
+            return whole if is_better else None
         else:
             return None
-        # Its prompt slows the outputs down that are made beside it.
-        slowed_s = self._pools[Role.DECODE].prompt_s(request.prompt_tokens) / OUTPUT_TOKENS
-        keeping = [
-            option
-            for option in self._alone(request, case, now_s)
-            if option.has_room and option.ttft_s <= target.ttft_s and option.tpot_s + slowed_s <= target.tpot_s
-        ]
-        return min(keeping, key=lambda option: option.rank, default=None)
+        wholes = self._options.wholes(asked, roster, reason, now_s)
+        return min((whole for whole in wholes if self._keeps(asked, whole, 1.0)), key=_soonest, default=None)
 
-    def _best_pair(self, request: RequestShape, workers: Candidates, now_s: float) -> _Option | None:
-        """Take the pair with room in which a prompt waits the least and an output goes on the fastest."""
-        tokens, context = request.prompt_tokens, self._context
-        sending, receiving = self._pools[Role.PREFILL], self._pools[Role.DECODE]
-
-        def prefill_score(worker: WorkerView) -> float:
-            return sending.prefill_wait_s(worker, now_s)
-
-        def decode_score(worker: WorkerView) -> float:
-            forecast = receiving.decode(worker, tokens)
-            return forecast.tpot_s if forecast.has_room else _FULL_S + forecast.tpot_s
-
-        pair = least_pair(workers, prefill_score, decode_score)
-        if pair is None:
-            return None
-        decode = next(w for w in workers.decode if w.record.worker_id == pair[0])
-        prefill = next(w for w in workers.prefill if w.record.worker_id == pair[1])
-        forecast, prompt_s = receiving.decode(decode, tokens), sending.prompt_s(tokens)
-        ttft_s = prefill_score(prefill) + prompt_s
-        ttft_s += transfer_s(context.link, tokens, prompt_s) + handover_s(context, decode, forecast)
-        return _Option(*pair, "least predicted TTFT", forecast.has_room, ttft_s, forecast.tpot_s)
-
-    def _alone(self, request: RequestShape, case: Alone, now_s: float) -> list[_Option]:
-        """Predict the request whole on each of some workers."""
-        options = []
-        for worker in case.workers:
-            pool, tokens = self._pools[worker.record.role], request.prompt_tokens
-            forecast = pool.decode(worker, tokens)
-            ttft_s = pool.whole_ttft_s(worker, tokens, now_s) + self._context.request_overhead_s
-            name = worker.record.worker_id
-            options.append(_Option(name, None, case.reason, forecast.has_room, ttft_s, forecast.tpot_s))
-        return options
+    def _keeps(self, asked: Asked, whole: Option, room: float) -> bool:
+        slowed_s = self._options.slowed_s(asked, whole)
+        return self._admission.keeps(asked.promise, whole, slowed_s=slowed_s, room=room)
 
 
-def _least_strained(options: list[_Option], target: ClassTarget) -> _Option:
-    """Take the worker that is the least strained in both its parts, each as a share of its target."""
-    shares = target if target is not _NO_TARGET else _USUAL_TARGET
-
-    def strain(option: _Option) -> tuple[bool, float, str]:
-        return (
-            not option.has_room,
-            option.ttft_s / shares.ttft_s + option.tpot_s / shares.tpot_s,
-            option.decode,
-        )
-
-    return min(options, key=strain)
+def _alone(request: RequestShape, roster: Roster) -> str | None:
+    """Say why a request cannot go to a pair; None when one may be looked for."""
+    if not roster.num_receivers:
+        return "no decode worker"
+    if request.whole_only is not None:
+        return request.whole_only
+    return None if roster.num_senders else "no prefill worker"
 
 
-def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:.0f} ms"
+def _soonest(option: Option) -> tuple[float, float, str]:
+    return option.ttft_s, option.tpot_s, option.decode

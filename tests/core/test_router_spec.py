@@ -59,6 +59,7 @@ def test_configuration_is_carried_over() -> None:
             whole_below_tokens=64,
             admit_by_ttft=True,
             admit_by_tpot=True,
+            may_hold=True,
         ),
         event_log="events.jsonl",
         token="t",
@@ -95,6 +96,13 @@ def test_predicting_policy_gets_the_costs_of_the_profile(profile: Path) -> None:
     assert known.link == LinkFacts(s_per_token=1e-6)
     assert (known.request_overhead_s, known.handover_overhead_s) == (0.0, 0.02)
     policy_named(spec.policy, known)
+
+
+def test_predicting_policy_is_told_the_limits_of_pools_without_a_profile() -> None:
+    config = BatonConfig.model_validate({"router": {"policy": "slo-aware"}, "pools": {"decode": {"max_num_seqs": 8}}})
+    known = RouterSpec.from_config(config, membership_address="h:1", run_dir="/run").policy_context
+    assert known.pools == {Role.PREFILL: PoolFacts(None, 64, 2048), Role.DECODE: PoolFacts(None, 8, 2048)}
+    assert PolicyContext.from_json(known.to_json()) == known
 
 
 def test_profile_without_the_size_of_a_pool_is_named(profile: Path) -> None:

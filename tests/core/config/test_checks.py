@@ -112,13 +112,6 @@ def test_a_made_configuration_is_held_against_the_same_rules(tmp_path: Path) -> 
     assert check_typed(BatonConfig(pools="auto"), source="the plan", base=tmp_path) == []
 
 
-def test_the_policy_that_predicts_needs_a_profile(tmp_path: Path) -> None:
-    breaches = broken_rules("router: {policy: slo-aware}", tmp_path)
-    assert ("router.policy", "predicts times, for which it needs plan.profile") in breaches
-    known = broken_rules("router: {policy: slo-aware}\nplan: {profile: a.json}", tmp_path)
-    assert [message for _, message in known if "plan.profile" in message] == []
-
-
 def a_model(tmp_path: Path, **changes: object) -> None:
     """Write a folder `m` whose config.json states FACTS, with changes."""
     (tmp_path / "m").mkdir()

@@ -86,6 +86,7 @@ def test_every_policy_keeps_the_rules(
     if isinstance(decision, Rejection):
         check_rejection(decision, is_empty=not by_id, may_refuse=name == "slo-aware")
         return
+    may_shorten = known.whole_below_tokens or known.overflow
     chosen = by_id[decision.decode]
     assert decision.reason
     if decision.prefill is not None:
@@ -93,7 +94,7 @@ def test_every_policy_keeps_the_rules(
         assert sender.hello.fingerprint == chosen.hello.fingerprint
         assert (sender.record.role, chosen.record.role) == (Role.PREFILL, Role.DECODE)
         assert request.whole_only is None
-    elif request.whole_only is None and not known.whole_below_tokens and not known.overflow:
+    elif request.whole_only is None and not may_shorten and name != "slo-aware":
         assert not Candidates.of(ClusterView(members)).has_pair
     if chosen.record.role is Role.PREFILL:
         assert not any(w.record.role is Role.DECODE for w in by_id.values())

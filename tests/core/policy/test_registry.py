@@ -4,6 +4,7 @@ import pytest
 
 from core.errors import ConfigError
 from core.policy.registry import policy_named
+from core.policy.slo_aware import SLOAware
 
 
 def test_unknown_policy_lists_the_valid_names() -> None:
@@ -11,6 +12,5 @@ def test_unknown_policy_lists_the_valid_names() -> None:
         policy_named("best")
 
 
-def test_slo_aware_says_where_its_profile_comes_from() -> None:
-    with pytest.raises(ConfigError, match=r"baton profile.*plan\.profile"):
-        policy_named("slo-aware")
+def test_slo_aware_needs_no_profile() -> None:
+    assert isinstance(policy_named("slo-aware"), SLOAware)

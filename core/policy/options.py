@@ -1,0 +1,251 @@
+"""The ways to serve a request, with what is predicted of each: the best pair, and the best workers to run it whole.
+
+Owns the search. Must not know admission: what is done with an option is core.policy.slo_aware's business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
+
+from core.latency.step import attention_pairs
+from core.policy.context import PolicyContext
+from core.policy.prediction import Batch, PoolForecast, handover_s, spread, transfer_s
+from core.policy.promise import Promise
+from core.policy.roster import Group, Receivers, Roster, Senders
+from core.types import Forecast, RequestShape, Role, WorkerView
+
+BEST_PAIR: Final = "least predicted TTFT"
+# A cached prompt leaves time to the requests behind; so much of it counts beside what the request itself gains ...
+_AFFINITY: Final = 0.5
+# ... unless the worker's queue is beyond so much of the mean, and of the own prompt's time.
+_HOT_SHARE: Final = 1.5
+_HOT_OWN: Final = 0.5
+_FULL: Final = 1e6  # beyond every share of a target
+_MOST_EXACT: Final = 8  # up to so many workers are all predicted in full; else the best by columns
+
+
+class Option(NamedTuple):
+    """One way to serve a request; times as in core.types.Forecast."""
+
+    decode: str
+    prefill: str | None
+    reason: str
+    queue_s: float
+    prefill_s: float
+    transfer_s: float
+    blocks_s: float
+    first_step_s: float
+    tpot_s: float
+    ttft_s: float
+    limit_s: float  # the TPOT that keeps its own target and those of the requests there
+    wait_s: float  # of queue_s, what the worker itself owes
+    full_s: float  # until the decode worker has room, however long the prompt takes; 0: it has
+    view: WorkerView  # that computes the prompt
+    batch: Batch  # of the worker that decodes
+    decode_view: WorkerView
+
+    def forecast(self, pools: Mapping[Role, PoolForecast], *, extra_queue_s: float = 0.0) -> Forecast:
+        """Write down the prediction with its interval; `extra_queue_s` is spent before all else."""
+        prompting, decoding = pools[self.view.record.role], pools[self.decode_view.record.role]
+        prefill_spread = self.view.speed.prefill_spread or prompting.prefill_spread
+        decode_spread = self.decode_view.speed.decode_spread or decoding.decode_spread
+        queue_s = self.queue_s + extra_queue_s
+        prompts_s = queue_s + self.prefill_s
+        rest_s = self.transfer_s + self.blocks_s + self.first_step_s
+        return Forecast(
+            queue_s,
+            self.prefill_s,
+            self.transfer_s,
+            self.blocks_s,
+            self.first_step_s,
+            self.tpot_s,
+            spread(prompts_s, prefill_spread, rest_s, decode_spread),
+            decode_spread,
+        )
+
+
+class Asked(NamedTuple):
+    """A request as the search sees it."""
+
+    tokens: int
+    cached: tuple[tuple[str, int], ...]
+    promise: Promise
+    ahead_s: float  # that the requests held before it will take of each worker's time
+
+
+class Options:
+    """Finds and predicts options."""
+
+    def __init__(self, context: PolicyContext, pools: Mapping[Role, PoolForecast]) -> None:
+        """Take link, overheads and the costs of both roles."""
+        self._context = context
+        self._pools = pools
+        self._sending, self._receiving = pools[Role.PREFILL], pools[Role.DECODE]
+
+    def asked(self, request: RequestShape, promise: Promise, ahead_s: float) -> Asked:
+        """Put a request in the form of a search; what is believed cached leaves a token to compute."""
+        most = max(0, request.prompt_tokens - 1)
+        cached = tuple((name, min(tokens, most)) for name, tokens in request.cached if tokens > 0)
+        return Asked(request.prompt_tokens, cached, promise, ahead_s)
+
+    def pairs(self, asked: Asked, roster: Roster, now_s: float, *, width: int) -> list[Option]:
+        """Predict the `width` best prefill workers with the `width` best decode workers of each fingerprint."""
+        found = []
+        for group in roster.groups:
+            if not group.senders.ids or not group.receivers.ids:
+                continue
+            prompts = self._prompt_scores(asked, group.senders, now_s)
+            joins = self._join_scores(asked, group.receivers)
+            receiving = _least(joins, width)
+            for sender in _least(prompts, width):
+                wait_s = group.senders.wait_s(sender, now_s)
+                found += [self._pair(asked, group, sender, wait_s, slot) for slot in receiving]
+        return found
+
+    def wholes(
+        self, asked: Asked, roster: Roster, reason: str, now_s: float, *, width: int = _MOST_EXACT
+    ) -> list[Option]:
+        """Predict the request whole on the best decode workers; on prefill workers when there are no others."""
+        found = []
+        for group in roster.groups:
+            receivers = group.receivers
+            if receivers.ids:
+                slots = self._whole_slots(asked, receivers, width)
+                found += [self.whole(asked, receivers.views[s], receivers.batches[s], reason, now_s) for s in slots]
+            elif not roster.num_receivers:
+                batches = [(view, self._sending.batch(view)) for view in group.senders.views]
+                found += [self.whole(asked, view, batch, reason, now_s) for view, batch in batches]
+        return found
+
+    def _prompt_scores(self, asked: Asked, senders: Senders, now_s: float) -> list[float]:
+        """Score prefill workers: when the prompt is computed there, less what a cached prefix saves the others."""
+        own_s = self._sending.prompt_s(asked.tokens)
+        scores = senders.ready_s(own_s, now_s)
+        hot_s = -1.0
+        for name, cached in asked.cached:
+            slot = senders.slots.get(name)
+            if slot is None:
+                continue
+            if hot_s < 0.0:
+                mean_s = (sum(scores) - own_s * sum(senders.factors)) / len(scores)
+                hot_s = _HOT_SHARE * mean_s + _HOT_OWN * own_s
+            saved_s = (own_s - self._sending.prompt_s(asked.tokens, cached)) * senders.factors[slot]
+            is_hot = senders.wait_s(slot, now_s) > hot_s
+            scores[slot] -= saved_s if is_hot else (1.0 + _AFFINITY) * saved_s
+        return scores
+
+    def _join_scores(self, asked: Asked, receivers: Receivers) -> list[float]:
+        """Score decode workers: TPOT as a share of the tightest target that it must keep."""
+        tokens, own_s = asked.tokens, asked.promise.weigh_tpot_s
+        if tokens < min(receivers.room_tokens) and own_s <= min(receivers.tightest_s):  # as below, the common case
+            scores = [
+                (joined_s + token_s * tokens) / own_s
+                for joined_s, token_s in zip(receivers.joined_s, receivers.token_s, strict=True)
+            ]
+        else:
+            scores = self._tight_scores(tokens, own_s, receivers)
+        for name, cached in asked.cached:
+            slot = receivers.slots.get(name)
+            if slot is not None:
+                link = self._context.link
+                # What hides behind prefill costs the link all the same.
+                saved_s = transfer_s(link, asked.tokens, 0.0) - transfer_s(link, asked.tokens - cached, 0.0)
+                scores[slot] -= saved_s / asked.promise.weigh_ttft_s
+        return scores
+
+    @staticmethod
+    def _tight_scores(tokens: int, own_s: float, receivers: Receivers) -> list[float]:
+        return [
+            (joined_s + token_s * tokens) / (own_s if own_s < tight_s else tight_s) + (0.0 if tokens < room else _FULL)
+            for joined_s, token_s, room, tight_s in zip(
+                receivers.joined_s, receivers.token_s, receivers.room_tokens, receivers.tightest_s, strict=True
+            )
+        ]
+
+    def _pair(self, asked: Asked, group: Group, sender: int, wait_s: float, receiver: int) -> Option:
+        senders, receivers, tokens = group.senders, group.receivers, asked.tokens
+        view, decode_view, batch = senders.views[sender], receivers.views[receiver], receivers.batches[receiver]
+        prefill, decode = senders.ids[sender], receivers.ids[receiver]
+        on_prefill, on_decode = _cached_on(asked, prefill, decode)
+        queue_s = wait_s + asked.ahead_s
+        prefill_s = self._sending.prompt_s(tokens, on_prefill) * senders.factors[sender]
+        sent_s = transfer_s(self._context.link, tokens - on_decode, prefill_s)
+        receiving = self._receiving
+        # Blocks are asked for when the prompt is sent, so its time in the queue counts for that wait, too.
+        full_s = receiving.blocks_s(batch, tokens) if tokens >= batch.room_tokens else 0.0
+        blocks_s = full_s - queue_s if full_s > queue_s else 0.0
+        joined = receiving.joined(batch, tokens, queue_s + blocks_s + prefill_s)
+        first_s = handover_s(self._context, is_decoding=batch.running > 0, step_s=joined.step_s)
+        ttft_s = queue_s + prefill_s + sent_s + blocks_s + first_s
+        limit_s = min(asked.promise.tpot_s, receivers.tightest_s[receiver])
+        return Option(
+            decode, prefill, BEST_PAIR, queue_s, prefill_s, sent_s, blocks_s, first_s,
+            joined.tpot_s, ttft_s, limit_s, wait_s, full_s, view, batch, decode_view,
+        )  # fmt: skip
+
+    def whole(self, asked: Asked, view: WorkerView, batch: Batch, reason: str, now_s: float) -> Option:
+        """Predict the request whole on one worker, of which `batch` is what is predicted whatever the request."""
+        pool, name = self._pools[view.record.role], view.record.worker_id
+        _, cached = _cached_on(asked, name, name)
+        wait_s, prefill_s = pool.whole_s(view, asked.tokens, cached, now_s)
+        queue_s = wait_s + asked.ahead_s
+        full_s = pool.blocks_s(batch, asked.tokens)
+        blocks_s = max(0.0, full_s - queue_s)
+        joined = pool.joined(batch, asked.tokens, queue_s + blocks_s + prefill_s)
+        first_s = self._context.request_overhead_s
+        ttft_s = queue_s + prefill_s + blocks_s + first_s
+        tight_s = math.inf if view.tightest_tpot_s is None else view.tightest_tpot_s
+        return Option(
+            name, None, reason, queue_s, prefill_s, 0.0, blocks_s, first_s,
+            joined.tpot_s, ttft_s, min(asked.promise.tpot_s, tight_s), wait_s, full_s, view, batch, view,
+        )  # fmt: skip
+
+    def _whole_slots(self, asked: Asked, receivers: Receivers, width: int) -> Iterable[int]:
+        if len(receivers.ids) <= width:
+            return range(len(receivers.ids))
+        scores = self._join_scores(asked, receivers)
+        per_s = self._receiving.mean_output / asked.promise.weigh_ttft_s
+        return _least([s + b.beside_s * per_s for s, b in zip(scores, receivers.batches, strict=True)], width)
+
+    def slowed_s(self, asked: Asked, option: Option) -> float:
+        """Reckon what a whole request's prompt takes from each output token that is made beside it."""
+        _, cached = _cached_on(asked, option.decode, option.decode)
+        pool = self._pools[option.view.record.role]
+        return pool.prompt_s(asked.tokens, cached) * option.view.speed.prefill_factor / pool.mean_output
+
+    def stall_s(self, asked: Asked) -> float:
+        """Reckon how long outputs stand still, at most, for a step of the prompt on an average decode worker."""
+        tokens = min(asked.tokens, self._receiving.pool.max_num_batched_tokens)
+        return self._receiving.prompts_s(1, tokens, attention_pairs(tokens))
+
+
+def strain(option: Option, promise: Promise) -> tuple[float, str, str]:
+    """Order options: both parts as shares of their targets; ties go to lesser ids."""
+    limit_s = min(promise.weigh_tpot_s, option.limit_s)
+    share = option.ttft_s / promise.weigh_ttft_s + option.tpot_s / limit_s
+    full = _FULL if option.full_s else 0.0
+    return share + full, option.decode, option.prefill or ""
+
+
+def _cached_on(asked: Asked, prefill: str, decode: str) -> tuple[int, int]:
+    on_prefill = on_decode = 0
+    for name, tokens in asked.cached:
+        if name == prefill:
+            on_prefill = tokens
+        if name == decode:
+            on_decode = tokens
+    return on_prefill, on_decode
+
+
+def _least(scores: list[float], count: int) -> list[int]:
+    """Find the slots of the least scores, best first; of equal ones the lesser slots."""
+    best = scores.index(min(scores))
+    if count == 1 or len(scores) == 1:
+        return [best]
+    if count == 2:
+        left = scores.copy()
+        left[best] = math.inf
+        return [best, left.index(min(left))]
+    return sorted(range(len(scores)), key=scores.__getitem__)[:count]

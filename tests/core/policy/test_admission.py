@@ -1,0 +1,208 @@
+"""What is held, refused and let go; times are those of tests.support.contexts.COST.
+
+- A protected request is decided on as if no best-effort work were held.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.policy.context import ClassTarget, Tier
+from core.policy.promise import LATE_S, TIER_S
+from core.policy.registry import policy_named
+from core.types import ClusterView, Decision, HeldWork, Hold, Rejection, RequestShape, Role, Route, WorkerView
+from tests.support.contexts import context
+from tests.support.views import worker
+
+P, D = Role.PREFILL, Role.DECODE
+CLASSES = {
+    "gold": ClassTarget(0.5, 0.05, Tier.PROTECTED),
+    "interactive": ClassTarget(0.5, 0.05),
+    "spare": ClassTarget(20.0, 0.5, Tier.BEST_EFFORT),
+}
+NOTHING = HeldWork()
+
+
+def decide(
+    *members: WorkerView,
+    tokens: int = 1000,
+    slo_class: str = "interactive",
+    held: HeldWork = NOTHING,
+    promised: HeldWork = NOTHING,
+    now_s: float = 0.0,
+    known: dict[str, Any] | None = None,
+    **request: Any,
+) -> Decision:
+    settings: dict[str, Any] = {"may_hold": True, "admit_by_ttft": True, "admit_by_tpot": True, "targets": CLASSES}
+    policy = policy_named("slo-aware", context(**settings | (known or {})))
+    shape = RequestShape(request.pop("request_id", "r"), tokens, 16, slo_class, **request)
+    return policy.decide(shape, ClusterView(members, held, promised), now_s)
+
+
+def owing(tokens: int, name: str = "p0") -> WorkerView:
+    return worker(name, P, requests=1, tokens=tokens, since_s=0.0)
+
+
+def test_what_no_worker_has_room_for_is_held_while_it_can_be_in_time() -> None:
+    # A worker is given work until it has a quarter of 500 ms before it; less a tenth, which is the protected classes'.
+    assert isinstance(decide(owing(1000), worker("d0", D)), Route)
+    held = decide(owing(2000), worker("d0", D))
+    assert isinstance(held, Hold)
+    assert held.key_s == pytest.approx(TIER_S + 0.5 - 0.110)  # behind the protected
+    assert held.until_s == pytest.approx(0.210 - 0.9 * 0.125)
+    assert held.forecast is not None
+    assert held.forecast.ttft_s == pytest.approx(0.210 + 0.110 + 0.012)
+    assert isinstance(decide(owing(2000), worker("d0", D), known={"may_hold": False}), Route)
+
+
+def test_what_cannot_be_in_time_is_refused_with_figures() -> None:
+    refused = decide(owing(4000), worker("d0", D))
+    assert isinstance(refused, Rejection)
+    assert refused.error == "overloaded"
+    assert refused.reason == "TTFT 532 ms is the least predicted, the target is 500 ms"
+    assert refused.earliest_s is not None
+    assert 0.032 <= refused.earliest_s <= 0.032 + 0.110
+    assert (refused.retry_after_s, refused.confidence) == (refused.earliest_s, 0.9)
+
+
+def test_without_admission_what_is_late_is_held_behind_what_is_not() -> None:
+    off = {"admit_by_ttft": False, "admit_by_tpot": False}
+    late = decide(owing(9000), worker("d0", D), known=off, waited_s=0.45)
+    assert isinstance(late, Hold)
+    assert late.key_s > LATE_S / 2
+    assert isinstance(decide(worker("p0", P), worker("d0", D), known=off, waited_s=9.0), Route)
+
+
+def test_time_that_has_passed_is_gone() -> None:
+    assert isinstance(decide(worker("p0", P), worker("d0", D), waited_s=0.3), Route)
+    refused = decide(worker("p0", P), worker("d0", D), waited_s=0.4)
+    assert isinstance(refused, Rejection)
+    assert refused.reason == "TTFT 122 ms is the least predicted, 100 ms of the target of 500 ms are left"
+
+
+def test_a_prompt_that_alone_takes_too_long_has_no_time() -> None:
+    refused = decide(worker("p0", P), worker("d0", D), tokens=5000)
+    assert isinstance(refused, Rejection)
+    assert (refused.error, refused.earliest_s, refused.retry_after_s) == ("slo_infeasible", None, None)
+    assert isinstance(decide(worker("p0", P), worker("d0", D), tokens=5000, ttft_s=0.6), Route)
+
+
+def test_held_work_with_lesser_keys_is_waited_for() -> None:
+    ahead = HeldWork((0.1, TIER_S + 0.2, TIER_S + 9.0), (0, 1000, 2000, 9000))
+    held = decide(owing(1500), owing(1500, "p1"), worker("d0", D), held=ahead)
+    assert isinstance(held, Hold)
+    assert held.forecast is not None
+    # 2000 tokens over two workers whose full batches take 0.1 ms for a token, and 10 ms for 4096 tokens.
+    assert held.forecast.queue_s == pytest.approx(0.160 + 1000 * (0.0001 + 0.010 / 4096), rel=1e-6)
+
+
+def test_outputs_in_progress_keep_their_target() -> None:
+    tight = replace(worker("d0", D, num_running=4, kv_blocks_used=10, kv_blocks_total=900), tightest_tpot_s=0.016)
+    held = decide(worker("p0", P), tight)
+    assert isinstance(held, Rejection)
+    assert held.reason == "TPOT 16 ms is the least predicted, the target is 14 ms"
+    assert held.earliest_s is not None
+    assert 0 < held.earliest_s < 128 * 0.016
+    assert isinstance(decide(worker("p0", P), tight, slo_class="gold"), Route)
+
+
+def test_outputs_that_are_slow_for_a_moment_are_waited_for() -> None:
+    crowded = replace(worker("d0", D, num_running=20), tightest_tpot_s=0.0345)
+    held = decide(worker("p0", P), crowded, ttft_s=2.0)
+    assert isinstance(held, Hold)
+    assert held.reason == "the outputs in progress would be too slow"
+
+
+def test_an_output_that_no_worker_makes_so_fast_has_no_time() -> None:
+    refused = decide(worker("p0", P), worker("d0", D), tpot_s=0.009)
+    assert isinstance(refused, Rejection)
+    assert (refused.error, refused.earliest_s) == ("slo_infeasible", None)
+
+
+def test_best_effort_waits_instead_of_being_refused_until_its_own_target_is_gone() -> None:
+    hopeless = [owing(90_000), worker("d0", D)]
+    waiting = decide(*hopeless, slo_class="spare", waited_s=15.0)
+    assert isinstance(waiting, Hold)
+    assert waiting.key_s > TIER_S
+    late = decide(*hopeless, slo_class="spare", waited_s=19.95)
+    assert isinstance(late, Rejection)
+
+
+def test_best_effort_takes_what_is_left() -> None:
+    assert isinstance(decide(owing(800), worker("d0", D), slo_class="spare"), Route)
+    assert isinstance(decide(owing(950), worker("d0", D), slo_class="spare"), Hold)
+    assert isinstance(decide(owing(950), worker("d0", D)), Route)
+    nearly_full = worker("d0", D, num_running=2, kv_blocks_used=80, kv_blocks_total=100)
+    assert isinstance(decide(worker("p0", P), nearly_full, tokens=100, slo_class="spare"), Hold)
+    assert isinstance(decide(worker("p0", P), nearly_full, tokens=100), Route)
+
+
+def test_a_tenant_beyond_its_share_is_refused_first() -> None:
+    busy = [owing(3200), worker("d0", D)]
+    assert isinstance(decide(*busy), Hold)
+    assert isinstance(decide(*busy, over_share_s=0.1), Rejection)
+
+
+def test_promised_times_are_kept_free_and_kept() -> None:
+    busy = [owing(2500), worker("d0", D)]
+    due = HeldWork((0.2, 0.3), (0, 800, 1600))
+    assert isinstance(decide(*busy), Hold)
+    assert isinstance(decide(*busy, promised=due), Rejection)
+    assert isinstance(decide(*busy, promised=due, slo_class="gold"), Hold)
+    assert isinstance(decide(*busy, promised=due, is_reserved=True), Hold)
+    assert isinstance(decide(*busy, promised=HeldWork((9.0,), (0, 9000))), Hold)
+    late = [owing(9000), worker("d0", D)]
+    assert isinstance(decide(*late, is_reserved=True), Hold)
+
+
+def test_those_refused_later_are_told_later_times() -> None:
+    def earliest(promised_tokens: int) -> float:
+        refused = decide(owing(4000), worker("d0", D), promised=HeldWork((1.0,), (0, promised_tokens)))
+        assert isinstance(refused, Rejection)
+        return refused.earliest_s or 0.0
+
+    # Each thousand tokens take half of the pool for 200 ms.
+    assert earliest(3000) - earliest(2000) == pytest.approx(0.2, rel=0.03)
+
+
+def test_times_are_spread_over_what_is_waited_for() -> None:
+    times = set()
+    for i in range(200):
+        refused = decide(owing(6000), worker("d0", D), request_id=f"r{i}")
+        assert isinstance(refused, Rejection)
+        assert refused.earliest_s is not None
+        times.add(refused.earliest_s)
+    late_s = 0.620 + 0.122 - 0.5
+    assert len(times) > 190
+    assert late_s <= min(times) < 1.1 * late_s
+    assert 1.9 * late_s < max(times) <= 2 * late_s
+
+
+held_work = st.lists(st.tuples(st.floats(0, 5), st.integers(1, 5000)), max_size=5).map(sorted)
+
+
+@given(
+    owed=st.integers(0, 5000),
+    spare=held_work,
+    waited_s=st.floats(0, 0.6),
+    tokens=st.integers(1, 6000),
+)
+def test_protected_is_not_hurt_by_best_effort(
+    owed: int, spare: list[tuple[float, int]], waited_s: float, tokens: int
+) -> None:
+    members = (owing(owed) if owed else worker("p0", P), worker("d0", D))
+    keys = tuple(key_s + 2 * TIER_S for key_s, _ in spare)
+    sums = [0]
+    for _, held_tokens in spare:
+        sums.append(sums[-1] + held_tokens)
+    alone = decide(*members, tokens=tokens, slo_class="gold", waited_s=waited_s)
+    among = decide(*members, tokens=tokens, slo_class="gold", waited_s=waited_s, held=HeldWork(keys, tuple(sums)))
+    assert among == alone
+    if isinstance(alone, Hold):
+        assert math.isfinite(alone.until_s)
