@@ -54,8 +54,6 @@ class Admission:
 
     def ahead_s(self, held: HeldWork, promise: Promise, roster: Roster) -> float:
         """Predict what the requests held with a lesser key take of each worker's time."""
-        if not held.keys_s:
-            return 0.0
         return held.tokens_before[bisect_left(held.keys_s, promise.key_s)] * self._per_token_s(roster)
 
     def judge(self, case: Case, option: Option) -> Decision:

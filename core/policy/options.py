@@ -14,7 +14,7 @@ from core.policy.context import PolicyContext
 from core.policy.prediction import Batch, PoolForecast, handover_s, spread, transfer_s
 from core.policy.promise import Promise
 from core.policy.roster import Group, Receivers, Roster, Senders
-from core.types import Forecast, RequestShape, Role, WorkerView
+from core.types import Forecast, Role, WorkerView
 
 BEST_PAIR: Final = "least predicted TTFT"
 # A cached prompt leaves time to the requests behind; so much of it counts beside what the request itself gains ...
@@ -84,12 +84,6 @@ class Options:
         self._pools = pools
         self._sending, self._receiving = pools[Role.PREFILL], pools[Role.DECODE]
 
-    def asked(self, request: RequestShape, promise: Promise, ahead_s: float) -> Asked:
-        """Put a request in the form of a search; what is believed cached leaves a token to compute."""
-        most = max(0, request.prompt_tokens - 1)
-        cached = tuple((name, min(tokens, most)) for name, tokens in request.cached if tokens > 0)
-        return Asked(request.prompt_tokens, cached, promise, ahead_s)
-
     def pairs(self, asked: Asked, roster: Roster, now_s: float, *, width: int) -> list[Option]:
         """Predict the `width` best prefill workers with the `width` best decode workers of each fingerprint."""
         found = []
@@ -123,7 +117,7 @@ class Options:
         """Score prefill workers: when the prompt is computed there, less what a cached prefix saves the others."""
         own_s = self._sending.prompt_s(asked.tokens)
         scores = senders.ready_s(own_s, now_s)
-        hot_s = -1.0
+        hot_s, priced, saved_s = -1.0, 0, 0.0
         for name, cached in asked.cached:
             slot = senders.slots.get(name)
             if slot is None:
@@ -131,9 +125,10 @@ class Options:
             if hot_s < 0.0:
                 mean_s = (sum(scores) - own_s * sum(senders.factors)) / len(scores)
                 hot_s = _HOT_SHARE * mean_s + _HOT_OWN * own_s
-            saved_s = (own_s - self._sending.prompt_s(asked.tokens, cached)) * senders.factors[slot]
+            if cached != priced:  # several workers often know the same beginning
+                priced, saved_s = cached, own_s - self._sending.prompt_s(asked.tokens, cached)
             is_hot = senders.wait_s(slot, now_s) > hot_s
-            scores[slot] -= saved_s if is_hot else (1.0 + _AFFINITY) * saved_s
+            scores[slot] -= (1.0 if is_hot else 1.0 + _AFFINITY) * saved_s * senders.factors[slot]
         return scores
 
     def _join_scores(self, asked: Asked, receivers: Receivers) -> list[float]:
@@ -146,13 +141,13 @@ class Options:
             ]
         else:
             scores = self._tight_scores(tokens, own_s, receivers)
-        for name, cached in asked.cached:
-            slot = receivers.slots.get(name)
-            if slot is not None:
-                link = self._context.link
-                # What hides behind prefill costs the link all the same.
-                saved_s = transfer_s(link, asked.tokens, 0.0) - transfer_s(link, asked.tokens - cached, 0.0)
-                scores[slot] -= saved_s / asked.promise.weigh_ttft_s
+        # What hides behind prefill costs the link all the same.
+        share = self._context.link.s_per_token / asked.promise.weigh_ttft_s
+        if share:
+            for name, cached in asked.cached:
+                slot = receivers.slots.get(name)
+                if slot is not None:
+                    scores[slot] -= min(cached, tokens) * share
         return scores
 
     @staticmethod
@@ -171,7 +166,7 @@ class Options:
         on_prefill, on_decode = _cached_on(asked, prefill, decode)
         queue_s = wait_s + asked.ahead_s
         prefill_s = self._sending.prompt_s(tokens, on_prefill) * senders.factors[sender]
-        sent_s = transfer_s(self._context.link, tokens - on_decode, prefill_s)
+        sent_s = transfer_s(self._context.link, max(0, tokens - on_decode), prefill_s)
         receiving = self._receiving
         # Blocks are asked for when the prompt is sent, so its time in the queue counts for that wait, too.
         full_s = receiving.blocks_s(batch, tokens) if tokens >= batch.room_tokens else 0.0

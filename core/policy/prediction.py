@@ -90,9 +90,13 @@ class PoolForecast:
         self.s_per_prompt_token = self.batch_s / budget / pool.stages  # of a worker whose batches are full
 
     def prompt_s(self, tokens: int, cached: int = 0) -> float:
-        """Predict the time of one prompt alone, of which `cached` tokens need not be computed."""
+        """Predict the time of one prompt alone, of which `cached` tokens need not be computed; one always must."""
         uncached = tokens - cached
-        return self.prompts_s(1, uncached, attention_pairs(uncached, cached)) if uncached > 0 else 0.0
+        if uncached < 1:
+            if not tokens:
+                return 0.0
+            uncached, cached = 1, tokens - 1
+        return self.prompts_s(1, uncached, uncached * (cached + uncached / 2.0))
 
     def waiting(self, worker: WorkerView) -> Waiting:
         """Predict the prompts that a prefill worker owes.
@@ -174,7 +178,7 @@ class PoolForecast:
         decoding = min(max(0, sequences(worker) - worker.inflight_prompts) // self.stages, self._max_batch)
         context = context_tokens(worker) // self.stages
         beside = (decoding, context) if self.pool.chunked else (0, 0)
-        factor, uncached = worker.speed.prefill_factor, tokens - cached
+        factor, uncached = worker.speed.prefill_factor, max(min(tokens, 1), tokens - cached)
         own_s = self.prompts_s(1, uncached, attention_pairs(uncached, cached), *beside) * factor
         if worker.inflight_prompts:
             owed_s = self._owed_s(worker, *beside) / self.stages * factor

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.policy.context import LinkFacts, PolicyContext
-from core.policy.options import Option, Options, strain
+from core.policy.options import Asked, Option, Options, strain
 from core.policy.prediction import PoolForecast
 from core.policy.promise import Promises
 from core.policy.roster import Roster
@@ -35,7 +35,7 @@ def pairs(
     promise = Promises(known).of(shape, 0.0, 0.0)
     options = Options(known, pools)
     roster = Roster(pools).of(ClusterView(members))
-    found = options.pairs(options.asked(shape, promise, 0.0), roster, 0.0, width=width)
+    found = options.pairs(Asked(tokens, shape.cached, promise, 0.0), roster, 0.0, width=width)
     return sorted(found, key=lambda option: strain(option, promise))
 
 
