@@ -118,7 +118,11 @@ def workloads_of(folder: Path, traffic: Traffic, *, requests: int, seeds: int) -
 def run(scene: Scene, workload: Workload, policy: str, rate: float) -> Outcome:
     """Simulate one policy at one rate."""
     targets = scene.traffic.targets
-    decides = policy_named(policy, context_of(scene.cluster, targets))
+    # What a live router has learnt of outputs after a few hundred (core.policy.learning).
+    known = replace(
+        context_of(scene.cluster, targets, may_hold=True), mean_output_tokens=float(workload.output_tokens.mean())
+    )
+    decides = policy_named(policy, known)
     return simulate_with_policy(scene.cluster, workload.at_rate(rate), targets, decides)
 
 

@@ -18,7 +18,8 @@ _MAX_MODEL_LEN: Final = 1 << 30  # tokens; the kernel refuses by KV blocks
 _ROUNDING_S: Final = 1e-9  # times that differ by less are one
 
 _Frame = tuple[int, int, int, float, int, int]  # running, waiting, KV blocks, step_s, its prompt tokens and sequences
-_Own = tuple[int, int, int, float, int, float | None]  # requests, prompts, their tokens and pairs, context, since_s
+# Requests, prompts, their tokens and pairs, context, when the oldest came to its turn, tightest TPOT target
+_Own = tuple[int, int, int, float, int, float | None, float | None]
 
 
 class Views:
@@ -41,12 +42,13 @@ class Views:
         self._sent_prompts = [0] * len(self._fixed)
         self._done_prompts = [0] * len(self._fixed)
         self._since_s: list[float | None] = [None] * len(self._fixed)
+        self._tightest_s: list[float | None] = [None] * len(self._fixed)  # of what was sent since it was last idle
 
     def look(self, now_s: float) -> None:
         """Keep the workers' frames as they are, for the views that are made when they have become known."""
         self._looks.append((now_s, self._said.tolist()))
 
-    def view(self, now_s: float, held: HeldWork) -> ClusterView:
+    def view(self, now_s: float, held: HeldWork, promised: HeldWork) -> ClusterView:
         """Show the living workers as the router knows them at `now_s`."""
         own = self._own_counts()
         for i, seen in enumerate(zip(self._known(now_s), own, strict=True)):
@@ -54,7 +56,7 @@ class Views:
                 self._seen[i] = seen
                 self._views[i] = self._made(i, *seen)
         alive = self._alive.tolist()
-        return ClusterView(tuple([self._views[i] for i in self._order if alive[i]]), held)
+        return ClusterView(tuple([self._views[i] for i in self._order if alive[i]]), held, promised)
 
     @property
     def hellos(self) -> list[WorkerHello]:
@@ -65,11 +67,14 @@ class Views:
         """Return the kernel's numbers of a pair, NOBODY for no prefill worker."""
         return NOBODY if prefill is None else self._number[prefill], self._number[decode]
 
-    def sent(self, worker: int, now_s: float) -> None:
-        """Note that a prompt goes to a worker."""
+    def sent(self, prefill: int, decode: int, tpot_s: float, now_s: float) -> None:
+        """Note where a request goes, and its TPOT target; `prefill` is NOBODY for a whole one."""
+        worker = decode if prefill == NOBODY else prefill
         self._sent_prompts[worker] += 1
         if self._since_s[worker] is None:
             self._since_s[worker] = now_s
+        tightest_s = self._tightest_s[decode]
+        self._tightest_s[decode] = tpot_s if tightest_s is None else min(tightest_s, tpot_s)
 
     def _known(self, now_s: float) -> list[_Frame]:
         """Return the newest frames that are old enough to be known."""
@@ -83,21 +88,23 @@ class Views:
 
     def _own_counts(self) -> list[_Own]:
         counted, frame_s, since_s = self._counted.tolist(), self._frame_s.tolist(), self._since_s
-        for i, (_, prompts, _, _, _) in enumerate(counted):
+        for i, (legs, prompts, _, _, _) in enumerate(counted):
+            if not legs:
+                self._tightest_s[i] = None
             done = self._sent_prompts[i] - prompts
             if not prompts:
                 since_s[i] = None
             elif since_s[i] is None or done != self._done_prompts[i]:
                 since_s[i] = frame_s[i]  # the step that ended then has done a prompt; the next is at work from there on
             self._done_prompts[i] = done
-        return [(*counts, since) for counts, since in zip(counted, since_s, strict=True)]
+        return [(*counts, *times) for counts, *times in zip(counted, since_s, self._tightest_s, strict=True)]
 
     def _made(self, worker: int, frame: _Frame, own: _Own) -> WorkerView:
         running, waiting, blocks, step_s, step_prompt_tokens, step_seqs = frame
-        legs, prompts, tokens, pairs, context, since_s = own
+        legs, prompts, tokens, pairs, context, since_s, tightest_s = own
         record, hello = self._fixed[worker]
         state = WorkerState(running, waiting, blocks, hello.num_kv_blocks, step_s, False, step_prompt_tokens, step_seqs)
-        return WorkerView(record, hello, state, legs, tokens, prompts, pairs, context, since_s)
+        return WorkerView(record, hello, state, legs, tokens, prompts, pairs, context, since_s, tightest_s)
 
 
 def _identities(cluster: ClusterSpec, state: State) -> list[tuple[WorkerRecord, WorkerHello]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import math
 from heapq import heappop, heappush
+from itertools import accumulate
 from typing import Final
 
 from core.policy.context import ClassTarget, LinkFacts, PolicyContext, PoolFacts
@@ -34,6 +35,14 @@ _NOTHING: Final = HeldWork()
 _LEAST_HOLD_S: Final = 1e-3  # a policy that asks to be asked again at once is asked again then
 
 
+class Refused(enum.Enum):
+    """What clients do that are told when an equal request is expected to be admitted."""
+
+    GIVE_UP = enum.auto()
+    COME_BACK = enum.auto()  # at that time, once
+    COME_BACK_RESERVED = enum.auto()  # with a reservation, of which the router keeps a book
+
+
 def simulate_with_policy(
     cluster: ClusterSpec,
     workload: Workload,
@@ -41,17 +50,17 @@ def simulate_with_policy(
     policy: Policy,
     *,
     seed: int = 0,
-    comes_back: bool = False,
+    refused: Refused = Refused.GIVE_UP,
 ) -> Outcome:
     """Run the workload through the cluster with every arrival placed by `policy`.
 
     Of `cluster.routing` only the order of the queues and the age of states count here; a policy made with `context_of`
     keeps the rest. What the policy holds is decided again when a worker has more room, or in the end when the policy
-    said; what it rejects is refused for good. With `comes_back` a request that is refused with a time (`earliest_s`)
-    comes once more at that time, as a new one: its `Outcome.arrived_s` and all that counts from there is that of its
-    return. Equal arguments give equal outcomes.
+    said; what it rejects is refused for good, unless `refused` says that clients come back: once, when they were told
+    to (`Rejection.earliest_s`), as a new request whose `Outcome.arrived_s` and all that counts from there is that of
+    the return. Equal arguments give equal outcomes.
     """
-    gear = _Gear(cluster, workload, targets, policy, seed=seed, comes_back=comes_back)
+    gear = _Gear(cluster, workload, targets, policy, seed=seed, refused=refused)
     gear.run()
     return gear.outcome()
 
@@ -71,8 +80,11 @@ def gears_differ(cluster: ClusterSpec, workload: Workload, targets: tuple[Target
     return max((a - b for a, b in zip(search, full, strict=True)), key=abs, default=0.0)
 
 
-def context_of(cluster: ClusterSpec, targets: tuple[Target, ...]) -> PolicyContext:
-    """Tell policies what a router of this cluster would be told."""
+def context_of(cluster: ClusterSpec, targets: tuple[Target, ...], *, may_hold: bool = False) -> PolicyContext:
+    """Tell policies what a router of this cluster would be told; `may_hold` one that keeps what no worker has room for.
+
+    The search gear sends everything at once, so what is compared with it must not hold.
+    """
     link, routing = cluster.link, cluster.routing
     return PolicyContext(
         pools={
@@ -92,6 +104,7 @@ def context_of(cluster: ClusterSpec, targets: tuple[Target, ...]) -> PolicyConte
         overflow=routing.overflow,
         admit_by_ttft=routing.admission is not Admission.OFF,
         admit_by_tpot=routing.admission is Admission.TTFT_AND_TPOT,
+        may_hold=may_hold,
     )
 
 
@@ -128,20 +141,22 @@ class _Gear:
         policy: Policy,
         *,
         seed: int,
-        comes_back: bool,
+        refused: Refused,
     ) -> None:
-        self._cluster, self._policy, self._comes_back = cluster, policy, comes_back
+        self._cluster, self._policy, self._refused = cluster, policy, refused
         self._state = start(cluster, workload, targets, seed=seed)
         self._views = Views(cluster, self._state)
         self._beliefs = PrefixBeliefs(workload, self._views.hellos) if cluster.prefix_cache else None
         self._queue: SlackQueue[int] = SlackQueue(QueueRules())
         self._waiting: dict[int, Waiting[int]] = {}  # all and only the items of the queue, by request
         self._prompts, self._slo_classes = workload.prompt_tokens.tolist(), workload.classes().tolist()
-        self._class_names = [target.name for target in targets]
+        self._targets = targets
         self._delay_s = cluster.routing.state_delay_s
         self._arrived: list[float] = workload.arrived_s.tolist()  # of those that come back, when they do
         self._returned: set[int] = set()
         self._given_up: list[int] = []
+        self._promised_at_s: dict[int, float] = {}  # of all and only the requests with a reservation that are not back
+        self._promised = _NOTHING  # the same, as policies see it
         self._ask_again_s: dict[int, float] = {}  # of all and only the held requests: what the agenda has for them
         self._decisions = 0
         self._reached_s = -math.inf
@@ -165,7 +180,7 @@ class _Gear:
             elif kind is _Kind.ROOM:
                 self._let_go(now_s)
             elif self._ask_again_s.get(request) == now_s:
-                self._decide(request, now_s)
+                self._ask_again(request, now_s)
         self._reach(FOREVER_S)
 
     def outcome(self) -> Outcome:
@@ -198,6 +213,16 @@ class _Gear:
             self._views.look(now_s)
         heappush(self._agenda, (now_s + self._delay_s, _Kind.ROOM, NOBODY))
 
+    def _ask_again(self, request: int, now_s: float) -> None:
+        """Decide a held request when the policy said: in its turn, or when it could start in time for the last time."""
+        item = self._waiting[request]
+        if self._queue.peek(now_s) is item:
+            self._let_go(now_s)
+        elif item.key_s <= now_s:
+            self._decide(request, now_s)
+        else:
+            self._ask_at(request, item.key_s)
+
     def _let_go(self, now_s: float) -> None:
         """Decide again what is held, in turn, until a request has still to wait."""
         while (item := self._queue.peek(now_s)) is not None:
@@ -208,27 +233,30 @@ class _Gear:
 
     def _decide(self, request: int, now_s: float, *, is_next: bool = False) -> None:
         """Ask the policy where a request goes, and note what is to be done; nothing held goes before the next one."""
-        arrived_s = self._arrived[request]
+        arrived_s, target = self._arrived[request], self._targets[self._slo_classes[request]]
+        if request in self._promised_at_s:
+            self._promise(request, None)
         shape = RequestShape(
             str(request),
             self._prompts[request],
             None,
-            self._class_names[self._slo_classes[request]],
+            target.name,
             None,
             self._decisions,
             waited_s=now_s - arrived_s,
             cached=self._beliefs.cached(request) if self._beliefs else (),
+            is_reserved=request in self._returned and self._refused is Refused.COME_BACK_RESERVED,
         )
         self._decisions += 1
         held = _NOTHING if is_next else self._queue.held()
-        decision = self._policy.decide(shape, self._views.view(now_s, held), now_s)
+        decision = self._policy.decide(shape, self._views.view(now_s, held, self._promised), now_s)
         if isinstance(decision, Hold) and now_s - arrived_s < LONGEST_HOLD_S:
             self._hold(request, decision, now_s)
             return
         self._leave_queue(request, now_s)
         if isinstance(decision, Route):
             prefill, decode = self._views.numbers(decision.prefill, decision.decode)
-            self._views.sent(decode if prefill == NOBODY else prefill, now_s)
+            self._views.sent(prefill, decode, target.tpot_s, now_s)
             if self._beliefs:
                 self._beliefs.record(decision.prefill or decision.decode, request)
             self._placing = (request, prefill, decode)
@@ -249,12 +277,14 @@ class _Gear:
                 self._forget(gone.payload)
                 if gone is item:
                     return
-        until_s = max(decision.until_s, now_s + _LEAST_HOLD_S)
+        self._ask_at(request, max(decision.until_s, now_s + _LEAST_HOLD_S))
+        if self._delay_s and len(self._waiting) == 1:
+            self._look_again(now_s)  # it was decided by old states
+
+    def _ask_at(self, request: int, until_s: float) -> None:
         if self._ask_again_s.get(request) != until_s:
             self._ask_again_s[request] = until_s
             heappush(self._agenda, (until_s, _Kind.HELD_ENOUGH, request))
-        if self._delay_s and len(self._waiting) == 1:
-            self._look_again(now_s)  # it was decided by old states
 
     def _leave_queue(self, request: int, now_s: float) -> None:
         item = self._waiting.get(request)
@@ -273,7 +303,7 @@ class _Gear:
 
     def _will_return(self, request: int, rejection: Rejection, now_s: float) -> bool:
         """Let a client come back once, when it was told to; False if it will not."""
-        if not self._comes_back or rejection.earliest_s is None or request in self._returned:
+        if self._refused is Refused.GIVE_UP or rejection.earliest_s is None or request in self._returned:
             return False
         back_s = now_s + rejection.earliest_s
         self._returned.add(request)
@@ -281,4 +311,16 @@ class _Gear:
         heappush(self._agenda, (back_s, _Kind.ARRIVAL, request))
         if self._delay_s:
             heappush(self._agenda, (max(now_s, back_s - self._delay_s), _Kind.LOOK, request))
+        if self._refused is Refused.COME_BACK_RESERVED:
+            self._promise(request, back_s)
         return True
+
+    def _promise(self, request: int, at_s: float | None) -> None:
+        """Note for when a request has a reservation; None: it is back."""
+        if at_s is None:
+            del self._promised_at_s[request]
+        else:
+            self._promised_at_s[request] = at_s
+        due = sorted((due_s, name) for name, due_s in self._promised_at_s.items())
+        tokens = accumulate((self._prompts[name] for _, name in due), initial=0)
+        self._promised = HeldWork(tuple([due_s for due_s, _ in due]), tuple(tokens))

@@ -22,7 +22,7 @@ from core.policy.registry import POLICIES, policy_named
 from core.types import ClusterView, Decision, HeldWork, Hold, Rejection, RequestShape, Role, Route, WorkerView
 from sim.cluster import Admission, ClusterSpec, LinkSpec, Mode, Outage, PoolSpec, Routing, Rule
 from sim.outcome import End, Outcome, Target
-from sim.policy_gear import LONGEST_HOLD_S, context_of, gears_differ, simulate_with_policy
+from sim.policy_gear import LONGEST_HOLD_S, Refused, context_of, gears_differ, simulate_with_policy
 from sim.simulate import simulate
 from sim.workload import Workload
 from tests.support.contexts import COST
@@ -170,8 +170,12 @@ class RefuseOnce:
     def __init__(self, earliest_s: float | None) -> None:
         self.earliest_s = earliest_s
         self.seen: list[tuple[str, int, float, float]] = []
+        self.reserved: list[bool] = []
+        self.promised: list[HeldWork] = []
 
     def decide(self, request: RequestShape, cluster: ClusterView, now_s: float) -> Decision:
+        self.reserved.append(request.is_reserved)
+        self.promised.append(cluster.promised)
         is_new = request.request_id not in {name for name, *_ in self.seen}
         self.seen.append((request.request_id, request.sequence, request.waited_s, now_s))
         if is_new or self.earliest_s == 0.25:
@@ -182,15 +186,22 @@ class RefuseOnce:
 @pytest.mark.parametrize(
     ("earliest_s", "ends"), [(0.5, [End.DONE] * 2), (None, [End.REFUSED] * 2), (0.25, [End.REFUSED] * 2)]
 )
+@pytest.mark.parametrize("refused", [Refused.COME_BACK, Refused.COME_BACK_RESERVED])
 @pytest.mark.parametrize("delay_s", [0.0, 0.1])
-def test_refused_requests_come_back_once_as_new_ones(earliest_s: float | None, ends: list[End], delay_s: float) -> None:
+def test_refused_requests_come_back_once_as_new_ones(
+    earliest_s: float | None, ends: list[End], delay_s: float, refused: Refused
+) -> None:
     load = Workload("few", np.array([0.0, 0.1]), np.array([1000] * 2), np.array([5] * 2))
     spec, policy = cluster(1, 1, routing=Routing(state_delay_s=delay_s)), RefuseOnce(earliest_s)
-    outcome = simulate_with_policy(spec, load, TARGETS, policy, comes_back=True)
+    outcome = simulate_with_policy(spec, load, TARGETS, policy, refused=refused)
     assert outcome.end.tolist() == ends
     if earliest_s is not None:
         assert outcome.arrived_s == pytest.approx(load.arrived_s + earliest_s)
         again = [("0", 2, 0.0, earliest_s), ("1", 3, 0.0, 0.1 + earliest_s)]
+        reserved = refused is Refused.COME_BACK_RESERVED
+        assert policy.reserved == [False, False, reserved, reserved]
+        due = [earliest_s, 0.1 + earliest_s] if reserved else []
+        assert [list(work.keys_s) for work in policy.promised] == [[], due[:1], due[1:], []]
         assert policy.seen == [("0", 0, 0.0, 0.0), ("1", 1, 0.0, 0.1), *again]
     if ends[0] is End.DONE:
         alone = simulate_with_policy(spec, load, TARGETS, policy_named("least-loaded"))
