@@ -39,7 +39,8 @@ def log_to(path: Path) -> logging.Handler:
     handler = BufferedFileHandler(path)
     handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # Its warnings are about what clients send: a line for each would let any of them fill the disk.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     # Nothing above prints them, and finding them out is most of the cost of a line (logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None

@@ -174,7 +174,7 @@ def _operation(operation: Operation) -> Schema:
     answers: Schema = {"application/json": {"schema": {"type": "object"}}}
     names = ["x-request-id"]
     if operation.generates:
-        answers["text/event-stream"] = {"schema": {"type": "string"}}
+        answers["text/event-stream"] = {}  # each event's data is JSON, the last one's is [DONE]
         names += ["x-slo-class", "x-slo-ttft-ms", "x-slo-tpot-ms", "traceparent"]
     codes = _GENERATING if operation.generates else _OTHER
     schema: Schema = {
