@@ -71,8 +71,10 @@ def error_json(message: str, *, kind: str, code: int, param: str | None = None) 
     return orjson.dumps({"error": _error_object(message, kind, code, param)})
 
 
-def answer(error: errors.BatonError, retry_after_s: float | None = None) -> tuple[int, Headers, bytes]:
-    """Turn an error into status, headers and body; `retry_after_s` is used when the error names none itself.
+def answer(
+    error: errors.BatonError, retry_after_s: float | None = None, *, slo_class: str | None = None
+) -> tuple[int, Headers, bytes]:
+    """Turn an error into status, headers and body; the other arguments are used where the error names none itself.
 
     The header `x-baton-reason` holds the error's name, so that a refusal can be counted without reading its body.
     """
@@ -83,7 +85,7 @@ def answer(error: errors.BatonError, retry_after_s: float | None = None) -> tupl
         retry_after_s = _first(rejected.retry_after_s, retry_after_s, rejected.earliest_s)
     if rejected is not None and status.code == HTTPStatus.TOO_MANY_REQUESTS:
         fields |= {
-            "slo_class": rejected.slo_class,
+            "slo_class": slo_class if rejected.slo_class is None else rejected.slo_class,
             "earliest_feasible_ms": None if rejected.earliest_s is None else math.ceil(rejected.earliest_s * 1000),
             "confidence": rejected.confidence,
         }

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.errors import InvalidRequest
-from router.body import BodyFacts, chat_facts, completion_facts, no_facts, whole_facts
+from core.errors import InvalidRequest, PayloadTooLarge
+from router.body import MAX_PARTS, BodyFacts, chat_facts, completion_facts, no_facts, whole_facts
 
 READERS = (completion_facts, chat_facts, whole_facts)
 
@@ -171,3 +171,16 @@ def test_priority_is_read_on_every_generating_route() -> None:
     for reader in READERS:
         with pytest.raises(InvalidRequest, match="priority must be a whole number"):
             reader(b'{"prompt": "a", "priority": "high"}')
+
+
+@pytest.mark.parametrize("part", ["[]", "{}", '{"a": 1}'])
+def test_a_body_of_countless_parts_is_not_parsed(part: str) -> None:
+    body = ('{"prompt": "a", "x": [' + ",".join([part] * (MAX_PARTS + 1)) + "]}").encode()
+    for reader in READERS:
+        with pytest.raises(PayloadTooLarge, match="more than 262144 lists, objects and keys"):
+            reader(body)
+
+
+def test_long_text_and_long_lists_of_token_ids_are_parsed() -> None:
+    assert completion(prompt="the sea, " * 1_000_000).prompt_tokens > 1_000_000
+    assert completion(prompt=[1] * 1_000_000).prompt_tokens == 1_000_000

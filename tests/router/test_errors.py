@@ -82,6 +82,12 @@ def test_a_refusal_names_its_class_and_the_earliest_time() -> None:
     }
 
 
+def test_a_refusal_that_names_no_class_is_given_that_of_its_request() -> None:
+    body = answer(errors.RateLimited("x", retry_after_s=1.0, earliest_s=0.4), slo_class="chat")[2]
+    error = json.loads(body)["error"]
+    assert (error["slo_class"], error["earliest_feasible_ms"], error["confidence"]) == ("chat", 400, None)
+
+
 def test_a_refusal_without_a_time_to_retry_names_the_earliest() -> None:
     rejection = Rejection("overloaded", "full", earliest_s=4.2)
     assert dict(answer(refusal(rejection, slo_class="a"), 9.0)[1])[b"retry-after"] == b"9"

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import resource
 import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.support.hostile_client import PROMPT, connected, head, post
@@ -137,3 +139,16 @@ async def test_bodies_beyond_the_limit_are_not_held_in_memory(pair: Site, tmp_pa
         assert process.memory_bytes - memory < 24 * MIB
         await process.until_idle(descriptors)
         await serve_honestly(process)
+
+
+@pytest.mark.xfail(strict=True, reason="connections are accepted until no descriptor is left, and then none is")
+async def test_more_connections_than_descriptors_shut_nobody_out(process: RouterProcess) -> None:
+    await serve_honestly(process)
+    most = process.num_descriptors + 100
+    resource.prlimit(process.process.pid, resource.RLIMIT_NOFILE, (most, most))
+    async with AsyncExitStack() as open_connections:
+        for _ in range(200):
+            _, writer = await open_connections.enter_async_context(connected(process.url))
+            writer.write(head(10)[:-2])
+        async with httpx.AsyncClient(base_url=process.url, timeout=5) as newcomer:
+            assert (await newcomer.get("/live")).status_code == 200
