@@ -56,7 +56,7 @@ def headers_to_pb(headers: Iterable[tuple[str, str]]) -> list[pb.Header]:
 
 def headers_from_pb(headers: Iterable[pb.Header]) -> tuple[tuple[str, str], ...]:
     """Decode headers in order."""
-    return tuple((header.name, header.value) for header in headers)
+    return tuple([(header.name, header.value) for header in headers])
 
 
 class SubmitEncoder:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable, Coroutine
 from typing import Final
 
@@ -27,9 +28,11 @@ _RETIRE_S: Final = 600.0  # for the calls that run on a worker no longer announc
 class WorkerPool:
     """Follows a membership and keeps a session to each member; `start` it, `close` it."""
 
-    def __init__(self, source: MembershipSource, *, token: str) -> None:
+    def __init__(self, source: MembershipSource, *, token: str, tls: ssl.SSLContext | None = None) -> None:
+        """Prepare; `tls` is for the connections to workers, None for plain ones."""
         self._source = source
         self._token = token
+        self._tls = tls
         self._membership: Membership | None = None
         self._members: dict[str, _Member] = {}  # all and only the workers announced, by id, in order of id
         self._tasks: set[asyncio.Task[None]] = set()  # all and only the tasks not done: members, retired ones, follower
@@ -102,7 +105,7 @@ class WorkerPool:
         self._changed()
 
     def _join(self, record: WorkerRecord) -> _Member:
-        member = _Member(record, token=self._token, on_change=self._member_changed)
+        member = _Member(record, token=self._token, tls=self._tls, on_change=self._member_changed)
         member.task = self._spawn(member.keep(), f"worker-{record.worker_id}")
         return member
 
@@ -136,10 +139,18 @@ class _Member:
 
     task: asyncio.Task[None]
 
-    def __init__(self, record: WorkerRecord, *, token: str, on_change: Callable[[_Member], None]) -> None:
+    def __init__(
+        self,
+        record: WorkerRecord,
+        *,
+        token: str,
+        tls: ssl.SSLContext | None,
+        on_change: Callable[[_Member], None],
+    ) -> None:
         self.record = record
         self.session: WorkerSession | None = None
         self._token = token
+        self._tls = tls
         self._on_change = on_change
         self._retired = False
         self._over = asyncio.Event()  # the session is lost, or retired and idle
@@ -187,7 +198,7 @@ class _Member:
 
     async def _keep_once(self) -> str:
         """Hold one session from connecting to its end; return why it ended."""
-        session = WorkerSession(self.record, token=self._token, on_change=self._changed)
+        session = WorkerSession(self.record, token=self._token, tls=self._tls, on_change=self._changed)
         try:
             await session.connect(_CONNECT_S)
             self.session = session

@@ -126,6 +126,8 @@ class Exchange:
             await self._arrival()
         if self._body_bytes > limit_bytes:
             raise _too_large(limit_bytes)
+        if self.disconnected:  # nobody waits for an answer, so none is made
+            raise ClientGone
         body, self._body = self._body, []
         return body[0] if len(body) == 1 else b"".join(body)
 
