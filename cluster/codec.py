@@ -17,8 +17,7 @@ from core.engine import HttpCall
 from core.errors import BatonError, WorkerError, error_classes
 from core.types import Fingerprint, Handover, Leg, LegFacts, Membership, Role, WorkerHello, WorkerRecord, WorkerState
 
-_LEG_TO_PB = {Leg.WHOLE: pb.WHOLE, Leg.PREFILL: pb.PREFILL, Leg.DECODE: pb.DECODE}
-_LEG_FROM_PB = {number: leg for leg, number in _LEG_TO_PB.items()}
+_LEG_FROM_PB = {pb.WHOLE: Leg.WHOLE, pb.PREFILL: Leg.PREFILL, pb.DECODE: Leg.DECODE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,7 @@ class SubmitEncoder:
     def encode(self, call_id: int, leg: Leg) -> bytes:
         """Write the command that submits one leg."""
         self._submit.call_id = call_id
-        self._submit.leg = _LEG_TO_PB[leg]
+        self._submit.leg = pb.DECODE if leg is Leg.DECODE else pb.PREFILL if leg is Leg.PREFILL else pb.WHOLE
         return self._command.SerializeToString()
 
 
