@@ -28,8 +28,7 @@ from core.types import (
     WorkerState,
 )
 
-_LEG_TO_PB = {Leg.WHOLE: pb.WHOLE, Leg.PREFILL: pb.PREFILL, Leg.DECODE: pb.DECODE}
-_LEG_FROM_PB = {number: leg for leg, number in _LEG_TO_PB.items()}
+_LEG_FROM_PB = {pb.WHOLE: Leg.WHOLE, pb.PREFILL: Leg.PREFILL, pb.DECODE: Leg.DECODE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ def headers_to_pb(headers: Iterable[tuple[str, str]]) -> list[pb.Header]:
 
 def headers_from_pb(headers: Iterable[pb.Header]) -> tuple[tuple[str, str], ...]:
     """Decode headers in order."""
-    return tuple((header.name, header.value) for header in headers)
+    return tuple([(header.name, header.value) for header in headers])
 
 
 class SubmitEncoder:
@@ -114,7 +113,7 @@ class SubmitEncoder:
     def encode(self, call_id: int, leg: Leg) -> bytes:
         """Write the command that submits one leg."""
         self._submit.call_id = call_id
-        self._submit.leg = _LEG_TO_PB[leg]
+        self._submit.leg = pb.DECODE if leg is Leg.DECODE else pb.PREFILL if leg is Leg.PREFILL else pb.WHOLE
         return self._command.SerializeToString()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable, Coroutine
 from typing import Final, Protocol
 
@@ -36,9 +37,11 @@ class StepWatch(Protocol):
 class WorkerPool:
     """Follows a membership and keeps a session to each member; `start` it, `close` it."""
 
-    def __init__(self, source: MembershipSource, *, token: str) -> None:
+    def __init__(self, source: MembershipSource, *, token: str, tls: ssl.SSLContext | None = None) -> None:
+        """Prepare; `tls` is for the connections to workers, None for plain ones."""
         self._source = source
         self._token = token
+        self._tls = tls
         self._membership: Membership | None = None
         self._members: dict[str, _Member] = {}  # all and only the workers announced, by id, in order of id
         self._tasks: set[asyncio.Task[None]] = set()  # all and only the tasks not done: members, retired ones, follower
@@ -113,7 +116,13 @@ class WorkerPool:
         self._changed()
 
     def _join(self, record: WorkerRecord) -> _Member:
-        member = _Member(record, token=self._token, on_change=self._member_changed, speed_of=self._speed_of)
+        member = _Member(
+            record,
+            token=self._token,
+            tls=self._tls,
+            on_change=self._member_changed,
+            speed_of=self._speed_of,
+        )
         member.task = self._spawn(member.keep(), f"worker-{record.worker_id}")
         return member
 
@@ -159,12 +168,14 @@ class _Member:
         record: WorkerRecord,
         *,
         token: str,
+        tls: ssl.SSLContext | None,
         on_change: Callable[[_Member], None],
         speed_of: Callable[[WorkerSession], WorkerSpeed],
     ) -> None:
         self.record = record
         self.session: WorkerSession | None = None
         self._token = token
+        self._tls = tls
         self._on_change = on_change
         self._speed_of = speed_of
         self._state: WorkerState | None = None  # the latest that `_speed` knows of
@@ -217,7 +228,7 @@ class _Member:
 
     async def _keep_once(self) -> str:
         """Hold one session from connecting to its end; return why it ended."""
-        session = WorkerSession(self.record, token=self._token, on_change=self._changed)
+        session = WorkerSession(self.record, token=self._token, tls=self._tls, on_change=self._changed)
         try:
             await session.connect(_CONNECT_S)
             self.session = session

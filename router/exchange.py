@@ -58,6 +58,29 @@ def header_block(headers: Headers) -> bytes:
 class Exchange:
     """A client's request with the means to answer it once; to uvicorn it is a cycle of request and response."""
 
+    __slots__ = (
+        "_body",
+        "_body_bytes",
+        "_connection",
+        "_drops_body",
+        "_expects_continue",
+        "_extra",
+        "_is_chunked",
+        "_is_http_1_0",
+        "_waiter",
+        "disconnected",
+        "headers",
+        "keep_alive",
+        "method",
+        "more_body",
+        "on_gone",
+        "path",
+        "request_id",
+        "response_complete",
+        "response_started",
+        "sent",
+    )
+
     def __init__(
         self,
         connection: Connection,
@@ -126,6 +149,8 @@ class Exchange:
             await self._arrival()
         if self._body_bytes > limit_bytes:
             raise _too_large(limit_bytes)
+        if self.disconnected:  # nobody waits for an answer, so none is made
+            raise ClientGone
         body, self._body = self._body, []
         return body[0] if len(body) == 1 else b"".join(body)
 

@@ -79,6 +79,10 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         if self._running is not None:
             self._running.leave()
+        # Nothing of a closed connection is left to the garbage collector.
+        self.cycle = self._running = self._newest = None  # type: ignore[assignment]
+        self._waiting.clear()
+        self.pipeline.clear()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, unless the head it belongs to has become too long."""

@@ -77,13 +77,14 @@ class Answer(OpenCall):
         if not self._is_stream:
             self._parts.append(data)
             return
+        if self._exchange.is_behind:  # by what came before: one piece passes whatever its size
+            self.abort()
+            self._fail(Overloaded("the client reads too slowly: too much of its response is unread"))
+            return
         gap_s = self._life.chunk(data, time.monotonic())
         if gap_s is not None:
             self._metrics.gap(gap_s)
         self._exchange.write(data)
-        if self._exchange.is_behind:
-            self.abort()
-            self._fail(Overloaded("the client reads too slowly: too much of its response is unread"))
 
     def end(self, error: BatonError | None) -> None:
         """End the client's response, or leave it to whoever knows what to do about the error."""

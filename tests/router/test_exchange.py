@@ -10,7 +10,9 @@ import httpx
 import pytest
 
 from core.engine import HttpCall, ReplySink
-from router.exchange import LINGER_BYTES
+from core.errors import BatonError, PayloadTooLarge
+from router import exchange
+from router.exchange import LINGER_BYTES, ClientGone, Exchange, header_block
 from tests.support.router_site import Site
 
 PROMPT = {"prompt": "the sea was calm"}
@@ -112,3 +114,107 @@ async def test_client_that_does_not_read_stops_the_worker(pair: Site) -> None:
     await pair.until_idle()
     assert await pair.metric("baton_requests_total", outcome="client_slow") == 1
     assert await pair.metric("baton_slo_missed_total") == 0
+
+
+class Wire:
+    """A connection that keeps what is written, and what stays unread of it."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport = self  # type: ignore[assignment]
+        self.written = b""
+        self.is_closed = False
+        self.num_complete = 0
+
+    def default_headers(self) -> bytes:
+        return b"date: now\r\n"
+
+    def on_response_complete(self) -> None:
+        self.num_complete += 1
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.written)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def on_wire(**settings: bool) -> tuple[Exchange, Wire]:
+    wire = Wire()
+    new = Exchange(wire, method="POST", path="/p", **settings)
+    new.request_id = "r"
+    return new, wire
+
+
+async def test_client_that_left_before_its_body_was_read_is_not_served() -> None:
+    request, _ = on_wire()
+    request.take_body(b"{}")
+    request.take_end()
+    request.leave()
+    with pytest.raises(ClientGone):
+        await request.read_body(10)
+
+
+async def test_client_that_leaves_is_told_once_and_only_before_the_end() -> None:
+    for answered, times in ((False, 1), (True, 0)):
+        request, wire = on_wire()
+        told: list[bool] = []
+        request.on_gone = lambda told=told: told.append(True)  # type: ignore[misc]
+        if answered:
+            request.respond(200, b"", b"x")
+        written = wire.written
+        request.leave()
+        request.leave()
+        request.finish(b"nobody reads this")
+        assert (len(told), wire.written) == (times, written)
+
+
+async def test_limit_holds_without_a_declared_length() -> None:
+    request, _ = on_wire()
+    request.take_body(b"x" * 11)
+    with pytest.raises(PayloadTooLarge):
+        await request.read_body(10)
+    exact, _ = on_wire()
+    for piece in (b"xxxxx", b"yyyyy"):
+        exact.take_body(piece)
+    exact.take_end()
+    assert await exact.read_body(10) == b"xxxxxyyyyy"
+
+
+def test_response_in_pieces_is_chunked() -> None:
+    request, wire = on_wire()
+    request.take_end()
+    request.add_header(b"x-more", b"1")
+    request.start(200, header_block([(b"content-type", b"text/event-stream")]))
+    request.write(b"0123456789abcdef")
+    request.finish(b"end")
+    assert wire.written == (
+        b"HTTP/1.1 200 OK\r\ndate: now\r\ncontent-type: text/event-stream\r\nx-more: 1\r\nx-request-id: r\r\n"
+        b"transfer-encoding: chunked\r\n\r\n10\r\n0123456789abcdef\r\n3\r\nend\r\n0\r\n\r\n"
+    )
+    assert (wire.num_complete, wire.is_closed) == (1, False)
+
+
+def test_response_is_closed_when_the_client_wants_it() -> None:
+    request, wire = on_wire(keep_alive=False)
+    request.take_end()
+    request.respond(200, b"", b"x")
+    assert b"connection: close\r\n" in wire.written
+    assert wire.is_closed
+
+
+@pytest.mark.parametrize("header", [(b"a", b"b\r\nc: d"), (b"a\n", b"b"), (b"a b", b"c"), (b"a", b"\x00")])
+def test_header_that_would_be_two_is_refused(header: tuple[bytes, bytes]) -> None:
+    with pytest.raises(BatonError, match="no header"):
+        header_block([header])
+
+
+def test_client_is_behind_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "MAX_UNREAD_BYTES", 300)
+    request, _ = on_wire()
+    request.start(200, b"")
+    assert not request.is_behind
+    request.write(b"x" * 300)
+    assert request.is_behind
