@@ -123,7 +123,7 @@ def _absolute(path: str | None) -> str:
 
 def _policy_context(config: BatonConfig, classes: tuple[SLOTarget, ...]) -> PolicyContext:
     context = PolicyContext(
-        targets={c.name: ClassTarget(c.ttft_s, c.tpot_s, c.tier) for c in classes},
+        targets={c.name: ClassTarget(c.ttft_s, c.tpot_s, c.tier, c.attainment) for c in classes},
         whole_below_tokens=config.router.whole_below_tokens,
         admit_by_ttft=config.router.admission,
         admit_by_tpot=config.router.admission,

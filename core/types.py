@@ -188,7 +188,7 @@ class RequestShape:
     is_reserved: bool = False  # it was promised this time, see core.policy.reservations
     ttft_widening: float = 1.0  # what spreads of predictions are multiplied by, see core.policy.calibration
     tpot_widening: float = 1.0
-    is_predictable: bool = True  # predictions of its class are trusted enough to refuse it by them
+    attainment: float | None = None  # of its class, as measured; None: predictions of it are trusted
 
 
 @dataclass(frozen=True, slots=True)

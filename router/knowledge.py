@@ -100,7 +100,7 @@ class Knowledge:
             life.is_reserved,
             widening.ttft,
             widening.tpot,
-            self._calibration.trusted(asked.slo_class),
+            self._calibration.measured_attainment(asked.slo_class),
         )
 
     def routed(self, life: Life, route: Route, view: ClusterView) -> None:

@@ -85,6 +85,8 @@ class Observer:
         self.metrics.finished(life, failure, record)
         if record is None:
             return
+        if record.kept is not None and record.outcome != "rejected":
+            self.calibration.served(record.slo.name, record.kept)
         if record.outcome == "ok" and record.forecast is not None:
             self._compare(record)
         self.explainer.ended(record)

@@ -20,6 +20,7 @@ from router.timeline import STAGES
 
 BATCH_LINES: Final = 64
 LATEST_S: Final = 0.5  # a line waits no longer for others
+_STAGES: Final = "{" + ",".join(f'"{stage}":%d' for stage in STAGES) + "}"  # takes half the time of a dictionary
 
 log = logging.getLogger("router.request")
 
@@ -89,7 +90,7 @@ def _line(record: RequestRecord, life: Life) -> bytes:
             "predicted_ttft_ms": None if forecast is None else _ms(record.predicted_ttft_s),
             "predicted_tpot_ms": None if forecast is None else _ms(forecast.tpot_s),
             "until": None if line is None else line.until,
-            "stages_us": None if line is None else dict(zip(STAGES, line.stages_us, strict=True)),
+            "stages_us": None if line is None else orjson.Fragment(_STAGES % line.stages_us),
             "body_bytes": life.body_bytes,
         },
         option=orjson.OPT_APPEND_NEWLINE,

@@ -11,10 +11,11 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from core.policy.calibration import admits_by_measure
 from core.policy.context import PolicyContext
 from core.policy.options import Option
 from core.policy.prediction import PoolForecast
-from core.policy.promise import Promise, Promises
+from core.policy.promise import NO_TARGET, Promise, Promises
 from core.policy.roster import Roster
 from core.types import ClusterView, Decision, HeldWork, Hold, Rejection, RequestShape, Role, Route
 
@@ -59,8 +60,11 @@ class Admission:
     def judge(self, case: Case, option: Option) -> Decision:
         """Decide on the best option of a request."""
         context, promise, now_s = self._context, case.promise, case.now_s
-        # Nobody is refused by predictions that have been wrong, nor who was promised this time.
-        is_firm = case.request.is_reserved or not case.request.is_predictable
+        is_firm = case.request.is_reserved
+        if case.request.attainment is not None:  # nobody is refused by predictions that have been wrong
+            is_firm = True
+            if (refused := self._by_measure(case)) is not None:
+                return refused
         ttft_s = option.ttft_s
         if case.cluster.promised.keys_s and not is_firm and not promise.is_protected:
             ttft_s += self._promised_s(case)
@@ -76,6 +80,16 @@ class Admission:
         if option.tpot_s > limit_s and context.admit_by_tpot and not is_firm:
             return self._too_slow(case, option, limit_s)
         return Route(option.decode, option.prefill, option.reason, option.forecast(self._pools))
+
+    def _by_measure(self, case: Case) -> Rejection | None:
+        """Refuse some, where predictions are not trusted, if too few of those let in keep their SLO."""
+        request, target = case.request, self._context.targets.get(case.request.slo_class, NO_TARGET).attainment
+        if request.is_reserved or case.promise.is_protected or not self._context.admit_by_ttft:
+            return None
+        if admits_by_measure(request.attainment, target, request.sequence):
+            return None
+        reason = f"{request.attainment:.0%} of the requests let in keep their SLO, and predictions of it do not hold"
+        return Rejection("overloaded", reason, _LATEST_S)
 
     def keeps(self, promise: Promise, option: Option, *, slowed_s: float = 0.0, room: float = 1.0) -> bool:
         """Say whether an option has room and keeps every target, each with a share of `1 - room` to spare."""

@@ -16,6 +16,9 @@ Three steps, each taken on evidence:
    the median outcome is more than MAX_BIAS times the prediction or less than one MAX_BIAS-th of it, predictions are not
    trusted. They are again when a whole window of later ones held: within the band, at a factor and a bias of at most
    the square roots of those limits, so that trust does not flicker.
+
+While predictions are not trusted, admission goes by what is measured: the share of the requests served last that kept
+their SLO, see `admits_by_measure`.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ BAND_Z: Final = 2.58  # one check in a hundred errs
 MAX_FACTOR: Final = 4.0
 MAX_BIAS: Final = 2.0
 MIN_SPREAD: Final = 0.05  # of predictions that claim to be surer, or claim nothing
+MIN_ADMITTED: Final = 0.1  # share let through whatever is measured, for nothing else brings new measurements
+_GOLDEN: Final = (math.sqrt(5) - 1) / 2  # its multiples are spread evenly over [0, 1) (Weyl, 1916)
 _NO_INTERVAL: Final = 100.0  # a factor that says that there is none
 
 
@@ -71,6 +76,7 @@ class Calibration:
     def __init__(self, classes: Iterable[str]) -> None:
         """Begin without evidence: factors are 1 and predictions are trusted."""
         self._classes = {name: (_Residuals(), _Residuals()) for name in classes}
+        self._kept: dict[str, deque[bool]] = {name: deque(maxlen=WINDOW) for name in self._classes}
 
     def observe(
         self,
@@ -90,6 +96,18 @@ class Calibration:
             ttft.add(ttft_s, forecast.ttft_s, forecast.ttft_spread / widening.ttft, widening.ttft)
         if tpot_s is not None:
             tpot.add(tpot_s, forecast.tpot_s, forecast.tpot_spread / widening.tpot, widening.tpot)
+
+    def served(self, slo_class: str, kept: bool) -> None:
+        """Note whether a request that was let in kept its SLO; refused ones and clients that left say nothing."""
+        self._kept[slo_class].append(kept)
+
+    def measured_attainment(self, slo_class: str) -> float | None:
+        """What admission goes by instead of predictions: the share of the latest served requests that kept their SLO.
+
+        None while predictions are trusted, or too few requests were served.
+        """
+        kept = self._kept[slo_class]
+        return None if len(kept) < MIN_OUTCOMES or self.trusted(slo_class) else sum(kept) / len(kept)
 
     def spread_factor(self, slo_class: str) -> Widening:
         """What the spreads of the class's next predictions are to be multiplied by; at least 1."""
@@ -225,6 +243,17 @@ class _Residuals:
     def _bias(self) -> float:
         ratios = sorted(outcome.ratio for outcome in self._outcomes)
         return ratios[len(ratios) // 2]
+
+
+def admits_by_measure(attainment: float | None, target: float, sequence: int) -> bool:
+    """Let a request in where predictions are not trusted, by what requests before it got.
+
+    Below the target so many of each run of requests are let in as attainment is of the target, spread evenly by their
+    sequence numbers: less load where promises break, and no chance in a decision.
+    """
+    if attainment is None or attainment >= target:
+        return True
+    return sequence * _GOLDEN % 1.0 < max(MIN_ADMITTED, attainment / target)
 
 
 def band(n: int) -> tuple[float, float]:

@@ -53,6 +53,7 @@ class ClassTarget:
     ttft_s: float
     tpot_s: float
     tier: Tier = Tier.STANDARD
+    attainment: float = 0.9  # share of the requests that are to meet both
 
 
 @dataclass(frozen=True, slots=True)

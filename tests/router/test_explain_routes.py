@@ -6,15 +6,14 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from fastapi import HTTPException, Request
+from fastapi import FastAPI, HTTPException, Request
 from jsonschema import validate
 
 from core.policy.calibration import WINDOW, Calibration
 from core.types import ClusterView, HeldWork
-from router.control import control_app
 from router.explain import Explainer
+from router.explain_routes import add_explain, add_status
 from router.explain_text import explanation_of
-from router.health import Readiness
 from router.metrics import RouterMetrics
 from tests.support.records import FORECAST, SLO, TablePolicy, begun, held, streamed
 
@@ -38,14 +37,10 @@ def calibration() -> Calibration:
 async def client(calibration: Calibration) -> AsyncIterator[httpx.AsyncClient]:
     explainer = Explainer(TablePolicy(), clock=lambda: 10.5, max_requests=10)
     explainer.ended(streamed(held(begun("chat/1:x", tenant="a"))))
-    app = control_app(
-        readiness=Readiness(lambda: VIEW),
-        metrics=RouterMetrics(targets=(SLO,), view=lambda: VIEW, announced=tuple, num_inflight=int),
-        view=lambda: VIEW,
-        explainer=explainer,
-        calibration=calibration,
-        tenant_of=tenant_of,
-    )
+    metrics = RouterMetrics(targets=(SLO,), view=lambda: VIEW, announced=tuple, num_inflight=int)
+    app = FastAPI()
+    add_status(app, metrics, calibration, lambda: VIEW)
+    add_explain(app, explainer, tenant_of)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://router") as made:
         yield made
 

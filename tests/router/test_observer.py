@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from core.errors import ConfigError
-from core.policy.calibration import Calibration
+from core.errors import ConfigError, Overloaded
+from core.policy.calibration import MIN_OUTCOMES, Calibration
 from core.router_spec import RouterSpec, SLOTarget
-from core.types import ClusterView
+from core.types import ClusterView, Rejection
 from router.exchange import ClientGone
 from router.explain import Explainer
 from router.life import Life
@@ -17,7 +17,7 @@ from router.metrics import RouterMetrics
 from router.observer import Observer
 from router.record import RequestRecord
 from router.tracing import Tracer
-from tests.support.records import DECODE_FACTS, PREFILL_FACTS, SLO, TablePolicy, begun, life, routed
+from tests.support.records import DECODE_FACTS, FORECAST, PREFILL_FACTS, ROUTE, SLO, TablePolicy, begun, life, routed
 
 
 class Site:
@@ -108,6 +108,22 @@ async def test_a_failure_says_nothing_of_predictions() -> None:
     told = site.explainer.explain("r1", "")
     assert told is not None
     assert told.verdict == "client_gone"
+
+
+async def test_admission_by_measure_hears_of_served_requests_only() -> None:
+    """Else refusals would be the reason for further refusals."""
+    site = Site()
+    far_off = replace(ROUTE, forecast=replace(FORECAST, queue_s=0.0, prefill_s=0.001, transfer_s=0.0))
+    for number in range(MIN_OUTCOMES):
+        site.observer.finished(served(), None, answered(routed(begun(f"r{number}"), far_off)))
+        refused = life()
+        refused.status = 429
+        site.observer.finished(
+            refused, Overloaded("full"), routed(begun(f"x{number}"), Rejection("overloaded", "full"))
+        )
+    assert not site.calibration.trusted("chat")
+    assert site.calibration.measured_attainment("chat") == 1.0
+    assert site.samples("baton_refusals") == {("chat", "overloaded"): MIN_OUTCOMES}
 
 
 async def test_a_second_try_says_nothing_of_the_prediction_of_the_first() -> None:

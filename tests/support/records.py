@@ -78,14 +78,8 @@ def streamed(record: RequestRecord, *, tokens: int = 20) -> RequestRecord:
 
 def life(path: str = "/v1/completions") -> Life:
     """A request that arrived at 10 s and has no connection."""
-
-    async def receive() -> dict[str, object]:
-        raise AssertionError("nothing is read")
-
-    async def send(message: object) -> None:
-        raise AssertionError("nothing is sent")
-
-    scope = {"method": "POST", "query_string": b"", "headers": []}
-    made = Life(Exchange(scope, receive, send, path), OPERATIONS[path], SLO, 10.0)
+    exchange = Exchange.__new__(Exchange)
+    exchange.request_id = "r1"
+    made = Life(exchange, OPERATIONS[path], SLO, 10.0)
     made.facts = BodyFacts(500, stream=True)
     return made

@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 
 from core.policy.calibration import (
     MAX_FACTOR,
+    MIN_ADMITTED,
     MIN_OUTCOMES,
     TARGET,
     WINDOW,
     Calibration,
     Coverage,
     Widening,
+    admits_by_measure,
     band,
 )
 from core.types import Forecast
@@ -187,3 +189,22 @@ def test_the_band_is_the_binomial_error() -> None:
     low, high = band(100)
     assert (low, high) == pytest.approx((0.9 - 2.58 * 0.03, 0.9 + 2.58 * 0.03))
     assert band(0) == (0.0, 1.0)
+
+
+@given(st.none() | st.floats(0, 1), st.floats(0.5, 1), st.integers(0, 2**40))
+def test_measured_admission_lets_in_the_share_that_is_kept(attainment: float | None, target: float, first: int) -> None:
+    admitted = sum(admits_by_measure(attainment, target, first + i) for i in range(1000)) / 1000
+    if attainment is None or attainment >= target:
+        assert admitted == 1.0
+    else:
+        assert admitted == pytest.approx(max(MIN_ADMITTED, attainment / target), abs=0.01)
+
+
+def test_attainment_counts_only_while_predictions_are_not_trusted() -> None:
+    made = source()
+    for number in range(WINDOW):
+        made.calibration.served("chat", number % 4 != 0)
+    assert made.calibration.measured_attainment("chat") is None
+    made.run(WINDOW, bias=5.0)
+    assert made.calibration.measured_attainment("chat") == 0.75
+    assert made.calibration.measured_attainment("batch") is None
