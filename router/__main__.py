@@ -53,6 +53,7 @@ async def _run(spec: RouterSpec, handler: logging.Handler) -> None:
     server = RouterServer(spec, pool)
     address = await server.start()
     settle_garbage_collector()
+    loop.add_signal_handler(signal.SIGHUP, server.reload)
     _report(spec, {"event": "ready", "address": address})
     flusher = asyncio.create_task(_flush_log(handler), name="log")
     waiting = [

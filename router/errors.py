@@ -140,8 +140,3 @@ def refusal(rejection: Rejection, *, slo_class: str) -> errors.BatonError:
         confidence=rejection.confidence,
         slo_class=slo_class,
     )
-
-
-def rejection_error(name: str, reason: str, retry_after_s: float | None) -> errors.BatonError:
-    """Make the error that a policy named."""
-    return refusal(Rejection(name, reason, retry_after_s), slo_class="")

@@ -129,5 +129,5 @@ def add_explain(app: FastAPI, explainer: Explainer, tenant_of: Callable[[Request
         explain,
         name="explain",
         response_model=Explanation,
-        responses={404: {"model": ErrorBody}},
+        responses={401: {"model": ErrorBody}, 404: {"model": ErrorBody}},
     )

@@ -265,7 +265,7 @@ def _outcome(life: Life, failure: Exception | None) -> str:
     if isinstance(failure, RequestRejected):
         if life.status < 400:  # a stream had begun: its bytes piled up behind a client that does not read
             return "client_slow"
-        return "client_error" if life.status in (400, 401, 404, 413) else "rejected"
+        return "client_error" if life.status in (400, 401, 403, 404, 413) else "rejected"
     return failure.name if isinstance(failure, BatonError) else "internal_error"
 
 

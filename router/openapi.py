@@ -103,23 +103,6 @@ def relayed_paths() -> Schema:
     return paths
 
 
-def explain_paths() -> Schema:
-    """Write the path item of a request's explanation."""
-    content: Schema = {"application/json": {"schema": {"type": "object"}}}
-    return {
-        "/v1/requests/{request_id}/explain": {
-            "get": {
-                "summary": "Explain what was decided of a request, and what came of it",
-                "description": "Of the tenant's own requests only; the router keeps the latest ones.",
-                "operationId": "explain_request",
-                "security": _SECURITY,
-                "parameters": [_path_parameter("request_id")],
-                "responses": _answers(content, (401, 404)),
-            }
-        }
-    }
-
-
 def components() -> dict[str, Schema]:
     """Write what the path items refer to."""
     fields: Schema = {

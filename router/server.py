@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, cast
 
 import uvicorn
-from fastapi import Request
+from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 
 from cluster.pool import WorkerPool
@@ -59,7 +59,6 @@ class RouterServer:
         self._spec = spec
         self._pool = pool
         self._readiness = Readiness(pool.view, one_pool=spec.one_pool)
-        self._tls = server_context(spec.tls_cert, spec.tls_key)
         self._tenants = Tenants(spec.tenants_file, slo_classes=[c.name for c in spec.slo_classes])
         self._event_log = _event_log(spec)
         self._policy = AdaptingPolicy(spec.policy, spec.policy_context, self._event_log)
@@ -91,7 +90,15 @@ class RouterServer:
             observer=self._observer,
             breakers=breakers,
         )
-        control = control_app(
+        self._http = _http_server(
+            spec, self._control(placer, breakers), RelayedRoutes(self.dispatcher, self._announced)
+        )
+        self._serving: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []  # what runs beside requests, until `stop`
+
+    def _control(self, placer: Placer, breakers: Breakers) -> FastAPI:
+        """Make what serves everything but the relayed routes."""
+        return control_app(
             readiness=self._readiness,
             metrics=self._observer.metrics,
             view=placer.view,
@@ -101,24 +108,6 @@ class RouterServer:
             tenant_of=self._tenant_of,
             num_inflight=lambda: self.dispatcher.num_inflight,
         )
-        relayed = RelayedRoutes(self.dispatcher, self._announced)
-        self._http = _HttpServer(
-            uvicorn.Config(
-                control,
-                http=cast(type[asyncio.Protocol], partial(HttpProtocol, relayed)),
-                ws="none",
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                proxy_headers=False,
-                backlog=BACKLOG,
-                timeout_keep_alive=75,
-                timeout_graceful_shutdown=int(spec.drain_s + LAST_WORDS_S) + 1,
-            )
-        )
-        self._serving: asyncio.Task[None] | None = None
-        self._background: list[asyncio.Task[None]] = []  # what runs beside requests, until `stop`
 
     async def start(self) -> str:
         """Bind, connect to the cluster and serve; return the bound address as host:port.
@@ -197,6 +186,27 @@ class _HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.accepting.set()
+
+
+def _http_server(spec: RouterSpec, control: FastAPI, relayed: RelayedRoutes) -> _HttpServer:
+    """Make the server. Raises ConfigError for certificates that cannot be used."""
+    tls = server_context(spec.tls_cert, spec.tls_key)
+    return _HttpServer(
+        uvicorn.Config(
+            control,
+            http=cast(type[asyncio.Protocol], partial(HttpProtocol, relayed)),
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=int(spec.drain_s + LAST_WORDS_S) + 1,
+            ssl_context_factory=None if tls is None else lambda config, default: tls,
+        )
+    )
 
 
 def _event_log(spec: RouterSpec) -> EventLog | None:

@@ -69,7 +69,9 @@ async def test_schema_lists_exactly_what_is_served(pair: Site, client: httpx.Asy
         "/live",
         "/metrics",
         "/version",
+        "/load",
         "/status",
+        "/v1/requests/{request_id}/explain",
         "/workers",
         "/workers/{worker_id}/metrics",
     }

@@ -8,7 +8,7 @@ import pytest
 
 from core import errors
 from core.types import Rejection
-from router.errors import STATUS_BY_ERROR, answer, refusal, rejection_error, status_of, stream_event
+from router.errors import STATUS_BY_ERROR, answer, refusal, status_of, stream_event
 
 ALL = errors.error_classes()
 LEAVES = [cls for cls in ALL if not any(issubclass(other, cls) and other is not cls for other in ALL)]
@@ -95,8 +95,8 @@ def test_a_refusal_without_a_time_to_retry_names_the_earliest() -> None:
 
 
 def test_policies_name_errors() -> None:
-    rejected = rejection_error("slo_infeasible", "full", 3.0)
+    rejected = refusal(Rejection("slo_infeasible", "full", 3.0), slo_class="a")
     assert isinstance(rejected, errors.SLOInfeasible)
     assert rejected.retry_after_s == 3.0
-    assert isinstance(rejection_error("no_worker", "none", 1.0), errors.NoWorker)
-    assert isinstance(rejection_error("not in the tree", "none", None), errors.NoWorker)
+    assert isinstance(refusal(Rejection("no_worker", "none", 1.0), slo_class="a"), errors.NoWorker)
+    assert isinstance(refusal(Rejection("not in the tree", "none"), slo_class="a"), errors.NoWorker)

@@ -133,7 +133,7 @@ class Faulty(LeastLoaded):
 
 async def test_policy_that_fails_costs_its_request_only(pair: Site, client: httpx.AsyncClient) -> None:
     policy: Policy = Faulty()
-    pair.router.dispatcher._policy = policy
+    pair.router._policy._policy = policy
     reply = await client.post("/v1/completions", json=PROMPT | {"max_tokens": 13})
     assert reply.status_code == 500
     assert "unlucky" not in json.dumps(reply.json())
