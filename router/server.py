@@ -28,7 +28,7 @@ from router.control import control_app
 from router.dispatcher import LAST_WORDS_S, Dispatcher
 from router.event_log import EventLog
 from router.health import Readiness
-from router.http_protocol import HttpProtocol
+from router.http_protocol import HttpProtocol, WaitingRoom
 from router.metrics import RouterMetrics
 
 BACKLOG: Final = 2048
@@ -69,7 +69,7 @@ class RouterServer:
         self._http = _HttpServer(
             uvicorn.Config(
                 control,
-                http=cast(type[asyncio.Protocol], partial(HttpProtocol, relayed)),
+                http=cast(type[asyncio.Protocol], partial(HttpProtocol, relayed, WaitingRoom())),
                 ws="none",
                 lifespan="off",
                 access_log=False,
