@@ -25,7 +25,7 @@ HEAD_BYTES: Final = 64 << 10  # one read of the socket more at most
 HEAD_S: Final = 60.0  # from the connection, or from the first byte of a further head
 # Closing with bytes unread resets the connection, and the client may lose the answer: so long they are thrown away.
 LINGER_S: Final = 2.0
-SPARE_DESCRIPTORS: Final = 64  # kept for workers, files and the connections of one pass of the loop
+SPARE_DESCRIPTORS: Final = 64  # at least so many are kept for workers, files and a burst of connections
 _HEAD_END: Final = b"\r\n\r\n"
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 
@@ -63,9 +63,10 @@ class WaitingRoom:
         """Note that a connection does not wait any more."""
         self._waiting.pop(connection, None)
 
-    def make_room(self, newest: int) -> None:
-        """Close the longest waiting connection if `newest` is one of the last descriptors: the lowest go first."""
-        if self._waiting and newest + SPARE_DESCRIPTORS >= descriptor_limit():
+    def make_room(self, num_connections: int) -> None:
+        """Close the longest waiting connection if all of them have used up their share of the descriptors."""
+        limit = descriptor_limit()
+        if self._waiting and num_connections > limit - max(SPARE_DESCRIPTORS, limit // 8):
             oldest = next(iter(self._waiting))
             self.leave(oldest)
             oldest.transport.close()
@@ -108,7 +109,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self._wait_for_head()
         self._waiting_room.enter(self)
-        self._waiting_room.make_room(transport.get_extra_info("socket").fileno())
+        self._waiting_room.make_room(len(self.connections))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop all waiting."""
