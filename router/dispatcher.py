@@ -63,6 +63,7 @@ class Dispatcher:
         self._legs = Legs(pool=pool, lease_s=spec.lease_s, ids=self._ids, metrics=metrics, breakers=self.breakers)
         self._targets = {c.name: c for c in spec.slo_classes}
         self._lives: dict[Life, None] = {}  # all and only the requests whose answer is not complete, oldest first
+        self._num_placed = 0  # of those, the ones whose body is read
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()  # set while there are none
         self._idle.set()
@@ -91,6 +92,7 @@ class Dispatcher:
         finally:
             life.exchange.on_gone = None
             del self._lives[life]
+            self._num_placed -= life.has_place
             if not self._lives:
                 self._idle.set()
             self._metrics.finished(life, failure)
@@ -130,6 +132,7 @@ class Dispatcher:
         try:
             self._admit(life)
             body = await life.exchange.read_body(self._spec.max_body_bytes)
+            self._take_place(life)
             life.facts = life.operation.read(body)
             await self._try_until_answered(life, _call(life, body), worker_id)
             return None
@@ -152,9 +155,7 @@ class Dispatcher:
         if given is not None and given != exchange.request_id:
             allowed = "x-request-id must be 1 to 128 letters, digits or _.:/+=@-"
             raise InvalidRequest(allowed, param="x-request-id")
-        limit = self._spec.max_concurrent_requests
-        if len(self._lives) > limit:
-            raise Overloaded(f"{limit} requests are running, the limit router.max_concurrent_requests")
+        self._check_room()
         wanted = exchange.header(b"x-slo-class")
         if wanted is not None:
             target = self._targets.get(wanted)
@@ -162,6 +163,17 @@ class Dispatcher:
                 names = ", ".join(sorted(self._targets))
                 raise InvalidRequest(f"no SLO class {wanted!r}; valid are {names}", param="x-slo-class")
             life.slo = target
+
+    def _check_room(self) -> None:
+        limit = self._spec.max_concurrent_requests
+        if self._num_placed >= limit:
+            raise Overloaded(f"{limit} requests are running, the limit router.max_concurrent_requests")
+
+    def _take_place(self, life: Life) -> None:
+        """Count a request once its body is here, so that bodies that never end keep nobody out."""
+        self._check_room()
+        self._num_placed += 1
+        life.has_place = True
 
     async def _try_until_answered(self, life: Life, call: HttpCall, worker_id: str | None) -> None:
         """Try routes until one answers; once a byte of a body is out there is no other try."""
