@@ -70,6 +70,7 @@ class Dispatcher:
         self._legs = Legs(pool=pool, lease_s=spec.lease_s, ids=self._ids, metrics=observer.metrics, breakers=breakers)
         self._default_target = next(c for c in spec.slo_classes if c.name == spec.slo_default)
         self._lives: dict[Life, None] = {}  # all and only the requests whose answer is not complete, oldest first
+        self._num_placed = 0  # of those, the ones whose body is read
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()  # set while there are none
         self._idle.set()
@@ -98,6 +99,7 @@ class Dispatcher:
         finally:
             life.exchange.on_gone = None
             del self._lives[life]
+            self._num_placed -= life.has_place
             if not self._lives:
                 self._idle.set()
             self._account(life, failure)
@@ -143,6 +145,7 @@ class Dispatcher:
         try:
             self._admit(life)
             body = await life.exchange.read_body(self._spec.max_body_bytes)
+            self._take_place(life)
             self._read(life, body)
             await self._try_until_answered(life, _call(life, body), worker_id)
             return None
@@ -169,9 +172,7 @@ class Dispatcher:
         life.tenant = tenant = self._tenants.authenticate(
             exchange.header(b"authorization"), exchange.header(b"x-api-key")
         )
-        limit = self._spec.max_concurrent_requests
-        if len(self._lives) > limit:
-            raise Overloaded(f"{limit} requests are running, the limit router.max_concurrent_requests")
+        self._check_room()
         if not life.operation.generates:
             return
         life.asked = self._slo.read(headers, tenant)
@@ -195,6 +196,17 @@ class Dispatcher:
         life.is_reserved = token is not None and self._knowledge.redeem(token, life)
         self._knowledge.arrived(life)
         life.is_read = True
+
+    def _check_room(self) -> None:
+        limit = self._spec.max_concurrent_requests
+        if self._num_placed >= limit:
+            raise Overloaded(f"{limit} requests are running, the limit router.max_concurrent_requests")
+
+    def _take_place(self, life: Life) -> None:
+        """Count a request once its body is here, so that bodies that never end keep nobody out."""
+        self._check_room()
+        self._num_placed += 1
+        life.has_place = True
 
     async def _try_until_answered(self, life: Life, call: HttpCall, worker_id: str | None) -> None:
         """Try routes until one answers; once a byte of a body is out there is no other try."""

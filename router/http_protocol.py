@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import resource
 import urllib.parse
 from http import HTTPStatus
 from typing import Any, Final, Protocol
@@ -24,6 +25,7 @@ HEAD_BYTES: Final = 64 << 10  # one read of the socket more at most
 HEAD_S: Final = 60.0  # from the connection, or from the first byte of a further head
 # Closing with bytes unread resets the connection, and the client may lose the answer: so long they are thrown away.
 LINGER_S: Final = 2.0
+SPARE_DESCRIPTORS: Final = 64  # at least so many are kept for workers, files and a burst of connections
 _HEAD_END: Final = b"\r\n\r\n"
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 
@@ -40,6 +42,41 @@ class Relay(Protocol):
         ...
 
 
+class WaitingRoom:
+    """All and only the connections from which no whole request has come since the last answer, longest wait first.
+
+    When descriptors run out they go, so that whoever holds connections open without asking shuts nobody out.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[HttpProtocol, None] = {}
+
+    def __len__(self) -> int:
+        """Count the connections that wait."""
+        return len(self._waiting)
+
+    def enter(self, connection: HttpProtocol) -> None:
+        """Let a connection wait, behind all others."""
+        self._waiting[connection] = None
+
+    def leave(self, connection: HttpProtocol) -> None:
+        """Note that a connection does not wait any more."""
+        self._waiting.pop(connection, None)
+
+    def make_room(self, num_connections: int) -> None:
+        """Close the longest waiting connection if all of them have used up their share of the descriptors."""
+        limit = descriptor_limit()
+        if self._waiting and num_connections > limit - max(SPARE_DESCRIPTORS, limit // 8):
+            oldest = next(iter(self._waiting))
+            self.leave(oldest)
+            oldest.transport.close()
+
+
+def descriptor_limit() -> int:
+    """Tell how many descriptors this process may have."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
 class HttpProtocol(HttpToolsProtocol):
     """Cuts off whoever sends a head without end, which uvicorn would keep for ever."""
 
@@ -52,6 +89,7 @@ class HttpProtocol(HttpToolsProtocol):
     def __init__(
         self,
         relay: Relay,
+        waiting_room: WaitingRoom,
         config: Config,
         server_state: ServerState,
         app_state: dict[str, Any],
@@ -59,6 +97,7 @@ class HttpProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._relay = relay
+        self._waiting_room = waiting_room
         self._newest: Exchange | None = None  # whose body comes, if it is relayed
         self._running: Exchange | None = None  # whose response is under way, or was the last to be
         self._default_list: list[tuple[bytes, bytes]] = []  # that `_default_block` was made of
@@ -69,10 +108,13 @@ class HttpProtocol(HttpToolsProtocol):
         """Begin to wait for the first head."""
         super().connection_made(transport)
         self._wait_for_head()
+        self._waiting_room.enter(self)
+        self._waiting_room.make_room(len(self.connections))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop all waiting."""
         self._stop_waiting()
+        self._waiting_room.leave(self)
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
@@ -156,6 +198,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Pass the end of the body on."""
+        if not self.cycle.response_complete:  # else the answer did not wait for the body
+            self._waiting_room.leave(self)
         if self._newest is None:
             super().on_message_complete()
         else:
@@ -192,6 +236,8 @@ class HttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Begin the next request, or wait for it: one timer for many waits, which moves its end as it finds it."""
         self._idle_since_s = self.loop.time()
+        if not self.pipeline and not self.transport.is_closing():
+            self._waiting_room.enter(self)
         if self.timeout_keep_alive_task is None or self.pipeline:
             super().on_response_complete()
         else:

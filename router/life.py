@@ -59,6 +59,7 @@ class Life:
         "facts",
         "first_s",
         "grant",
+        "has_place",
         "is_breakable",
         "is_explained",
         "is_read",
@@ -104,6 +105,7 @@ class Life:
         self.decode_facts: LegFacts | None = None  # of the latest attempt, as its workers measured them
         self.prefill_facts: LegFacts | None = None
         self.task: asyncio.Task[None] | None = None  # that serves it
+        self.has_place = False  # it counts against the limit on concurrent requests
         self.is_breakable = False  # the request may be broken off
         self.cause: Exception | None = None  # why it was broken off
 

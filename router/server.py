@@ -33,7 +33,7 @@ from router.control import control_app
 from router.dispatcher import LAST_WORDS_S, Dispatcher
 from router.event_log import EventLog
 from router.health import Readiness
-from router.http_protocol import HttpProtocol
+from router.http_protocol import HttpProtocol, WaitingRoom
 from router.knowledge import Knowledge
 from router.observer import Observer
 from router.placing import Placer
@@ -90,9 +90,8 @@ class RouterServer:
             observer=self._observer,
             breakers=breakers,
         )
-        self._http = _http_server(
-            spec, self._control(placer, breakers), RelayedRoutes(self.dispatcher, self._announced)
-        )
+        relayed = RelayedRoutes(self.dispatcher, self._announced)
+        self._http = _http_server(spec, self._control(placer, breakers), relayed)
         self._serving: asyncio.Task[None] | None = None
         self._background: list[asyncio.Task[None]] = []  # what runs beside requests, until `stop`
 
@@ -194,7 +193,7 @@ def _http_server(spec: RouterSpec, control: FastAPI, relayed: RelayedRoutes) -> 
     return _HttpServer(
         uvicorn.Config(
             control,
-            http=cast(type[asyncio.Protocol], partial(HttpProtocol, relayed)),
+            http=cast(type[asyncio.Protocol], partial(HttpProtocol, relayed, WaitingRoom())),
             ws="none",
             lifespan="off",
             access_log=False,

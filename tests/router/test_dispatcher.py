@@ -196,3 +196,16 @@ async def test_one_request_too_many_is_told_to_come_back(tight: Site) -> None:
         assert second.json()["error"]["type"] == "overloaded"
         assert (await first).status_code == 504
         assert (await client.get("/health")).status_code == 200
+
+
+async def test_bodies_that_do_not_come_take_no_place(tight: Site) -> None:
+    host, port = tight.url.removeprefix("http://").split(":")
+    connections = [await asyncio.open_connection(host, int(port)) for _ in range(5)]
+    for _, writer in connections:
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{")
+    await tight.until(lambda: tight.router.dispatcher.num_inflight == 5)
+    async with httpx.AsyncClient(base_url=tight.url) as client:
+        assert (await client.get("/v1/models")).status_code == 200
+    for _, writer in connections:
+        writer.close()
+    await tight.until_idle()

@@ -216,3 +216,29 @@ async def test_idle_connection_is_closed_and_a_busy_one_is_not(pair: Site) -> No
     assert reply.endswith(b"0\r\n\r\n")
     assert asyncio.get_running_loop().time() - began_s > 2.0
     writer.close()
+
+
+async def test_connections_that_ask_nothing_make_room_when_descriptors_run_out(
+    pair: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that wait for longest go; requests under way stay, and newcomers are served."""
+    host, port = pair.url.removeprefix("http://").split(":")
+    busy_reader, busy = await asyncio.open_connection(host, int(port))
+    busy.write(asked(completion(300, stream=True)))
+    await busy_reader.readuntil(b"\r\n\r\n")
+    connections = pair.router._http.server_state.connections
+    monkeypatch.setattr(http_protocol, "descriptor_limit", lambda: 0 if len(connections) > 20 else 1 << 20)
+    idle = []
+    for number in range(40):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(POST if number % 2 else asked(completion(1))[:-5])  # half a head, or half a body
+        idle.append((reader, writer))
+        reply = await converse(pair, asked(completion(1), b"connection: close"))
+        assert reply.startswith(b"HTTP/1.1 200 ")
+    assert len(connections) <= 20
+    async with asyncio.timeout(WAIT_S):
+        assert await idle[0][0].read() == b""
+        assert (await busy_reader.readuntil(b"0\r\n\r\n")).count(b"data: ") == 301
+    for _, writer in (*idle, (busy_reader, busy)):
+        writer.close()
+    await pair.until_idle()
