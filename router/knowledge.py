@@ -31,7 +31,7 @@ OUTPUT_TOKEN_S: Final = 3e-4
 RESERVATION_HEADER: Final = b"x-baton-reservation"
 RESERVATION_WINDOW_S: Final = 5.0
 _RATE_WINDOW_S: Final = 10
-_LEAST_RATE_PER_S: Final = 0.5  # of promises, however little was served lately
+_LEAST_RATE_PER_S: Final = 1.0  # of promises, however little was served lately
 _PROMISED_RATE_SHARE: Final = 0.5  # the rest is for requests that come for the first time
 
 
