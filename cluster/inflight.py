@@ -5,6 +5,7 @@ Owns the sums. Must not know calls, frames or sockets.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from core.latency.step import attention_pairs
@@ -20,17 +21,10 @@ class InflightWork:
     prompt_pairs: float = 0.0  # attention pairs, see core.latency.step
     context_tokens: int = 0  # prompts of the legs that make output here
     prompting_since_s: float | None = None  # when the oldest prompt owed came to its turn; None: none is owed
-    tpot_targets: dict[float, int] = field(default_factory=dict)  # how many of those legs have which TPOT target
+    tpot_targets_s: Counter[float] = field(default_factory=Counter)  # of the legs that make output here, if promised
 
-    @property
-    def tightest_tpot_s(self) -> float | None:
-        """The least of the targets; None: there is none."""
-        return min(self.tpot_targets, default=None)
-
-    def add(self, leg: Leg, prompt_tokens: int, now_s: float, *, tpot_s: float | None = None) -> None:
+    def add(self, leg: Leg, prompt_tokens: int, now_s: float) -> None:
         """Count a leg that was submitted."""
-        if tpot_s is not None:
-            self.tpot_targets[tpot_s] = self.tpot_targets.get(tpot_s, 0) + 1
         if leg is not Leg.PREFILL:
             self.context_tokens += prompt_tokens
         if leg is Leg.DECODE or not prompt_tokens:
@@ -48,12 +42,17 @@ class InflightWork:
         self.prompt_pairs -= attention_pairs(prompt_tokens)
         self.prompting_since_s = now_s if self.prompts else None
 
-    def tpot_ended(self, tpot_s: float | None) -> None:
-        """Take away the target of an output that has ended."""
-        if tpot_s is None:
-            return
-        left = self.tpot_targets[tpot_s] - 1
-        if left:
-            self.tpot_targets[tpot_s] = left
-        else:
-            del self.tpot_targets[tpot_s]
+    @property
+    def tightest_tpot_s(self) -> float | None:
+        """Tell the least TPOT target of the legs that make output here; None when none has one."""
+        return min(self.tpot_targets_s, default=None)
+
+    def promise(self, tpot_s: float) -> None:
+        """Note the TPOT target of a leg that makes output here; best effort has none to be kept."""
+        self.tpot_targets_s[tpot_s] += 1
+
+    def promise_over(self, tpot_s: float) -> None:
+        """Take away a target that `promise` noted, for its leg has ended."""
+        self.tpot_targets_s[tpot_s] -= 1
+        if not self.tpot_targets_s[tpot_s]:
+            del self.tpot_targets_s[tpot_s]

@@ -161,7 +161,9 @@ class WorkerSession:
             self.idle.clear()
         self._calls[call_id] = call
         call.tpot_s = None if leg is Leg.PREFILL else order.tpot_s
-        self._inflight.add(leg, order.prompt_tokens, _now_s(), tpot_s=call.tpot_s)
+        self._inflight.add(leg, order.prompt_tokens, _now_s())
+        if call.tpot_s is not None:
+            self._inflight.promise(call.tpot_s)
         connection.send(order.encode(call_id, leg))
         self._on_change()
 
@@ -235,7 +237,8 @@ class WorkerSession:
     def _forget(self, call: OpenCall) -> None:
         if self._calls.pop(call.call_id, None) is not None:
             self._inflight.context_tokens -= call.context_tokens
-            self._inflight.tpot_ended(call.tpot_s)
+            if call.tpot_s is not None:
+                self._inflight.promise_over(call.tpot_s)
             self._prompt_done(call)
             if not self._calls:
                 self.idle.set()

@@ -91,7 +91,7 @@ class EventLog:
         self._add(Decided(now_s, request, tuple(sorted(excluded)), decision))
 
     def reopened(self, context: PolicyContext) -> None:
-        """Note that from here on the policy decides with another context; what was known of workers counts no more."""
+        """Note that the policy was made anew with `context`; what is known of the cluster is told again."""
         self._opened = LogOpened(self._opened.policy, context)
         self._deltas.forget()
         if not self._broken:

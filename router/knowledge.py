@@ -7,9 +7,7 @@ Owns these accountants: asks them when a request is decided, teaches them when i
 from __future__ import annotations
 
 import secrets
-from bisect import insort
 from collections.abc import Callable, Mapping
-from itertools import accumulate
 from time import monotonic, time
 from typing import Final
 
@@ -17,6 +15,7 @@ from core.errors import Overloaded
 from core.policy.calibration import Calibration
 from core.policy.fairness import TenantService
 from core.policy.prefix_index import PrefixIndex
+from core.policy.promised_work import PromisedWork
 from core.policy.reservations import Reservations
 from core.router_spec import RouterSpec
 from core.types import ClusterView, HeldWork, LegFacts, Membership, RequestShape, Route
@@ -30,6 +29,7 @@ PROMPT_TOKEN_S: Final = 2e-5
 OUTPUT_TOKEN_S: Final = 3e-4
 RESERVATION_HEADER: Final = b"x-baton-reservation"
 RESERVATION_WINDOW_S: Final = 5.0
+_RETURN_GAIN: Final = 1 / 32
 _RATE_WINDOW_S: Final = 10
 _LEAST_RATE_PER_S: Final = 1.0  # of promises, however little was served lately
 _PROMISED_RATE_SHARE: Final = 0.5  # the rest is for requests that come for the first time
@@ -56,7 +56,9 @@ class Knowledge:
         self._reservations = (
             Reservations(spec.token, issuer=secrets.token_hex(8), window_s=RESERVATION_WINDOW_S) if spec.token else None
         )
-        self._promises = _Promises()
+        self._promised = PromisedWork(window_s=RESERVATION_WINDOW_S)
+        self._num_overdue = 0  # of the promised, as told when `_return_share` was last brought up to it
+        self._return_share = 1.0  # of the refused, who come back at their time
         self._served = RecentShare(_RATE_WINDOW_S)
 
     def follow(self, membership: Membership | None) -> None:
@@ -70,8 +72,15 @@ class Knowledge:
                 self._prefixes.forget(worker.worker_id)
 
     def promised(self, now_s: float) -> HeldWork:
-        """Tell of the refused requests that are still to come back; the same object until something changes."""
-        return self._promises.work(now_s)
+        """Tell of the refused requests that are still to come back; the same object until something changes.
+
+        Of clients that hardly ever come back hardly any capacity is kept free for.
+        """
+        work = self._promised.work(now_s)
+        while self._num_overdue < self._promised.num_overdue:
+            self._num_overdue += 1
+            self._return_share -= _RETURN_GAIN * self._return_share
+        return work
 
     def arrived(self, life: Life) -> None:
         """Take up a request whose body was read."""
@@ -141,8 +150,8 @@ class Knowledge:
         if self._reservations is None:
             return False
         is_good = self._reservations.redeem(token, life.asked.slo_class, life.tenant.name, time())
-        if is_good:
-            self._promises.kept(token)
+        if is_good and self._promised.strike(token):
+            self._return_share += _RETURN_GAIN * (1.0 - self._return_share)
         return is_good
 
     def promise(self, life: Life, refused: Overloaded) -> str | None:
@@ -165,7 +174,8 @@ class Knowledge:
         if reservation is None:
             return None
         refused.earliest_s = refused.retry_after_s = reservation.earliest_s - now_s
-        self._promises.add(reservation.token, monotonic() + refused.earliest_s, life.facts.prompt_tokens)
+        expected_tokens = round(self._return_share * life.facts.prompt_tokens)
+        self._promised.note(reservation.token, monotonic() + refused.earliest_s, expected_tokens)
         return reservation.token
 
     def _learn_prompt(self, life: Life, sender: str, facts: LegFacts) -> None:
@@ -180,33 +190,3 @@ class Knowledge:
                 believed_tokens=life.record.believed_cached(sender),
                 num_bytes=prompt.num_bytes,
             )
-
-
-class _Promises:
-    """The promised times that nobody has come for yet."""
-
-    def __init__(self) -> None:
-        self._due: list[tuple[float, str, int]] = []  # when, token, prompt tokens; ascending
-        self._by_token: dict[str, tuple[float, str, int]] = {}  # the same
-        self._work: HeldWork | None = HeldWork()  # None: made anew when asked for
-
-    def add(self, token: str, due_s: float, prompt_tokens: int) -> None:
-        entry = self._by_token[token] = (due_s, token, prompt_tokens)
-        insort(self._due, entry)
-        self._work = None
-
-    def kept(self, token: str) -> None:
-        entry = self._by_token.pop(token, None)
-        if entry is not None:
-            self._due.remove(entry)
-            self._work = None
-
-    def work(self, now_s: float) -> HeldWork:
-        """Describe them; one that is overdue is no longer waited for."""
-        while self._due and self._due[0][0] + RESERVATION_WINDOW_S < now_s:
-            self._by_token.pop(self._due.pop(0)[1], None)
-            self._work = None
-        if self._work is None:
-            tokens = accumulate((tokens for _, _, tokens in self._due), initial=0)
-            self._work = HeldWork(tuple(due_s for due_s, _, _ in self._due), tuple(tokens))
-        return self._work

@@ -87,6 +87,8 @@ class Placer:
 
         Raises what the policy refuses it with, Overloaded when the queue is full.
         """
+        if self._queue:
+            self._pump()  # what waits goes before what comes
         decision = self._decide(life)
         if isinstance(decision, Route):
             return decision
@@ -124,13 +126,9 @@ class Placer:
         loop = asyncio.get_running_loop()
         held = _Held(life, loop.create_future())
         held.waiting = Waiting(decision.key_s, life.facts.prompt_tokens, held, self._ranks[life.slo.name])
-        gone = self._queue.push(held.waiting, monotonic())
-        if gone is not None:
-            self._refuse(gone.payload, Overloaded(f"{len(self._queue)} requests wait for room already"))
         try:
-            if gone is not held.waiting:
-                self._arm(held, decision)
-                self._pool.on_change = self._wake
+            self._keep(held, decision)
+            self._pool.on_change = self._wake
             return await held.released
         finally:
             if held.timer is not None:
@@ -141,10 +139,15 @@ class Placer:
             else:
                 self._pool.on_change = None
 
-    def _arm(self, held: _Held, decision: Hold) -> None:
-        """Ask about a held request again when its time has come, wherever in the queue it is then."""
+    def _keep(self, held: _Held, decision: Hold) -> None:
+        """Put a request into the queue, and ask about it again when its time has come, wherever it is then."""
         if held.timer is not None:
             held.timer.cancel()
+        gone = self._queue.push(held.waiting, monotonic())
+        if gone is not None:
+            self._refuse(gone.payload, Overloaded(f"{len(self._queue)} requests wait for room already"))
+        if gone is held.waiting:
+            return
         in_s = max(_LEAST_HOLD_S, decision.until_s - monotonic())
         held.timer = asyncio.get_running_loop().call_later(in_s, self._ask_again, held)
 
@@ -173,8 +176,7 @@ class Placer:
         elif isinstance(decision, Rejection):
             self._refuse(held, refusal(decision, slo_class=held.life.slo.name))
         else:
-            self._queue.push(held.waiting, monotonic())
-            self._arm(held, decision)
+            self._keep(held, decision)
 
     def _refuse(self, held: _Held, error: BatonError) -> None:
         held.life.record.released(monotonic())
