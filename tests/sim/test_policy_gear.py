@@ -45,8 +45,16 @@ def workload(count: int = 200, rate: float = 10.0, seed: int = 0) -> Workload:
     return Workload("chat", arrived - arrived[0], random.integers(1, 1500, count), random.integers(1, 100, count))
 
 
-def run(spec: ClusterSpec, load: Workload, policy: str = "slo-aware") -> Outcome:
-    return simulate_with_policy(spec, load, TARGETS, policy_named(policy, context_of(spec, TARGETS)))
+def run(
+    spec: ClusterSpec,
+    load: Workload,
+    policy: str = "slo-aware",
+    *,
+    may_hold: bool = False,
+    refused: Refused = Refused.GIVE_UP,
+) -> Outcome:
+    known = context_of(spec, TARGETS, may_hold=may_hold)
+    return simulate_with_policy(spec, load, TARGETS, policy_named(policy, known), refused=refused)
 
 
 class Watched:
@@ -221,18 +229,26 @@ def test_refused_requests_come_back_once_as_new_ones(
         overflow=st.booleans(),
         state_delay_s=st.sampled_from((0.0, 0.2)),
     ),
+    may_hold=st.booleans(),
+    refused=st.sampled_from(Refused),
     seed=st.integers(0, 5),
 )
 def test_every_request_ends_once_and_leaves_nothing(
-    prefill: int, decode: int, rate: float, policy: str, routing: Routing, seed: int
+    prefill: int,
+    decode: int,
+    rate: float,
+    policy: str,
+    routing: Routing,
+    may_hold: bool,
+    refused: Refused,
+    seed: int,
 ) -> None:
     spec = cluster(prefill, decode, routing=routing)
     load = workload(60, rate, seed)
-    outcome = run(spec, load, policy)
+    outcome, again = (run(spec, load, policy, may_hold=may_hold, refused=refused) for _ in range(2))
     assert set(outcome.end.tolist()) <= {End.DONE, End.REFUSED}
     assert outcome.blocks_held == 0
     assert (outcome.ttft_s[outcome.end == End.DONE] > 0).all()
-    again = run(spec, load, policy)
     assert (again.ttft_s == outcome.ttft_s).all()
     assert (again.decode_worker == outcome.decode_worker).all()
 
@@ -252,7 +268,7 @@ class Shuffling:
 @pytest.mark.parametrize("name", sorted(POLICIES))
 def test_the_order_of_the_workers_does_not_matter(name: str) -> None:
     spec, load = cluster(3, 3, routing=Routing(admission=Admission.TTFT_AND_TPOT)), workload(300, 30.0)
-    known = context_of(spec, TARGETS)
+    known = context_of(spec, TARGETS, may_hold=True)
     plain = simulate_with_policy(spec, load, TARGETS, policy_named(name, known))
     shuffled = simulate_with_policy(spec, load, TARGETS, Shuffling(policy_named(name, known)))
     assert (plain.ttft_s == shuffled.ttft_s).all()
