@@ -13,7 +13,18 @@ from functools import cache
 from cluster.pb import worker_pb2 as pb
 from core.engine import HttpCall
 from core.errors import BatonError, WorkerError, error_classes
-from core.types import Fingerprint, Handover, Leg, LegFacts, Membership, Role, WorkerHello, WorkerRecord, WorkerState
+from core.types import (
+    Fingerprint,
+    Handover,
+    Leg,
+    LegFacts,
+    LegOrder,
+    Membership,
+    Role,
+    WorkerHello,
+    WorkerRecord,
+    WorkerState,
+)
 
 _LEG_TO_PB = {Leg.WHOLE: pb.WHOLE, Leg.PREFILL: pb.PREFILL, Leg.DECODE: pb.DECODE}
 _LEG_FROM_PB = {number: leg for leg, number in _LEG_TO_PB.items()}
@@ -29,6 +40,11 @@ class Submission:
     handover: Handover | None
     slack_s: float = 0.0  # until the prompt must be begun to keep its SLO
     prompt_tokens: int = 0  # the router's estimate
+
+    @property
+    def order(self) -> LegOrder:
+        """What the worker orders the leg by."""
+        return LegOrder(self.slack_s, self.prompt_tokens)
 
 
 def headers_to_pb(headers: Iterable[tuple[str, str]]) -> list[pb.Header]:

@@ -170,7 +170,7 @@ class ServedSession:
     async def _run(self, submission: codec.Submission, call: _Call) -> None:
         error, message = "", ""
         try:
-            await self._worker.run(submission.leg, submission.call, submission.handover, call)
+            await self._worker.run(submission.leg, submission.call, submission.handover, submission.order, call)
             if not call.started:
                 raise EngineFailed("the engine ended the call without a reply")
         except BatonError as exc:

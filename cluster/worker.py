@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from core.engine import Engine, HttpCall, ReplySink
 from core.errors import InvalidRequest
-from core.types import Handover, Leg, WorkerHello, WorkerState
+from core.types import Handover, Leg, LegOrder, WorkerHello, WorkerState
 from core.worker_spec import WorkerSpec
 from decode_workers.worker import DecodeWorker
 from prefill_workers.worker import PrefillWorker
@@ -29,7 +29,10 @@ class RoleWorker:
         max_legs = LEGS_PER_SEQUENCE_SLOT * spec.engine.max_num_seqs
         self._engine = engine
         self._prefill = PrefillWorker(
-            engine, max_legs=max_legs, tools_hidden_by_none=_HIDE_TOOLS_FLAG in spec.engine.extra_args
+            engine,
+            max_legs=max_legs,
+            step_tokens=spec.engine.max_num_batched_tokens,
+            tools_hidden_by_none=_HIDE_TOOLS_FLAG in spec.engine.extra_args,
         )
         self._decode = DecodeWorker(engine, max_legs=max_legs)
         self._draining = False
@@ -53,7 +56,7 @@ class RoleWorker:
         """What this worker says of itself."""
         return self._hello
 
-    async def run(self, leg: Leg, call: HttpCall, handover: Handover | None, sink: ReplySink) -> None:
+    async def run(self, leg: Leg, call: HttpCall, handover: Handover | None, order: LegOrder, sink: ReplySink) -> None:
         """Run one leg of a request into `sink`; see core.worker.Worker."""
         self._idle.clear()
         try:
@@ -62,7 +65,7 @@ class RoleWorker:
             elif handover is None:
                 raise InvalidRequest(f"a {leg} leg needs a hand-over")
             elif leg is Leg.PREFILL:
-                await self._prefill.run(call, handover, sink)
+                await self._prefill.run(call, handover, order, sink)
             else:
                 await self._decode.run(call, handover, sink)
         finally:
@@ -75,7 +78,9 @@ class RoleWorker:
 
     def state(self) -> WorkerState:
         """Report the load at the end of the latest engine step."""
-        return replace(self._engine.state(), draining=self._draining)
+        state = self._engine.state()
+        num_waiting = state.num_waiting + self._prefill.num_waiting
+        return replace(state, num_waiting=num_waiting, draining=self._draining)
 
     def on_step(self, callback: Callable[[], None]) -> None:
         """Call `callback` from the event loop after each engine step, and when the drain begins."""

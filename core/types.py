@@ -93,6 +93,14 @@ class WorkerState:
 
 
 @dataclass(frozen=True, slots=True)
+class LegOrder:
+    """What a worker orders its legs by."""
+
+    slack_s: float = 0.0  # from when it arrives, until the prompt must be begun to keep its SLO
+    prompt_tokens: int = 0  # that are to be computed, as the router estimates it; 0: it does not say
+
+
+@dataclass(frozen=True, slots=True)
 class LegFacts:
     """What a worker measured of one leg; zero where it cannot tell."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from core.engine import HttpCall, ReplySink
-from core.types import Handover, Leg, WorkerHello, WorkerState
+from core.types import Handover, Leg, LegOrder, WorkerHello, WorkerState
 
 
 class Worker(Protocol):
@@ -21,8 +21,8 @@ class Worker(Protocol):
         """What this worker says of itself."""
         ...
 
-    async def run(self, leg: Leg, call: HttpCall, handover: Handover | None, sink: ReplySink) -> None:
-        """Run one leg of a request into `sink`; return when the reply is complete.
+    async def run(self, leg: Leg, call: HttpCall, handover: Handover | None, order: LegOrder, sink: ReplySink) -> None:
+        """Run one leg of a request into `sink`, in its turn; return when the reply is complete.
 
         Cancelling the task aborts the leg, and returns once the engine gave up its blocks.
         Raises any core.errors.BatonError; what the engine's OpenAI layer refuses is an ordinary reply.

@@ -18,7 +18,7 @@ from typing import Final
 
 BYTES_PER_TOKEN: Final = 4  # of English text in common tokenizers; pieces are cut, and at first counted, by it
 # (tokens of a piece, up to this many tokens of the prompt): fine where most prompts part, coarse where that costs.
-PIECE_SIZES: Final = ((64, 512), (128, 1024), (256, 4096), (512, 1 << 20))
+PIECE_SIZES: Final = ((64, 256), (128, 1024), (256, 2048), (512, 1 << 20))
 
 # A piece's integer: was it used since it was last considered for eviction, which of PIECE_SIZES it has, how many tokens
 # it really holds for each counted one (in 1/256; 0: unknown), and from there two bits for each worker: held, and used
@@ -33,11 +33,14 @@ _INT_BYTES: Final = 48  # a 64-bit int takes 36, allocated in steps of 16
 _LOG_ENTRY_BYTES: Final = 18  # 8, grown by an eighth, and as many read entries before they are cut off
 _LOG_SHARE: Final = 0.125  # of the memory, for the workers' logs
 _MAX_MEMOS: Final = 256
+_SPARE_SHARE: Final = 8  # one position more for so many workers, to be had while those of former ones are cleared
 _CLEARED_PER_CALL: Final = 32  # log entries of workers that left
 _TRUST_GAIN: Final = 1 / 16  # of one report
 _LEAST_TRUST: Final = 0.5
 _RATIO_GAIN: Final = 1 / 64
 _MOST_LOST: Final = 16  # a report makes at most this part of a worker's beliefs forgotten
+
+_Pairs = tuple[tuple[tuple[str, int], ...], dict[str, int]]  # the same in two forms
 
 
 def _piece_sizes() -> list[int]:
@@ -51,8 +54,9 @@ def _piece_sizes() -> list[int]:
 
 
 _SIZES: Final = tuple(size << _SIZE_SHIFT for size in _piece_sizes())
+_TOKENS: Final = tuple(PIECE_SIZES[size][0] for size in _piece_sizes())
 # Where each piece ends, in tokens of BYTES_PER_TOKEN; what comes after the last is not looked at.
-PIECE_ENDS: Final = tuple(accumulate(PIECE_SIZES[size][0] for size in _piece_sizes()))
+PIECE_ENDS: Final = tuple(accumulate(_TOKENS))
 
 
 @dataclass(slots=True)
@@ -70,30 +74,29 @@ class _Worker:
     log: array[int] = field(default_factory=lambda: array("Q"))  # every piece that carries its bit, oldest first; more
     head: int = 0  # entries of the log that were read
 
-    @property
-    def log_length(self) -> int:
-        return len(self.log) - self.head
-
 
 class PrefixIndex:
     """A belief that is cheap to ask, to extend and to correct; none of its calls takes time that grows with it."""
 
     def __init__(self, max_bytes: int, *, max_workers: int = 128) -> None:
         """Take a bound on memory, 0 for an index that knows nothing, and how many workers are told apart."""
-        value_bytes = 24 + 4 * -(-(_WORKERS_SHIFT + 2 * max_workers) // 30)
+        num_positions = max_workers + max_workers // _SPARE_SHARE + 1
+        value_bytes = 24 + 4 * -(-(_WORKERS_SHIFT + 2 * num_positions) // 30)
         table_bytes = sys.getsizeof(dict.fromkeys(range(_WAYS + 1), 0))
         bucket_bytes = table_bytes + 8 + _WAYS * (_INT_BYTES + -(-value_bytes // 16) * 16)
         self._buckets: list[dict[int, int]] = [{} for _ in range(int(max_bytes * (1 - _LOG_SHARE)) // bucket_bytes)]
         self._num_buckets = len(self._buckets)
         self._log_budget = int(max_bytes * _LOG_SHARE / _LOG_ENTRY_BYTES)  # entries of all workers, in equal shares
-        self._free = deque(1 << _WORKERS_SHIFT + 2 * position for position in range(max_workers))
+        self._max_workers = max_workers
+        self._free = deque(1 << _WORKERS_SHIFT + 2 * position for position in range(num_positions))
         self._workers: dict[str, _Worker] = {}  # all and only those that joined and were not forgotten
         self._leaving: deque[_Worker] = deque()  # all and only those forgotten whose bits are not all cleared
         self._by_held: dict[int, _Worker] = {}  # both of the above, by bit
         self._all_held = 0  # their bits
+        self._sorted: list[_Worker] = []  # of _workers, by id
         self._trusted = 0  # bits of the workers that lookups tell of
         self._ratio = float(_RATIO_ONE)  # of pieces whose own is unknown
-        self._memos: dict[tuple[int, int], tuple[tuple[str, int], ...]] = {}  # see _pairs
+        self._memos: dict[tuple[int, int], _Pairs] = {}  # see _pairs
 
     @property
     def num_pieces(self) -> int:
@@ -116,15 +119,15 @@ class PrefixIndex:
             return
         self.forget(worker_id)
         if not self._free and self._leaving:
-            self._clear(self._leaving[0], self._leaving[0].log_length)
-        if self._free:
+            self._clear(self._leaving[0], len(self._leaving[0].log))
+        if self._free and len(self._workers) < self._max_workers:
             held = self._free.popleft()
             max_tokens = num_kv_blocks * block_size or sys.maxsize
             worker = _Worker(worker_id, epoch, held, held << 1, max_tokens, max(1, block_size))
             self._workers[worker_id] = self._by_held[held] = worker
             self._all_held |= held
             self._trusted |= held
-            self._memos.clear()
+            self._membership_changed()
 
     def forget(self, worker_id: str) -> None:
         """Believe nothing of a worker any longer."""
@@ -132,7 +135,7 @@ class PrefixIndex:
         if worker is None:
             return
         self._trusted &= ~worker.held
-        self._memos.clear()
+        self._membership_changed()
         self._leaving.append(worker)
         self._clear(worker, _CLEARED_PER_CALL)
 
@@ -140,7 +143,7 @@ class PrefixIndex:
         """List (worker id, prompt tokens believed in its cache), by worker id, of the workers with any."""
         buckets, num_buckets = self._buckets, self._num_buckets
         holding = self._trusted if num_buckets else 0
-        levels: list[tuple[tuple[str, int], ...]] = []
+        levels: list[tuple[int, int, int]] = []  # (bits, depth, value of the last piece), of ever fewer workers
         depth = value = 0
         for piece in pieces if holding else ():
             found = buckets[piece % num_buckets].get(piece)
@@ -148,19 +151,30 @@ class PrefixIndex:
                 break
             if found & holding != holding:
                 if depth:
-                    levels.append(self._pairs(holding, self._tokens(depth, value)))
+                    levels.append((holding, depth, value))
                 holding &= found
                 if not holding:
                     break
             depth += 1
             value = found
         if holding and depth:
-            levels.append(self._pairs(holding, self._tokens(depth, value)))
-        if len(levels) < 2:
-            return levels[0] if levels else ()
-        deepest = dict(levels[0])  # every later level is of some of these workers: their order stays
-        for level in levels[1:]:
-            deepest.update(level)
+            levels.append((holding, depth, value))
+        return self._deepest(levels) if levels else ()
+
+    def _deepest(self, levels: list[tuple[int, int, int]]) -> tuple[tuple[str, int], ...]:
+        """Pair each worker of some levels with what it has by the last level that it is in."""
+        pairs, found = self._pairs(levels[0][0], self._tokens(*levels[0][1:]))
+        if len(levels) == 1:
+            return pairs
+        deepest = found.copy()  # whoever has more is among these: their order stays
+        for number, (bits, *level) in enumerate(levels[1:], start=2):
+            tokens = self._tokens(*level)
+            ending = bits & ~levels[number][0] if number < len(levels) else bits
+            while ending:
+                held = ending & -ending
+                worker = self._by_held[held]
+                deepest[worker.worker_id] = tokens // worker.block_size * worker.block_size
+                ending ^= held
         return tuple(deepest.items())
 
     def record(self, worker_id: str, pieces: tuple[int, ...]) -> None:
@@ -171,7 +185,8 @@ class PrefixIndex:
         buckets, num_buckets, held = self._buckets, self._num_buckets, worker.held
         used = held | worker.used | _TOUCHED
         added: list[int] = []
-        for piece, size in zip(pieces, _SIZES, strict=False):
+        num_tokens = 0
+        for piece, size, tokens in zip(pieces, _SIZES, _TOKENS, strict=False):
             bucket = buckets[piece % num_buckets]
             value = bucket.get(piece)
             if value is None:
@@ -185,8 +200,9 @@ class PrefixIndex:
                 if value & held:
                     continue
             added.append(piece)
-            worker.num_tokens += PIECE_SIZES[size >> _SIZE_SHIFT][0]
+            num_tokens += tokens
         if added:
+            worker.num_tokens += num_tokens
             worker.log.extend(added)
             self._bound(worker, worker.max_tokens * _RATIO_ONE / self._ratio)
         if self._leaving:
@@ -223,6 +239,10 @@ class PrefixIndex:
         if lost >= PIECE_SIZES[0][0]:
             self._bound(worker, worker.num_tokens - min(lost, worker.num_tokens / _MOST_LOST))
 
+    def _membership_changed(self) -> None:
+        self._sorted = sorted(self._workers.values(), key=lambda worker: worker.worker_id)
+        self._memos.clear()
+
     def _learn_ratio(self, pieces: tuple[int, ...], ratio: float) -> None:
         """Note the length of a prompt's tokens with those of its pieces that lack it: the last ones."""
         ratio = min(max(ratio, 1.0), float(_RATIO_MASK))
@@ -240,17 +260,17 @@ class PrefixIndex:
         """Return the tokens of a prompt's first pieces, whose last has `value`."""
         return PIECE_ENDS[depth - 1] * (value >> _RATIO_SHIFT & _RATIO_MASK or int(self._ratio)) // _RATIO_ONE
 
-    def _pairs(self, bits: int, tokens: int) -> tuple[tuple[str, int], ...]:
+    def _pairs(self, bits: int, tokens: int) -> _Pairs:
         """Pair the workers of some bits with what each has of `tokens`: whole blocks."""
         key = (bits, tokens)
-        pairs = self._memos.get(key)
-        if pairs is None:
-            workers = [worker for held, worker in self._by_held.items() if bits & held]
-            pairs = tuple(sorted((w.worker_id, tokens // w.block_size * w.block_size) for w in workers))
+        memo = self._memos.get(key)
+        if memo is None:
+            workers = [worker for worker in self._sorted if bits & worker.held]
+            pairs = tuple([(w.worker_id, tokens // w.block_size * w.block_size) for w in workers])
             if len(self._memos) >= _MAX_MEMOS:
                 self._memos.clear()
-            self._memos[key] = pairs
-        return pairs
+            memo = self._memos[key] = pairs, dict(pairs)
+        return memo
 
     def _evict(self, bucket: dict[int, int]) -> None:
         """Drop the oldest piece of a bucket that was not used since it was last passed over (a clock)."""
@@ -269,18 +289,24 @@ class PrefixIndex:
 
     def _bound(self, worker: _Worker, max_tokens: float) -> None:
         """Forget a worker's oldest beliefs that were not used since they were last passed over, down to a bound."""
-        log, held = worker.log, worker.held
+        log, held, used = worker.log, worker.held, worker.used
         max_log = self._log_budget // len(self._by_held)
-        while worker.head < len(log) and (worker.num_tokens > max_tokens or worker.log_length > max_log):
-            piece = log[worker.head]
-            worker.head += 1
-            bucket = self._buckets[piece % self._num_buckets]
+        buckets, num_buckets = self._buckets, self._num_buckets
+        head, end = worker.head, len(log)
+        while head < end and (worker.num_tokens > max_tokens or end - head > max_log):
+            piece = log[head]
+            head += 1
+            bucket = buckets[piece % num_buckets]
             value = bucket.get(piece, 0)
-            if value & held and value & worker.used:
-                bucket[piece] = value ^ worker.used
+            if not value & held:
+                continue
+            if value & used:
+                bucket[piece] = value ^ used
                 log.append(piece)
-            elif value & held:
+                end += 1
+            else:
                 self._drop_bit(worker, bucket, piece, value)
+        worker.head = head
         if worker.head > len(log) // 2:
             del log[: worker.head]
             worker.head = 0

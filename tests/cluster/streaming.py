@@ -17,7 +17,7 @@ from cluster.reply import Reply
 from cluster.session_client import WorkerSession
 from cluster.session_server import SessionServer
 from core.engine import Engine, HttpCall, ReplySink
-from core.types import Fingerprint, Handover, Leg, Role, WorkerHello, WorkerRecord, WorkerState
+from core.types import Fingerprint, Handover, Leg, LegOrder, Role, WorkerHello, WorkerRecord, WorkerState
 from core.worker_spec import EngineSpec, WorkerSpec
 from engine.simulated import SimulatedEngine
 
@@ -54,7 +54,7 @@ class BaseWorker:
         self.callbacks: list[Callable[[], None]] = []
         self.current_state = WorkerState()
 
-    async def run(self, leg: Leg, call: HttpCall, handover: Handover | None, sink: ReplySink) -> None:
+    async def run(self, leg: Leg, call: HttpCall, handover: Handover | None, order: LegOrder, sink: ReplySink) -> None:
         self.running += 1
         self.idle.clear()
         self.busy.set()

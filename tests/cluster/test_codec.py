@@ -10,7 +10,7 @@ from cluster import codec
 from cluster.pb import worker_pb2 as pb
 from core.engine import HttpCall
 from core.errors import BatonError, WorkerError, error_classes
-from core.types import Fingerprint, Handover, Leg, Membership, Role, WorkerHello, WorkerRecord, WorkerState
+from core.types import Fingerprint, Handover, Leg, LegOrder, Membership, Role, WorkerHello, WorkerRecord, WorkerState
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 u32 = st.integers(0, 2**32 - 1)
@@ -19,7 +19,7 @@ seconds = st.floats(allow_nan=False)
 headers = st.lists(st.tuples(text, text), max_size=4).map(tuple)
 calls = st.builds(HttpCall, text, text, text, headers, st.binary(max_size=50))
 handovers = st.none() | st.builds(Handover, text, text, seconds)
-submissions = st.builds(codec.Submission, u64, st.sampled_from(Leg), calls, handovers)
+submissions = st.builds(codec.Submission, u64, st.sampled_from(Leg), calls, handovers, seconds, u32)
 fingerprints = st.builds(Fingerprint, text, text, text, text, text, u32, text, u32, u32, text)
 hellos = st.builds(WorkerHello, text, st.sampled_from(Role), u64, text, u32, text, u32, fingerprints)
 states = st.builds(WorkerState, u32, u32, u32, u32, seconds, st.booleans())
@@ -30,7 +30,9 @@ memberships = st.builds(Membership, u64, st.lists(records, max_size=4).map(tuple
 @given(submissions)
 def test_submission_survives_the_wire(value: codec.Submission) -> None:
     wire = codec.submit_command(value).SerializeToString()
-    assert codec.submission_from_pb(pb.Command.FromString(wire).submit) == value
+    decoded = codec.submission_from_pb(pb.Command.FromString(wire).submit)
+    assert decoded == value
+    assert decoded.order == LegOrder(value.slack_s, value.prompt_tokens)
 
 
 @given(hellos)

@@ -11,7 +11,7 @@ import pytest
 from cluster.worker import RoleWorker
 from core.engine import EngineDescription, HttpCall, ReplySink
 from core.errors import InvalidRequest, WorkerDraining
-from core.types import Fingerprint, Handover, Leg, LegFacts, Role, WorkerHello, WorkerState
+from core.types import Fingerprint, Handover, Leg, LegFacts, LegOrder, Role, WorkerHello, WorkerState
 from core.worker_spec import EngineSpec, WorkerSpec
 
 HANDOVER = Handover("t-1", "10.0.0.2:7000", 10.0)
@@ -75,7 +75,7 @@ async def engine() -> EchoEngine:
 
 async def answer(worker: RoleWorker, leg: Leg, handover: Handover | None) -> object:
     sink = Body()
-    await worker.run(leg, CALL, handover, sink)
+    await worker.run(leg, CALL, handover, LegOrder(), sink)
     return json.loads(sink.data).get("kv_transfer_params")
 
 
@@ -95,7 +95,7 @@ async def test_each_leg_gets_its_own_transfer_params(engine: EchoEngine) -> None
 @pytest.mark.parametrize("leg", [Leg.PREFILL, Leg.DECODE])
 async def test_a_leg_without_a_hand_over_is_refused(engine: EchoEngine, leg: Leg) -> None:
     with pytest.raises(InvalidRequest):
-        await RoleWorker(SPEC, engine).run(leg, CALL, None, Body())
+        await RoleWorker(SPEC, engine).run(leg, CALL, None, LegOrder(), Body())
 
 
 async def test_the_hello_joins_spec_and_engine(engine: EchoEngine) -> None:
@@ -113,14 +113,14 @@ async def test_a_drain_is_told_once_and_ends_when_idle(engine: EchoEngine) -> No
     states: list[WorkerState] = []
     worker.on_step(lambda: states.append(worker.state()))
     engine.go_on.clear()
-    running = asyncio.create_task(worker.run(Leg.DECODE, CALL, HANDOVER, Body()))
+    running = asyncio.create_task(worker.run(Leg.DECODE, CALL, HANDOVER, LegOrder(), Body()))
     await asyncio.sleep(0)
     worker.drain()
     worker.drain()
     assert states == [WorkerState(num_running=3, draining=True)]
     for leg, handover in ((Leg.WHOLE, None), (Leg.PREFILL, HANDOVER), (Leg.DECODE, HANDOVER)):
         with pytest.raises(WorkerDraining):
-            await worker.run(leg, CALL, handover, Body())
+            await worker.run(leg, CALL, handover, LegOrder(), Body())
     idle = asyncio.create_task(worker.idle())
     await asyncio.sleep(0)
     assert not idle.done()
@@ -133,5 +133,19 @@ async def test_a_drain_is_told_once_and_ends_when_idle(engine: EchoEngine) -> No
 async def test_steps_of_the_engine_are_steps_of_the_worker(engine: EchoEngine) -> None:
     told: list[int] = []
     RoleWorker(SPEC, engine).on_step(lambda: told.append(1))
-    engine.callbacks[0]()
+    for callback in engine.callbacks:
+        callback()
     assert told == [1]
+
+
+async def test_prompts_that_wait_for_their_turn_are_told_of(engine: EchoEngine) -> None:
+    worker = RoleWorker(SPEC, engine)
+    engine.go_on.clear()
+    order = LegOrder(1.0, 100_000)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(3):
+            group.create_task(worker.run(Leg.PREFILL, CALL, HANDOVER, order, Body()))
+        await asyncio.sleep(0)
+        assert worker.state() == WorkerState(num_running=3, num_waiting=2)
+        engine.go_on.set()
+    assert worker.state() == WorkerState(num_running=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from core.engine import EngineDescription, HttpCall, ReplySink
 from core.types import Fingerprint, Handover, LegFacts, WorkerState
@@ -17,6 +18,8 @@ class HoldingEngine:
     def __init__(self) -> None:
         self.calls: list[HttpCall] = []
         self.go_on = asyncio.Event()
+        self.callbacks: list[Callable[[], None]] = []
+        self.current_state = WorkerState()
         self.description = EngineDescription("m", 10, 10, "", Fingerprint("", "", "", "", "", 0, "", 1, 1, ""))
 
     async def serve(self, call: HttpCall, sink: ReplySink) -> None:
@@ -28,10 +31,16 @@ class HoldingEngine:
         raise AssertionError("no role calls this")
 
     def state(self) -> WorkerState:
-        return WorkerState()
+        return self.current_state
 
-    def on_step(self, callback: object) -> None:
-        raise AssertionError("no role calls this")
+    def on_step(self, callback: Callable[[], None]) -> None:
+        self.callbacks.append(callback)
+
+    def end_step(self, step_prompt_tokens: int) -> None:
+        """Do what an engine does at the end of a step."""
+        self.current_state = WorkerState(step_prompt_tokens=step_prompt_tokens)
+        for callback in self.callbacks:
+            callback()
 
     async def failed(self) -> str:
         raise AssertionError("no role calls this")
