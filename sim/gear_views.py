@@ -10,11 +10,24 @@ from typing import Final
 
 import numpy as np
 
-from core.types import ClusterView, Fingerprint, HeldWork, Role, WorkerHello, WorkerRecord, WorkerState, WorkerView
+from core.policy.context import PolicyContext
+from core.policy.correction import SpeedCorrection
+from core.types import (
+    ClusterView,
+    Fingerprint,
+    HeldWork,
+    Role,
+    WorkerHello,
+    WorkerRecord,
+    WorkerSpeed,
+    WorkerState,
+    WorkerView,
+)
 from sim.cluster import ClusterSpec
 from sim.kernel.state import NOBODY, State
 
 _MAX_MODEL_LEN: Final = 1 << 30  # tokens; the kernel refuses by KV blocks
+_AS_PREDICTED: Final = WorkerSpeed()
 _ROUNDING_S: Final = 1e-9  # times that differ by less are one
 
 _Frame = tuple[int, int, int, float, int, int]  # running, waiting, KV blocks, step_s, its prompt tokens and sequences
@@ -25,8 +38,8 @@ _Own = tuple[int, int, int, float, int, float | None, float | None]
 class Views:
     """Makes views of the kernel's workers; a worker's view is made anew only when something of it has changed."""
 
-    def __init__(self, cluster: ClusterSpec, state: State) -> None:
-        """Take the state whose arrays the kernel will write on."""
+    def __init__(self, cluster: ClusterSpec, state: State, predicted_by: PolicyContext | None) -> None:
+        """Take the state whose arrays the kernel will write on, and the costs that frames correct, if any."""
         rows = np.asarray(state.workers)[: cluster.num_workers]
         self._said = rows[["running", "waiting", "blocks", "step_s", "step_prompt_tokens", "step_seqs"]]
         self._counted = rows[["legs", "owed_requests", "owed_tokens", "owed_pairs", "load_context"]]
@@ -35,6 +48,12 @@ class Views:
         self._number = {record.worker_id: i for i, (record, _) in enumerate(self._fixed)}
         # Ids have equally many digits: by id, decode workers come first.
         self._order = sorted(range(len(self._fixed)), key=lambda i: self._fixed[i][0].worker_id)
+        pools = predicted_by.pools if predicted_by else {}
+        costs = [facts.cost if (facts := pools.get(record.role)) else None for record, _ in self._fixed]
+        self._corrections = [
+            SpeedCorrection(cost, record.role) if cost else None
+            for cost, (record, _) in zip(costs, self._fixed, strict=True)
+        ]
         self._delay_s = cluster.routing.state_delay_s
         self._looks: deque[tuple[float, list[_Frame]]] = deque()  # with their times, for views to come
         self._seen: list[tuple[_Frame, _Own] | None] = [None] * len(self._fixed)  # what the views were made of
@@ -52,9 +71,10 @@ class Views:
         """Show the living workers as the router knows them at `now_s`."""
         own = self._own_counts()
         for i, seen in enumerate(zip(self._known(now_s), own, strict=True)):
-            if seen != self._seen[i]:
+            before = self._seen[i]
+            if seen != before:
                 self._seen[i] = seen
-                self._views[i] = self._made(i, *seen)
+                self._views[i] = self._made(i, *seen, is_new_frame=before is None or seen[0] != before[0])
         alive = self._alive.tolist()
         return ClusterView(tuple([self._views[i] for i in self._order if alive[i]]), held, promised)
 
@@ -99,12 +119,17 @@ class Views:
             self._done_prompts[i] = done
         return [(*counts, *times) for counts, *times in zip(counted, since_s, self._tightest_s, strict=True)]
 
-    def _made(self, worker: int, frame: _Frame, own: _Own) -> WorkerView:
+    def _made(self, worker: int, frame: _Frame, own: _Own, *, is_new_frame: bool) -> WorkerView:
         running, waiting, blocks, step_s, step_prompt_tokens, step_seqs = frame
         legs, prompts, tokens, pairs, context, since_s, tightest_s = own
         record, hello = self._fixed[worker]
         state = WorkerState(running, waiting, blocks, hello.num_kv_blocks, step_s, False, step_prompt_tokens, step_seqs)
-        return WorkerView(record, hello, state, legs, tokens, prompts, pairs, context, since_s, tightest_s)
+        speed, correction = _AS_PREDICTED, self._corrections[worker]
+        if correction is not None:
+            if is_new_frame:
+                correction.observe_step(state, hello.fingerprint.block_size)
+            speed = correction.speed
+        return WorkerView(record, hello, state, legs, tokens, prompts, pairs, context, since_s, tightest_s, speed)
 
 
 def _identities(cluster: ClusterSpec, state: State) -> list[tuple[WorkerRecord, WorkerHello]]:

@@ -51,6 +51,7 @@ def simulate_with_policy(
     *,
     seed: int = 0,
     refused: Refused = Refused.GIVE_UP,
+    predicted_by: PolicyContext | None = None,
 ) -> Outcome:
     """Run the workload through the cluster with every arrival placed by `policy`.
 
@@ -58,9 +59,10 @@ def simulate_with_policy(
     keeps the rest. What the policy holds is decided again when a worker has more room, or in the end when the policy
     said; what it rejects is refused for good, unless `refused` says that clients come back: once, when they were told
     to (`Rejection.earliest_s`), as a new request whose `Outcome.arrived_s` and all that counts from there is that of
-    the return. Equal arguments give equal outcomes.
+    the return. With `predicted_by`, the context of a policy whose costs are not the cluster's, the router corrects
+    them by the steps it sees. Equal arguments give equal outcomes.
     """
-    gear = _Gear(cluster, workload, targets, policy, seed=seed, refused=refused)
+    gear = _Gear(cluster, workload, targets, policy, seed=seed, refused=refused, predicted_by=predicted_by)
     gear.run()
     return gear.outcome()
 
@@ -142,10 +144,11 @@ class _Gear:
         *,
         seed: int,
         refused: Refused,
+        predicted_by: PolicyContext | None,
     ) -> None:
         self._cluster, self._policy, self._refused = cluster, policy, refused
         self._state = start(cluster, workload, targets, seed=seed)
-        self._views = Views(cluster, self._state)
+        self._views = Views(cluster, self._state, predicted_by)
         self._beliefs = PrefixBeliefs(workload, self._views.hellos) if cluster.prefix_cache else None
         self._queue: SlackQueue[int] = SlackQueue(QueueRules())
         self._waiting: dict[int, Waiting[int]] = {}  # all and only the items of the queue, by request
