@@ -188,7 +188,6 @@ async def test_bodies_that_never_end_hold_their_place_only_for_the_time_of_a_req
     await site.stop()
 
 
-@pytest.mark.xfail(strict=True, reason="a request counts from its head on, so that half bodies shut others out")
 async def test_bodies_that_never_end_take_no_place_from_others() -> None:
     site = Site()
     await site.start_router(max_concurrent_requests=20)

@@ -20,7 +20,7 @@ import router
 from cluster.membership import MembershipServer
 from core.router_spec import RouterSpec
 from core.types import Membership
-from tests.support.router_site import Site
+from tests.support.router_site import TOKEN, Site
 
 ROOT = Path(router.__file__).parents[1]
 WAIT_S = 30.0
@@ -74,11 +74,11 @@ class RouterProcess:
 @asynccontextmanager
 async def router_process(site: Site, folder: Path, **settings: Any) -> AsyncIterator[RouterProcess]:
     """Start one, wait until it serves, and stop it at the end."""
-    membership = MembershipServer(host="127.0.0.1", token="")
+    membership = MembershipServer(host="127.0.0.1", token=TOKEN)
     address = f"127.0.0.1:{await membership.start()}"
     membership.publish(Membership(1, tuple(w.record for w in site.workers.values())))
     read_fd, write_fd = os.pipe()
-    spec = RouterSpec("127.0.0.1", address, str(folder), events_fd=write_fd, **settings)
+    spec = RouterSpec("127.0.0.1", address, str(folder), events_fd=write_fd, token=TOKEN, **settings)
     (folder / "spec.json").write_text(spec.to_json())
     process = _spawn(folder / "spec.json", write_fd)
     try:

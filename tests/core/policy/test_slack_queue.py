@@ -133,7 +133,7 @@ def test_no_lane_gets_far_ahead_while_both_wait(items: list[tuple[float, int]], 
     waiting = {is_long: sum((tokens >= 100) is is_long for _, tokens in items) for is_long in (False, True)}
     lead = 0
     while waiting[False] and waiting[True]:
-        (item,) = queue.take(0, now_s)
+        (item,) = queue.take(-1, now_s)
         is_long = item.prompt_tokens >= 100
         waiting[is_long] -= 1
         lead += -item.prompt_tokens if is_long else item.prompt_tokens
