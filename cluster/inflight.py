@@ -5,7 +5,8 @@ Owns the sums. Must not know calls, frames or sockets.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 from core.latency.step import attention_pairs
 from core.types import Leg
@@ -20,6 +21,7 @@ class InflightWork:
     prompt_pairs: float = 0.0  # attention pairs, see core.latency.step
     context_tokens: int = 0  # prompts of the legs that make output here
     prompting_since_s: float | None = None  # when the oldest prompt owed came to its turn; None: none is owed
+    tpot_targets_s: Counter[float] = field(default_factory=Counter)  # of the legs that make output here, if promised
 
     def add(self, leg: Leg, prompt_tokens: int, now_s: float) -> None:
         """Count a leg that was submitted."""
@@ -39,3 +41,18 @@ class InflightWork:
         self.prompt_tokens -= prompt_tokens
         self.prompt_pairs -= attention_pairs(prompt_tokens)
         self.prompting_since_s = now_s if self.prompts else None
+
+    @property
+    def tightest_tpot_s(self) -> float | None:
+        """Tell the least TPOT target of the legs that make output here; None when none has one."""
+        return min(self.tpot_targets_s, default=None)
+
+    def promise(self, tpot_s: float) -> None:
+        """Note the TPOT target of a leg that makes output here; best effort has none to be kept."""
+        self.tpot_targets_s[tpot_s] += 1
+
+    def promise_over(self, tpot_s: float) -> None:
+        """Take away a target that `promise` noted, for its leg has ended."""
+        self.tpot_targets_s[tpot_s] -= 1
+        if not self.tpot_targets_s[tpot_s]:
+            del self.tpot_targets_s[tpot_s]

@@ -90,6 +90,13 @@ class EventLog:
             self._add(event)
         self._add(Decided(now_s, request, tuple(sorted(excluded)), decision))
 
+    def reopened(self, context: PolicyContext) -> None:
+        """Note that the policy was made anew with `context`; what is known of the cluster is told again."""
+        self._opened = LogOpened(self._opened.policy, context)
+        self._deltas.forget()
+        if not self._broken:
+            self._add(self._opened)
+
     async def keep_writing(self) -> None:
         """Write what has been noted, every WRITE_INTERVAL_S."""
         while True:

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from core.policy.context import PolicyContext
 from core.policy.options import Option
 from core.policy.prediction import PoolForecast
-from core.policy.promise import Promise, Promises
+from core.policy.promise import LATE_S, Promise, Promises
 from core.policy.roster import Roster
 from core.types import ClusterView, Decision, HeldWork, Hold, Rejection, RequestShape, Role, Route
 
@@ -52,9 +52,16 @@ class Admission:
             for role, pool in pools.items()
         }
 
-    def ahead_s(self, held: HeldWork, promise: Promise, roster: Roster) -> float:
-        """Predict what the requests held with a lesser key take of each worker's time."""
-        return held.tokens_before[bisect_left(held.keys_s, promise.key_s)] * self._per_token_s(roster)
+    def ahead_s(self, held: HeldWork, promise: Promise, roster: Roster) -> tuple[float, float]:
+        """Predict what held requests take of each worker's time: those with a lesser key, and those that share a step.
+
+        A prompt that waits for its step ends with all that join it meanwhile, up to what a worker is given at once.
+        """
+        ahead = held.tokens_before[bisect_left(held.keys_s, promise.key_s)]
+        token_s = self._per_token_s(roster)
+        behind = held.tokens_before[bisect_left(held.keys_s, promise.key_s + LATE_S)] - ahead  # of its own tier
+        behind_s = behind * token_s
+        return ahead * token_s, min(behind_s, self._depth_s[Role.PREFILL if roster.num_senders else Role.DECODE])
 
     def judge(self, case: Case, option: Option) -> Decision:
         """Decide on the best option of a request."""

@@ -72,7 +72,8 @@ class Asked(NamedTuple):
     tokens: int
     cached: tuple[tuple[str, int], ...]
     promise: Promise
-    ahead_s: float  # that the requests held before it will take of each worker's time
+    ahead_s: float = 0.0  # that the requests held before it will take of each worker's time
+    beside_s: float = 0.0  # and those that join its step, if it waits for one
 
 
 class Options:
@@ -164,7 +165,7 @@ class Options:
         view, decode_view, batch = senders.views[sender], receivers.views[receiver], receivers.batches[receiver]
         prefill, decode = senders.ids[sender], receivers.ids[receiver]
         on_prefill, on_decode = _cached_on(asked, prefill, decode)
-        queue_s = wait_s + asked.ahead_s
+        queue_s = wait_s + asked.ahead_s + asked.beside_s if wait_s else asked.ahead_s
         prefill_s = self._sending.prompt_s(tokens, on_prefill) * senders.factors[sender]
         sent_s = transfer_s(self._context.link, max(0, tokens - on_decode), prefill_s)
         receiving = self._receiving

@@ -100,8 +100,10 @@ class _Brain:
         if roster.num_senders and not self._context.first_token_from_prefill:
             own_s += self._context.handover_overhead_s
         promise = self._promises.of(request, own_s, now_s)
-        ahead_s = self._admission.ahead_s(cluster.held, promise, roster) if cluster.held.keys_s else 0.0
-        return Asked(request.prompt_tokens, request.cached, promise, ahead_s)
+        if not cluster.held.keys_s:
+            return Asked(request.prompt_tokens, request.cached, promise)
+        held_s = self._admission.ahead_s(cluster.held, promise, roster)
+        return Asked(request.prompt_tokens, request.cached, promise, *held_s)
 
     def _best(self, request: RequestShape, asked: Asked, roster: Roster, now_s: float) -> Option:
         """Find the best option; there is at least one worker."""

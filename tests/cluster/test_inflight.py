@@ -36,3 +36,17 @@ def test_sums_end_at_exactly_zero(tokens: list[int], data: st.DataObject) -> Non
     for n in data.draw(st.permutations(tokens)):
         work.prompt_done(n, 1.0)
     assert work == InflightWork()
+
+
+@given(targets=st.lists(st.sampled_from((0.02, 0.05, 0.2)), max_size=20), data=st.data())
+def test_the_tightest_target_is_of_those_that_run(targets: list[float], data: st.DataObject) -> None:
+    work = InflightWork()
+    for tpot_s in targets:
+        work.promise(tpot_s)
+    running = list(targets)
+    for tpot_s in data.draw(st.permutations(targets)):
+        assert work.tightest_tpot_s == min(running)
+        work.promise_over(tpot_s)
+        running.remove(tpot_s)
+    assert work.tightest_tpot_s is None
+    assert work == InflightWork()

@@ -18,6 +18,7 @@ from core.types import ClusterView, RequestShape, Role
 from router import event_log
 from router.event_log import EventLog
 from sim.replay import Replay, replay
+from tests.support.contexts import context
 from tests.support.views import worker
 
 POLICY = "least-predicted-work"
@@ -51,6 +52,20 @@ async def test_what_is_written_is_decided_again(tmp_path: Path) -> None:
     writer.decide(100)
     await writer.log.close()
     assert replay(tmp_path / "events.jsonl") == Replay(100, 0, (), skipped=0, missing=0)
+
+
+async def test_a_policy_that_is_made_anew_is_made_anew_in_the_replay(tmp_path: Path) -> None:
+    path, at_s = tmp_path / "events.jsonl", 0.0
+    log = EventLog(path, policy="slo-aware", context=PolicyContext())
+    for sequence, known in enumerate((PolicyContext(), context(), context(mean_output_tokens=300.0))):
+        if sequence:
+            log.reopened(known)
+        shape = RequestShape(f"r{sequence}", 700, None, "interactive", sequence=sequence)
+        decision = policy_named("slo-aware", known).decide(shape, view(1), at_s)
+        log.decided(shape, (), view(1), at_s, decision)
+    await log.close()
+    found = replay(path)
+    assert found == Replay(decisions=3, num_differing=0, differing=(), skipped=0, missing=0)
 
 
 async def test_a_router_that_starts_again_keeps_the_file_before(tmp_path: Path) -> None:

@@ -95,11 +95,17 @@ def test_a_prompt_that_alone_takes_too_long_has_no_time() -> None:
 
 def test_held_work_with_lesser_keys_is_waited_for() -> None:
     ahead = HeldWork((0.1, TIER_S + 0.2, TIER_S + 9.0), (0, 1000, 2000, 9000))
-    held = decide(owing(1500), owing(1500, "p1"), worker("d0", D), held=ahead)
+    held = decide(owing(1500), owing(1500, "p1"), worker("d0", D), tokens=500, held=ahead)
     assert isinstance(held, Hold)
     assert held.forecast is not None
     # 2000 tokens over two workers whose full batches take 0.1 ms for a token, and 10 ms for 4096 tokens.
-    assert held.forecast.queue_s == pytest.approx(0.160 + 1000 * (0.0001 + 0.010 / 4096), rel=1e-6)
+    ahead_s = 1000 * (0.0001 + 0.010 / 4096)
+    # And what is held behind it joins its step, up to what a worker is given: a quarter of 500 ms.
+    assert held.forecast.queue_s == pytest.approx(0.160 + ahead_s + 0.125, rel=1e-6)
+    first = decide(owing(1500), owing(1500, "p1"), worker("d0", D), held=HeldWork((0.1, 0.2), (0, 1000, 2000)))
+    assert isinstance(first, Hold)
+    assert first.forecast is not None
+    assert first.forecast.queue_s == pytest.approx(0.160 + ahead_s, rel=1e-6)
 
 
 def test_outputs_in_progress_keep_their_target() -> None:

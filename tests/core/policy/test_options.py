@@ -35,7 +35,7 @@ def pairs(
     promise = Promises(known).of(shape, 0.0, 0.0)
     options = Options(known, pools)
     roster = Roster(pools).of(ClusterView(members))
-    found = options.pairs(Asked(tokens, shape.cached, promise, 0.0), roster, 0.0, width=width)
+    found = options.pairs(Asked(tokens, shape.cached, promise), roster, 0.0, width=width)
     return sorted(found, key=lambda option: strain(option, promise))
 
 

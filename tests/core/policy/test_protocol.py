@@ -2,8 +2,8 @@
 
 - The order of the workers in the view does not matter.
 - Workers of unequal fingerprints are never paired, and each leg of a pair goes to a worker of its role.
-- There is always a decision: a route to workers that are there and not draining, or a rejection. Only when there are
-  none, or when the policy admits by prediction, is it a rejection.
+- There is always a decision: a route to workers that are there and not draining, a hold, or a rejection. Only when
+  there are none, or when the policy admits by prediction, is it a rejection; only where it may hold, a hold that ends.
 - A request that must run whole is never split.
 - Equal arguments give equal decisions.
 """
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from core.policy.context import PolicyContext
 from core.policy.protocol import Candidates
 from core.policy.registry import POLICIES, policy_named
-from core.types import ClusterView, Rejection, RequestShape, Role, WorkerView
+from core.types import ClusterView, Hold, Rejection, RequestShape, Role, WorkerView
 from tests.support.contexts import context
 from tests.support.views import worker
 
@@ -57,6 +57,9 @@ requests = st.builds(
     cached=st.dictionaries(st.integers(0, 20).map(lambda i: f"w{i}"), st.integers(1, 9000), max_size=4).map(
         lambda known: tuple(sorted(known.items()))
     ),
+    waited_s=st.sampled_from((0.0, 0.4, 9.0)),
+    over_share_s=st.sampled_from((0.0, 0.2)),
+    is_reserved=st.booleans(),
 )
 contexts = st.builds(
     context,
@@ -64,6 +67,7 @@ contexts = st.builds(
     overflow=st.booleans(),
     admit_by_ttft=st.booleans(),
     admit_by_tpot=st.booleans(),
+    may_hold=st.booleans(),
 )
 
 
@@ -85,6 +89,12 @@ def test_every_policy_keeps_the_rules(
     by_id = {w.record.worker_id: w for w in members if not w.state.draining}
     if isinstance(decision, Rejection):
         check_rejection(decision, is_empty=not by_id, may_refuse=name == "slo-aware")
+        return
+    if isinstance(decision, Hold):
+        assert name == "slo-aware"
+        assert known.may_hold
+        assert 0 < decision.until_s <= 1.0
+        assert decision.forecast is not None
         return
     may_shorten = known.whole_below_tokens or known.overflow
     chosen = by_id[decision.decode]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from core.policy.registry import policy_named
+from core.policy.slo_aware import UNKNOWN_COSTS, WHOLE, SLOAware
 from core.types import ClusterView, Decision, Rejection, RequestShape, Role, Route, WorkerView
 from tests.support.contexts import context
 from tests.support.views import worker
@@ -120,3 +122,42 @@ def test_class_without_a_target_is_always_admitted() -> None:
     request = RequestShape("r", 1000, 16, "interactive")
     decision = policy_named("slo-aware", known).decide(request, ClusterView((busy, worker("d0", D))), 0.0)
     assert way(decision) == ("d0", "p0", PAIR)
+
+
+def test_short_prompt_runs_whole_unasked_only_where_nothing_is_at_stake() -> None:
+    idle, crowded = worker("d0", D, num_running=2), worker("d0", D, num_running=30, kv_blocks_used=1000)
+    assert decide(worker("p0", P), idle, tokens=100) == ("d0", None, WHOLE)
+    assert decide(worker("p0", P), idle, tokens=400) == ("d0", "p0", PAIR)  # outputs would stand still for 50 ms
+    assert decide(worker("p0", P), crowded, tokens=100) == ("d0", "p0", PAIR)
+    tight = replace(idle, tightest_tpot_s=0.014)
+    assert decide(worker("p0", P), tight, tokens=100) == ("d0", "p0", PAIR)
+
+
+def test_options_are_those_that_were_open_best_first() -> None:
+    members = (
+        worker("p0", P, requests=1, tokens=500),
+        worker("p1", P),
+        worker("p2", P, model="b"),
+        worker("d0", D, num_running=3),
+        worker("d1", D),
+    )
+    policy = policy_named("slo-aware", context())
+    assert isinstance(policy, SLOAware)
+    request, view = RequestShape("r", 1000, 16, "interactive"), ClusterView(members)
+    options = policy.options(request, view, 0.0, limit=9)
+    assert options[0] == policy.decide(request, view, 0.0)
+    assert sorted((o.decode, o.prefill or "") for o in options) == [
+        ("d0", ""), ("d0", "p0"), ("d0", "p1"), ("d1", ""), ("d1", "p0"), ("d1", "p1"),
+    ]  # fmt: skip
+    assert policy.options(request, view, 0.0, limit=2) == options[:2]
+    assert policy.options(request, ClusterView(), 0.0, limit=2) == ()
+    alone = policy.options(replace(request, whole_only="n>1"), view, 0.0, limit=9)
+    assert {o.prefill for o in alone} == {None}
+
+
+def test_options_of_a_policy_that_knows_no_costs_are_what_it_decides() -> None:
+    policy = policy_named("slo-aware")
+    assert isinstance(policy, SLOAware)
+    view = ClusterView((worker("p0", P), worker("d0", D)))
+    (only,) = policy.options(RequestShape("r", 10, 1, "x"), view, 0.0, limit=3)
+    assert (only.decode, only.prefill, only.reason, only.forecast) == ("d0", "p0", UNKNOWN_COSTS, None)
