@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 
 _WIDTH, _HEIGHT = 230, 150  # of the axes of a panel
 _LEFT, _TOP, _RIGHT, _BOTTOM = 34, 26, 12, 34  # about them
-_LEGEND: Final = 24
+_NAME_WIDTH, _NAME_HEIGHT = 150, 18  # of one name in the legend
 _OURS: Final = "#0b57d0"
 _OTHERS: Final = ("#b3261e", "#a46a00", "#3a7d34", "#7a4fb5", "#00828a", "#8a8a8a")
 _DASHES: Final = ("", "6 3", "2 2", "8 2 2 2", "4 4", "1 3")
@@ -46,15 +46,18 @@ def plotted(panels: Sequence[Panel], *, columns: int) -> str:
     step_x, step_y = _LEFT + _WIDTH + _RIGHT, _TOP + _HEIGHT + _BOTTOM
     columns = min(columns, max(1, len(panels)))
     rows = -(-len(panels) // columns)
-    width, height = columns * step_x, _LEGEND + rows * step_y
+    width = columns * step_x
+    names_per_row = max(1, (width - _LEFT) // _NAME_WIDTH)
+    legend = 6 + _NAME_HEIGHT * -(-len(looks) // names_per_row)
+    height = legend + rows * step_y
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
         'font-size="10" fill="#222">',
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
-        *_legend(looks, width),
+        *_legend(looks, names_per_row),
     ]
     for number, panel in enumerate(panels):
-        x, y = number % columns * step_x + _LEFT, _LEGEND + number // columns * step_y + _TOP
+        x, y = number % columns * step_x + _LEFT, legend + number // columns * step_y + _TOP
         lines += [f'<g transform="translate({x} {y})">', *_panel(panel, looks), "</g>"]
     return "\n".join([*lines, "</svg>", ""])
 
@@ -66,12 +69,11 @@ def _look(number: int) -> str:
     )
 
 
-def _legend(looks: dict[str, str], width: int) -> Iterator[str]:
-    each = min(150, (width - _LEFT) // max(1, len(looks)))
+def _legend(looks: dict[str, str], per_row: int) -> Iterator[str]:
     for number, (name, look) in enumerate(looks.items()):
-        x = _LEFT + number * each
-        yield f'<path d="M{x} 14h22" fill="none" {look}/>'
-        yield f'<text x="{x + 27}" y="17">{escape(name)}</text>'
+        x, y = _LEFT + number % per_row * _NAME_WIDTH, 14 + number // per_row * _NAME_HEIGHT
+        yield f'<path d="M{x} {y}h22" fill="none" {look}/>'
+        yield f'<text x="{x + 27}" y="{y + 3}">{escape(name)}</text>'
 
 
 def _panel(panel: Panel, looks: dict[str, str]) -> Iterator[str]:
