@@ -76,6 +76,7 @@ class Calibration:
     def __init__(self, classes: Iterable[str]) -> None:
         """Begin without evidence: factors are 1 and predictions are trusted."""
         self._classes = {name: (_Residuals(), _Residuals()) for name in classes}
+        self._told = dict.fromkeys(self._classes, AS_PREDICTED)
         self._kept: dict[str, deque[bool]] = {name: deque(maxlen=WINDOW) for name in self._classes}
 
     def observe(
@@ -112,7 +113,10 @@ class Calibration:
     def spread_factor(self, slo_class: str) -> Widening:
         """What the spreads of the class's next predictions are to be multiplied by; at least 1."""
         ttft, tpot = self._classes[slo_class]
-        return Widening(ttft.factor, tpot.factor)
+        told = self._told[slo_class]
+        if told.ttft != ttft.factor or told.tpot != tpot.factor:
+            told = self._told[slo_class] = Widening(ttft.factor, tpot.factor)
+        return told
 
     def trusted(self, slo_class: str) -> bool:
         """Whether requests of the class may be refused because of predictions."""
