@@ -126,16 +126,18 @@ class _Client:
     def __init__(self, session: aiohttp.ClientSession, url: str, prompts: Prompts) -> None:
         self._session, self._url, self._prompts = session, url, prompts
 
-    async def ask(self, prompt_tokens: int, output_tokens: int) -> Timing:
+    async def ask(self, prompt_tokens: int, output_tokens: int, reservation: str = "") -> Timing:
         prompt = self._prompts.make(prompt_tokens)
-        return await stream_completion(self._session, self._url, prompt, model="m", max_tokens=output_tokens)
+        return await stream_completion(
+            self._session, self._url, prompt, model="m", max_tokens=output_tokens, reservation=reservation
+        )
 
     async def see_through(self, outcome: Outcome) -> None:
         request = outcome.request
         outcome.first = await self.ask(request.prompt_tokens, request.output_tokens)
         if outcome.first.earliest_ms is not None:
             await asyncio.sleep(outcome.first.earliest_ms / 1000)
-            outcome.again = await self.ask(request.prompt_tokens, request.output_tokens)
+            outcome.again = await self.ask(request.prompt_tokens, request.output_tokens, outcome.first.reservation)
 
 
 def report(points: Sequence[Point]) -> Iterator[str]:
