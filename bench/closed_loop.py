@@ -130,9 +130,11 @@ def _compiled(function: Callable[P, R]) -> Callable[P, R]:
 
 @_compiled
 def _line(at: Floats, value: Floats, x: float) -> float:
-    """Evaluate a Table: flat before the first knot, straight on after the last."""
+    """Evaluate a Table: flat before the first knot; after the last straight on, but never falling."""
     if x <= at[0]:
         return float(value[0])
+    if x > at[-1] and value[-1] < value[-2]:
+        return float(value[-1])
     i = 1
     while i < len(at) - 1 and at[i] <= x:
         i += 1

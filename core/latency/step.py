@@ -23,7 +23,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A piecewise linear function through its knots: flat before the first, straight on after the last."""
+    """A piecewise linear function through its knots: flat before the first, straight on after the last.
+
+    After the last it never falls: a rate that falls towards its limit would be negative further on.
+    """
 
     at: tuple[float, ...]  # strictly rising, at least one
     value: tuple[float, ...]  # one for each knot
@@ -41,7 +44,7 @@ class Table:
 
     @classmethod
     def line(cls, intercept: float, slope: float) -> Table:
-        """Make intercept + slope * x for x >= 0."""
+        """Make intercept + slope * x for x >= 0 and a slope that does not fall."""
         return cls((0.0, 1.0), (intercept, intercept + slope))
 
     def __call__(self, x: float) -> float:
@@ -49,6 +52,8 @@ class Table:
         at, value = self.at, self.value
         if x <= at[0] or len(at) == 1:
             return value[0]
+        if x > at[-1] and value[-1] < value[-2]:
+            return value[-1]
         i = min(bisect_right(at, x), len(at) - 1)
         share = (x - at[i - 1]) / (at[i] - at[i - 1])
         return value[i - 1] + share * (value[i] - value[i - 1])

@@ -6,6 +6,8 @@ more of anything never makes a step shorter when the tables rise.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +46,22 @@ def test_a_table_of_rising_values_rises(table: Table, x: float, y: float) -> Non
 def test_a_table_is_flat_before_and_straight_after_its_knots() -> None:
     table = Table((10.0, 20.0), (1.0, 3.0))
     assert (table(0), table(15), table(30)) == (1.0, 2.0, pytest.approx(5.0))
+
+
+@given(tables(), st.floats(0, 1e6), st.floats(0, 1e6))
+def test_a_table_never_falls_after_its_last_knot(table: Table, x: float, y: float) -> None:
+    falling = Table(table.at, table.value[::-1])
+    low, high = sorted((x, y))
+    assert falling(low) >= falling.value[-1]
+    if low >= table.at[-1]:
+        assert falling(high) >= falling(low)
+
+
+@given(st.integers(1, 500_000), st.integers(1, 500_000))
+def test_a_longer_prompt_never_takes_less_though_its_pairs_become_cheaper(one: int, other: int) -> None:
+    cost = replace(_COST, pair=Table((1.0, 8192.0, 16_384.0), (3e-11, 2e-11, 1.6e-11)))
+    shorter, longer = sorted((one + 16_384, other + 16_384))
+    assert 0 < cost.prefill_s(shorter) <= cost.prefill_s(longer)
 
 
 @pytest.mark.parametrize(("at", "value"), [((), ()), ((1.0,), (1.0, 2.0)), ((1.0, 1.0), (1.0, 2.0))])
