@@ -19,7 +19,7 @@ from core.policy.context import Tier
 from core.policy.protocol import Policy
 from core.policy.slack_queue import QueueRules, SlackQueue, Waiting
 from core.router_spec import RouterSpec
-from core.types import ClusterView, Decision, HeldWork, Hold, Rejection, Route
+from core.types import ClusterView, Decision, HeldWork, Hold, Membership, Rejection, Route
 from router.errors import refusal
 from router.event_log import EventLog
 from router.knowledge import Knowledge
@@ -72,6 +72,7 @@ class Placer:
         self._view = ClusterView()  # as decided on last, and what it was made of
         self._made_of: tuple[ClusterView, HeldWork, HeldWork] | None = None
         self._num_decisions = 0
+        self._membership: Membership | None = None  # that is followed
 
     @property
     def num_held(self) -> int:
@@ -108,7 +109,8 @@ class Placer:
         """Ask the policy, without the workers that must not get the request."""
         now_s = monotonic()
         excluded = self._excluded(life, view, now_s)
-        self._knowledge.follow(self._pool.membership)
+        if self._pool.membership is not self._membership:
+            self._follow(self._pool.membership)
         shape = self._knowledge.shape_of(life, now_s, sequence=self._num_decisions)
         self._num_decisions += 1
         decision = self._policy.decide(shape, view.without(excluded), now_s)
@@ -118,6 +120,12 @@ class Placer:
         if self._event_log is not None:
             self._event_log.decided(shape, excluded, view, now_s, decision)
         return decision
+
+    def _follow(self, membership: Membership | None) -> None:
+        """Forget what was known of workers that are announced no longer."""
+        self._membership = membership
+        self._knowledge.follow(membership)
+        self._breakers.keep_only({w.worker_id for w in membership.workers} if membership is not None else ())
 
     def _excluded(self, life: Life, view: ClusterView, now_s: float) -> Collection[str]:
         """Name the workers that must not get the request: it failed on them, or others fail on them one after another.
