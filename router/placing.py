@@ -125,7 +125,8 @@ class Placer:
         """Forget what was known of workers that are announced no longer."""
         self._membership = membership
         self._knowledge.follow(membership)
-        self._breakers.keep_only({w.worker_id for w in membership.workers} if membership is not None else ())
+        workers = () if membership is None else membership.workers
+        self._breakers.keep_only(frozenset(worker.worker_id for worker in workers))
 
     def _excluded(self, life: Life, view: ClusterView, now_s: float) -> Collection[str]:
         """Name the workers that must not get the request: it failed on them, or others fail on them one after another.
