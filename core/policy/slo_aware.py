@@ -7,7 +7,6 @@ Owns the order of the questions, and when a request runs whole. Must not know ho
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
 
 from core.policy.admission import Admission, Case
@@ -40,7 +39,7 @@ class SLOAware:
         if self._brain is not None:
             return self._brain.decide(request, cluster, now_s)
         decision = self._blind.decide(request, cluster, now_s)
-        return replace(decision, reason=UNKNOWN_COSTS) if isinstance(decision, Route) else decision
+        return decision._replace(reason=UNKNOWN_COSTS) if isinstance(decision, Route) else decision
 
     def options(self, request: RequestShape, cluster: ClusterView, now_s: float, *, limit: int) -> tuple[Route, ...]:
         """List the routes that were open to the request, best first; see PredictingPolicy."""
@@ -148,12 +147,11 @@ def _widened(decision: Decision, request: RequestShape) -> Decision:
     """Widen the intervals of a decision as those before it turned out too narrow."""
     if isinstance(decision, Rejection) or decision.forecast is None:
         return decision
-    forecast = replace(
-        decision.forecast,
+    forecast = decision.forecast._replace(
         ttft_spread=decision.forecast.ttft_spread * request.ttft_widening,
         tpot_spread=decision.forecast.tpot_spread * request.tpot_widening,
     )
-    return replace(decision, forecast=forecast)
+    return decision._replace(forecast=forecast)
 
 
 def _alone(request: RequestShape, roster: Roster) -> str | None:
