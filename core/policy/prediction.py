@@ -85,6 +85,9 @@ class PoolForecast:
         batches = range(self._max_batch + 1)
         self._fixed_s = [cost.decode_fixed(batch) if batch else 0.0 for batch in batches]
         self._s_per_token = [cost.decode_context(batch) if batch else 0.0 for batch in batches]
+        beside = cost.mixed_context or cost.decode_context
+        self._beside_s_per_token = [beside(batch) if batch else 0.0 for batch in batches]
+        self._dense_s: dict[int, float] = {}  # by tokens of a step, decoding ones among them; no more than one takes
         self._prompt_parts: dict[int, tuple[float, float]] = {}  # by the tokens of a step; no more than a step takes
         budget = max(1, pool.max_num_batched_tokens)
         self.batch_s = self.prompts_s(1, budget, attention_pairs(min(budget, UNSEEN_PROMPT_TOKENS)))
@@ -229,11 +232,26 @@ class PoolForecast:
         if not decoding and 0 < tokens <= self.pool.max_num_batched_tokens:
             fixed_s, pair_s = self._prompt_parts.get(tokens) or self._work_out(tokens)
             return fixed_s + (pair_s * pairs + self.cost.prefill_seq_s * prompts)
+        if 0 < tokens <= self.pool.max_num_batched_tokens - decoding:
+            return self._mixed_s(prompts, tokens, pairs, decoding, context)
         steps = max(1, math.ceil(tokens / max(1, self.pool.max_num_batched_tokens - decoding)))
         if steps == 1:
             return self.cost.seconds(Step(tokens, prompts, pairs, decoding, context))
         share = Step(round(tokens / steps), math.ceil(prompts / steps), pairs / steps, decoding, context)
         return steps * self.cost.seconds(share)
+
+    def _mixed_s(self, prompts: int, tokens: int, pairs: float, decoding: int, context: int) -> float:
+        """Time one step of prompts beside decoding sequences: StepCost.seconds, of tables looked up once."""
+        _, pair_s = self._prompt_parts.get(tokens) or self._work_out(tokens)
+        time_s = self._fixed_s[decoding] + self._beside_s_per_token[decoding] * context
+        time_s += self._dense(tokens + decoding) - self._dense(decoding)
+        return time_s + (pair_s * pairs + self.cost.prefill_seq_s * prompts)
+
+    def _dense(self, tokens: int) -> float:
+        time_s = self._dense_s.get(tokens)
+        if time_s is None:
+            time_s = self._dense_s[tokens] = self.cost.dense(tokens)
+        return time_s
 
     def _work_out(self, tokens: int) -> tuple[float, float]:
         """Reckon what a step of `tokens` takes without pairs, and for each pair."""
