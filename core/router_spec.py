@@ -128,6 +128,7 @@ def _policy_context(config: BatonConfig, classes: tuple[SLOTarget, ...]) -> Poli
         admit_by_ttft=config.router.admission,
         admit_by_tpot=config.router.admission,
         may_hold=config.router.max_held_requests > 0,
+        overflow=True,
     )
     if config.router.policy != "slo-aware":
         return context

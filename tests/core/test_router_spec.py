@@ -72,6 +72,7 @@ def test_configuration_is_carried_over() -> None:
             admit_by_ttft=False,
             admit_by_tpot=False,
             may_hold=False,
+            overflow=True,
         ),
         event_log="events.jsonl",
         token="t",
