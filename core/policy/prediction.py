@@ -153,6 +153,10 @@ class PoolForecast:
             step_s += (after - lower) * (upper_s - step_s)
         return Joined(step_s * batch.factor, step_s * batch.factor + batch.beside_s)
 
+    def alone_s(self, tokens: int) -> float:
+        """Time the decode steps of one sequence of `tokens` with no other beside it."""
+        return self._fixed_s[1] + self._s_per_token[1] * tokens / self.stages
+
     def blocks_s(self, batch: Batch, tokens: int) -> float:
         """Predict the wait until a batch and its KV blocks have room for a request of `tokens`.
 
