@@ -16,6 +16,7 @@ import aiohttp
 import orjson
 
 _EVENT_END = b"\n\n"
+RESERVATION = "x-baton-reservation"
 
 
 @dataclass(slots=True)
@@ -27,6 +28,7 @@ class Timing:
     error: str = ""
     is_refused: bool = False  # with 429
     earliest_ms: float | None = None  # that a refusal named: when an equal request would be admitted
+    reservation: str = ""  # and the token that comes with it
 
     @property
     def ttft_ms(self) -> float:
@@ -75,6 +77,7 @@ async def stream_completion(
     max_tokens: int,
     timeout_s: float = 120.0,
     leave_after: int | None = None,
+    reservation: str = "",
 ) -> Timing:
     """Send one greedy completion and gather its token times; `leave_after` tokens the client hangs up."""
     body = orjson.dumps(
@@ -88,7 +91,7 @@ async def stream_completion(
         }
     )
     timing = Timing(time.perf_counter())
-    headers = {"content-type": "application/json"}
+    headers = {"content-type": "application/json"} | ({RESERVATION: reservation} if reservation else {})
     try:
         async with (
             asyncio.timeout(timeout_s),
@@ -96,6 +99,7 @@ async def stream_completion(
         ):
             if response.status != 200:
                 _note_refusal(timing, response.status, await response.read())
+                timing.reservation = response.headers.get(RESERVATION, "")
                 return timing
             await _read_events(response, timing, leave_after)
     except (TimeoutError, aiohttp.ClientError) as exc:

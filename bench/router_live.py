@@ -30,7 +30,7 @@ from engine.demo_model.random_model import make_preset
 
 CHATS_PER_S, LONGS_PER_S = 3.0, 1.0
 CHAT, LONG = (64, 64), (1000, 16)  # tokens in, tokens out
-SLO_TTFT_MS, SLO_TPOT_MS = 1000.0, 40.0
+BASE_SLO: Final = (1000.0, 40.0)  # TTFT and TPOT, ms
 KV_MB: Final = 512
 PD, POOL = "1P1D", "2 x one pool"
 POLICIES: Final = ("slo-aware", "least-loaded", "round-robin")
@@ -63,6 +63,18 @@ class Request:
         return self.prompt_tokens == CHAT[0]
 
 
+@dataclass(frozen=True, slots=True)
+class SLO:
+    """The promise to every request."""
+
+    ttft_ms: float
+    tpot_ms: float
+
+    def kept_by(self, timing: Timing) -> bool:
+        """Say whether a request met both targets."""
+        return timing.within(self.ttft_ms, self.tpot_ms)
+
+
 @dataclass(slots=True)
 class Outcome:
     """What a client saw of its request, and of coming back if it was refused."""
@@ -70,11 +82,6 @@ class Outcome:
     request: Request
     first: Timing
     again: Timing | None = None
-
-    @property
-    def kept(self) -> bool:
-        """Say whether the first try met both targets."""
-        return self.first.within(SLO_TTFT_MS, SLO_TPOT_MS)
 
 
 @dataclass(slots=True)
@@ -98,7 +105,9 @@ def traffic(scale: float, seconds: float, seed: int) -> list[Request]:
     return sorted(chats + longs, key=lambda request: request.at_s)
 
 
-async def serve(running: Running, system: System, scales: Sequence[float], seconds: float, seed: int) -> list[Point]:
+async def serve(
+    running: Running, system: System, scales: Sequence[float], *, seconds: float, seed: int, slo: SLO
+) -> list[Point]:
     """Send the traffic of every scale to one system that is up."""
     points = []
     async with open_session() as session:
@@ -116,7 +125,7 @@ async def serve(running: Running, system: System, scales: Sequence[float], secon
 
             await open_loop([request.at_s for request in requests], send)
             points.append(point)
-            _say(f"{system.name} at x{scale:g}: {_attainment_text(point)}")
+            _say(f"{system.name} at x{scale:g}: {_attainment_text(point, slo)}")
     return points
 
 
@@ -126,24 +135,26 @@ class _Client:
     def __init__(self, session: aiohttp.ClientSession, url: str, prompts: Prompts) -> None:
         self._session, self._url, self._prompts = session, url, prompts
 
-    async def ask(self, prompt_tokens: int, output_tokens: int) -> Timing:
+    async def ask(self, prompt_tokens: int, output_tokens: int, reservation: str = "") -> Timing:
         prompt = self._prompts.make(prompt_tokens)
-        return await stream_completion(self._session, self._url, prompt, model="m", max_tokens=output_tokens)
+        return await stream_completion(
+            self._session, self._url, prompt, model="m", max_tokens=output_tokens, reservation=reservation
+        )
 
     async def see_through(self, outcome: Outcome) -> None:
         request = outcome.request
         outcome.first = await self.ask(request.prompt_tokens, request.output_tokens)
         if outcome.first.earliest_ms is not None:
             await asyncio.sleep(outcome.first.earliest_ms / 1000)
-            outcome.again = await self.ask(request.prompt_tokens, request.output_tokens)
+            outcome.again = await self.ask(request.prompt_tokens, request.output_tokens, outcome.first.reservation)
 
 
-def report(points: Sequence[Point]) -> Iterator[str]:
+def report(points: Sequence[Point], slo: SLO) -> Iterator[str]:
     """Yield the tables, systems in order of their first point."""
     yield f"Machine: {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}."
     yield (
         f"Base rates (x1): {CHATS_PER_S:g} chats/s ({CHAT[0]} in, {CHAT[1]} out), {LONGS_PER_S:g} long prompts/s "
-        f"({LONG[0]} in, {LONG[1]} out); SLO: TTFT {SLO_TTFT_MS:g} ms, TPOT {SLO_TPOT_MS:g} ms; times in ms; "
+        f"({LONG[0]} in, {LONG[1]} out); SLO: TTFT {slo.ttft_ms:g} ms, TPOT {slo.tpot_ms:g} ms; times in ms; "
         "ranges: 90 % intervals (Wilson)."
     )
     yield (
@@ -152,27 +163,27 @@ def report(points: Sequence[Point]) -> Iterator[str]:
     )
     yield "|---|---|---|---|---|---|---|---|---|---|"
     for point in points:
-        yield f"| {point.system.name} | x{point.scale:g} | " + " | ".join(_cells(point)) + " |"
+        yield f"| {point.system.name} | x{point.scale:g} | " + " | ".join(_cells(point, slo)) + " |"
 
 
-def _cells(point: Point) -> Iterator[str]:
+def _cells(point: Point, slo: SLO) -> Iterator[str]:
     outcomes = point.outcomes
     answered = [o for o in outcomes if not o.first.error and o.first.tokens_s]
     chats = [o.first for o in answered if o.request.is_chat]
     longs = [o.first for o in answered if not o.request.is_chat]
     back = [o.again for o in outcomes if o.again is not None]
-    yield _attainment_text(point)
-    yield f"{sum(o.kept for o in outcomes) / point.seconds:.2f}"
+    yield _attainment_text(point, slo)
+    yield f"{sum(slo.kept_by(o.first) for o in outcomes) / point.seconds:.2f}"
     yield str(sum(o.first.is_refused for o in outcomes))
     yield _quantiles([gap for timing in chats for gap in timing.itl_ms], 0.5, 0.99, 1.0)
     yield _quantiles([timing.ttft_ms for timing in chats], 0.5, 0.99)
     yield _quantiles([timing.ttft_ms for timing in longs], 0.5, 0.99)
     yield _quantiles([o.first.ttft_ms for o in answered], 1.0)
-    yield f"{sum(t.within(SLO_TTFT_MS, SLO_TPOT_MS) for t in back)} of {len(back)}" if back else "-"
+    yield f"{sum(map(slo.kept_by, back))} of {len(back)}" if back else "-"
 
 
-def _attainment_text(point: Point) -> str:
-    kept, count = sum(o.kept for o in point.outcomes), len(point.outcomes)
+def _attainment_text(point: Point, slo: SLO) -> str:
+    kept, count = sum(slo.kept_by(o.first) for o in point.outcomes), len(point.outcomes)
     low, high = wilson(kept, count)
     return f"{kept}/{count} = {kept / max(1, count):.0%} ({low:.0%}..{high:.0%})"
 
@@ -198,22 +209,22 @@ def systems(policies: Sequence[str], pools: Sequence[str], *, with_vllm: bool) -
     return [vllm, *found] if with_vllm else found
 
 
-def _up(system: System, model: Path, run_dir: Path) -> AbstractContextManager[Running]:
+def _up(system: System, model: Path, run_dir: Path, slo: SLO) -> AbstractContextManager[Running]:
     if system.policy is None:
         return stacks.one_pool(model, chunk_tokens=POOL_CHUNK, threads=2, kv_mb=KV_MB, run_dir=run_dir)
-    return _baton(system.pools, system.policy, model, run_dir)
+    return _baton(_config(system.pools, system.policy, model, slo), run_dir)
 
 
 @contextmanager
-def _baton(pools: str, policy: str, model: Path, run_dir: Path) -> Iterator[Running]:
+def _baton(config: Mapping[str, object], run_dir: Path) -> Iterator[Running]:
     run_dir.mkdir(parents=True, exist_ok=True)
     file = run_dir / "bench.yaml"
-    file.write_text(yaml.safe_dump(_config(pools, policy, model)))
+    file.write_text(yaml.safe_dump(config))
     with stacks.baton(file, run_dir=run_dir) as running:
         yield running
 
 
-def _config(pools: str, policy: str, model: Path) -> Mapping[str, object]:
+def _config(pools: str, policy: str, model: Path, slo: SLO) -> Mapping[str, object]:
     pool = {"replicas": 1, "cpus": 1, "max_num_seqs": 32, "kv_cache_mb": KV_MB}
     if pools == PD:
         sized = {
@@ -225,7 +236,7 @@ def _config(pools: str, policy: str, model: Path) -> Mapping[str, object]:
         sized = {"prefill": {**pool, "replicas": 0}, "decode": decode}
     return {
         "model": {"path": str(model), "name": "m", "max_model_len": 4096},
-        "slo": {"classes": {"chat": {"ttft_ms": SLO_TTFT_MS, "tpot_ms": SLO_TPOT_MS}}},
+        "slo": {"classes": {"chat": {"ttft_ms": slo.ttft_ms, "tpot_ms": slo.tpot_ms}}},
         "pools": sized,
         "router": {"policy": policy},
     }
@@ -241,16 +252,21 @@ def main() -> int:
     parser.add_argument("--vllm", action="store_true", help="measure vLLM's own server too")
     parser.add_argument("--passes", type=int, default=1, help="how often each system is measured")
     parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument(
+        "--slo-scale", type=float, default=1.0, help="multiple of 1000 ms and 40 ms, for a slow machine"
+    )
     options = parser.parse_args()
+    slo = SLO(*(options.slo_scale * target_ms for target_ms in BASE_SLO))
     points: list[Point] = []
     with tempfile.TemporaryDirectory(prefix="baton-bench-") as folder:
         model = make_preset(Path(folder) / "bench-76m", "bench-76m")
         for number in range(options.passes):
             for index, system in enumerate(systems(options.policies, options.pools, with_vllm=options.vllm)):
-                with _up(system, model, Path(folder) / f"{number}-{index}") as running:
+                with _up(system, model, Path(folder) / f"{number}-{index}", slo) as running:
                     seed = options.seed + 100 * number
-                    points += asyncio.run(serve(running, system, options.scales, options.seconds, seed))
-    sys.stdout.write("\n".join(report(_pooled(points))) + "\n")
+                    served = serve(running, system, options.scales, seconds=options.seconds, seed=seed, slo=slo)
+                    points += asyncio.run(served)
+    sys.stdout.write("\n".join(report(_pooled(points), slo)) + "\n")
     return 0
 
 

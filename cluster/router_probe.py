@@ -127,7 +127,7 @@ def _remedy(answer: str) -> str:
     """Say what to do about a refusal that no waiting ends."""
     if SLOInfeasible.name not in answer:
         return ""
-    return "; change slo.classes, or choose a router.policy that refuses nothing, as least-predicted-work"
+    return "; change slo.classes, or set router.admission to false, so that nothing is refused for its SLO"
 
 
 def _ask(url: str, method: str, path: str, body: bytes | None, timeout_s: float, *, key: str = "") -> tuple[int, bytes]:

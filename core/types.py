@@ -1,6 +1,7 @@
 """The nouns of Baton: workers, what they look like from outside, requests, routes and hand-overs.
 
-Owns values only. Must not know how any of them is carried (gRPC, HTTP) or made (Ray, vLLM).
+Owns values only. Must not know how any of them is carried (gRPC, HTTP) or made (Ray, vLLM). Those that are made for
+every request are tuples with names, which are made in less than half the time of a frozen dataclass.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 class Role(enum.StrEnum):
@@ -168,8 +170,7 @@ class ClusterView:
         return ClusterView(workers, self.held, self.promised)
 
 
-@dataclass(frozen=True, slots=True)
-class RequestShape:
+class RequestShape(NamedTuple):
     """What a policy may know of a request before it runs."""
 
     request_id: str
@@ -191,8 +192,7 @@ class RequestShape:
     attainment: float | None = None  # of its class, as measured; None: predictions of it are trusted
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(NamedTuple):
     """What is predicted of one route, from the decision on; the parts of the TTFT follow one another.
 
     A spread is the half width of the 90 % interval, as a share of the predicted value.
@@ -213,8 +213,7 @@ class Forecast:
         return self.queue_s + self.prefill_s + self.transfer_s + self.blocks_s + self.first_step_s
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """Where a request goes. `prefill` is None when `decode` serves the whole request alone."""
 
     decode: str
@@ -223,8 +222,7 @@ class Route:
     forecast: Forecast | None = None  # None: the policy does not predict
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(NamedTuple):
     """The request stays with the router, for no worker has room: ask again when one has, at the latest at `until_s`."""
 
     reason: str

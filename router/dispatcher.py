@@ -29,7 +29,6 @@ from router.life import Life
 from router.limits import Limits
 from router.observer import Observer
 from router.placing import Placer
-from router.record import RequestRecord
 from router.routes import Operation
 from router.slo_headers import SLOHeaders
 from router.tenants import Tenants
@@ -168,23 +167,20 @@ class Dispatcher:
         if given is not None and given != exchange.request_id:
             allowed = "x-request-id must be 1 to 128 letters, digits or _.:/+=@-"
             raise InvalidRequest(allowed, param="x-request-id")
-        headers = exchange.headers
-        life.tenant = tenant = self._tenants.authenticate(
-            exchange.header(b"authorization"), exchange.header(b"x-api-key")
-        )
+        if self._tenants.are_known:
+            life.tenant = self._tenants.authenticate(exchange.header(b"authorization"), exchange.header(b"x-api-key"))
         self._check_room()
         if not life.operation.generates:
             return
-        life.asked = self._slo.read(headers, tenant)
-        life.slo = self._slo.target(life.asked)
-        life.record = RequestRecord(
-            exchange.request_id, tenant.name, life.slo, life.arrived_s, path=life.operation.path
-        )
-        life.is_explained = is_asked(exchange.header(ASKED_BY))
-        traceparent = self._observer.began(life.record, exchange.header(b"traceparent"))
+        headers, record = exchange.headers, life.record
+        life.asked = self._slo.read(headers, life.tenant)
+        record.slo = life.slo = self._slo.target(life.asked)
+        record.request_id, record.tenant = exchange.request_id, life.tenant.name
+        life.is_explained = ASKED_BY in headers and is_asked(exchange.header(ASKED_BY))
+        traceparent = self._observer.began(record, exchange.header(b"traceparent"))
         if traceparent is not None:
             headers[b"traceparent"] = traceparent.encode()
-        life.grant = self._limits.admit(tenant, life.arrived_s)
+        life.grant = self._limits.admit(life.tenant, life.arrived_s)
 
     def _read(self, life: Life, body: bytes) -> None:
         """Read what routing needs of the body, and take the prompt out of the tenant's limits."""
@@ -192,8 +188,8 @@ class Dispatcher:
         if not life.operation.generates:
             return
         life.grant.charge(life.facts.prompt_tokens, _now_s())
-        token = life.exchange.header(RESERVATION_HEADER)
-        life.is_reserved = token is not None and self._knowledge.redeem(token, life)
+        if (token := life.exchange.header(RESERVATION_HEADER)) is not None:
+            life.is_reserved = self._knowledge.redeem(token, life)
         self._knowledge.arrived(life)
         life.is_read = True
 

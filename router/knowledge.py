@@ -51,6 +51,7 @@ class Knowledge:
         self._has_tenants = bool(spec.tenants_file)
         self._prefixes = PrefixIndex(spec.prefix_index_bytes)
         self._membership: Membership | None = None  # whose workers the prefix index may know
+        self._joined: set[str] = set()  # of those, the ones known by the epoch of that membership
         self.estimate = TokenEstimate()
         self._service = TenantService(prompt_token_s=PROMPT_TOKEN_S, output_token_s=OUTPUT_TOKEN_S, weights=weights)
         self._reservations = (
@@ -66,6 +67,7 @@ class Knowledge:
         if membership is self._membership:
             return
         before, self._membership = self._membership, membership
+        self._joined.clear()
         announced = set() if membership is None else {w.worker_id for w in membership.workers}
         for worker in () if before is None else before.workers:
             if worker.worker_id not in announced:
@@ -84,7 +86,8 @@ class Knowledge:
 
     def arrived(self, life: Life) -> None:
         """Take up a request whose body was read."""
-        self._service.arrived(life.tenant.name)
+        if self._has_tenants:
+            self._service.arrived(life.tenant.name)
 
     def shape_of(self, life: Life, now_s: float, *, sequence: int) -> RequestShape:
         """Say what a policy may know of a request."""
@@ -117,17 +120,19 @@ class Knowledge:
         pieces = life.facts.prompt.pieces
         if not pieces:
             return
-        for worker in view.workers:
-            worker_id = worker.record.worker_id
-            if worker_id in (route.decode, route.prefill):
-                hello = worker.hello
-                self._prefixes.join(
-                    worker_id,
-                    epoch=worker.record.epoch,
-                    num_kv_blocks=hello.num_kv_blocks,
-                    block_size=hello.fingerprint.block_size,
-                )
+        for worker_id in (route.decode, route.prefill):
+            if worker_id is not None:
+                if worker_id not in self._joined:
+                    self._join(worker_id, view)
                 self._prefixes.record(worker_id, pieces)
+
+    def _join(self, worker_id: str, view: ClusterView) -> None:
+        """Make a worker known to the prefix index, a restarted one with nothing in its cache."""
+        worker = next((w for w in view.workers if w.record.worker_id == worker_id), None)
+        if worker is not None:
+            blocks, block_size = worker.hello.num_kv_blocks, worker.hello.fingerprint.block_size
+            self._prefixes.join(worker_id, epoch=worker.record.epoch, num_kv_blocks=blocks, block_size=block_size)
+            self._joined.add(worker_id)
 
     def ended(self, life: Life) -> None:
         """Learn from a request that has ended."""
@@ -137,8 +142,8 @@ class Knowledge:
         if facts is not None and sender is not None:
             self._learn_prompt(life, sender, facts)
         prompt_tokens = facts.prompt_tokens if facts is not None else 0
-        self._service.charge(life.tenant.name, prompt_tokens, record.output_tokens)
-        if life.is_read:
+        if self._has_tenants and life.is_read:
+            self._service.charge(life.tenant.name, prompt_tokens, record.output_tokens)
             self._service.left(life.tenant.name)
         life.grant.settle(prompt_tokens, record.output_tokens)
         if record.outcome == "ok":

@@ -19,7 +19,7 @@ from core.policy.context import Tier
 from core.policy.protocol import Policy
 from core.policy.slack_queue import QueueRules, SlackQueue, Waiting
 from core.router_spec import RouterSpec
-from core.types import ClusterView, Decision, HeldWork, Hold, Rejection, Route
+from core.types import ClusterView, Decision, HeldWork, Hold, Membership, Rejection, Route
 from router.errors import refusal
 from router.event_log import EventLog
 from router.knowledge import Knowledge
@@ -28,6 +28,9 @@ from router.life import Life
 # Who must go first when the queue is full.
 _RANKS: Final = {Tier.PROTECTED: 0, Tier.STANDARD: 1, Tier.BEST_EFFORT: 2}
 _LEAST_HOLD_S: Final = 0.001  # a policy that holds until now is asked again a little later, not at once and for ever
+
+
+_NOTHING_HELD: Final = HeldWork()
 
 
 class _Held:
@@ -64,9 +67,12 @@ class Placer:
         self._ranks = {c.name: _RANKS[c.tier] for c in spec.slo_classes}
         self._queue: SlackQueue[_Held] = SlackQueue(QueueRules(max_items=spec.max_held_requests))
         self._pump_due = False
+        self._going: _Held | None = None  # was let go, and is not sent yet: the view does not show it
+        self._head_timer: asyncio.TimerHandle | None = None  # asks about the first in turn again
         self._view = ClusterView()  # as decided on last, and what it was made of
         self._made_of: tuple[ClusterView, HeldWork, HeldWork] | None = None
         self._num_decisions = 0
+        self._membership: Membership | None = None  # that is followed
 
     @property
     def num_held(self) -> int:
@@ -75,12 +81,7 @@ class Placer:
 
     def view(self) -> ClusterView:
         """Return the workers and what is held back for want of room; the same object until something changes."""
-        view, held, promised = self._pool.view(), self._queue.held(), self._knowledge.promised(monotonic())
-        made_of = self._made_of
-        if made_of is None or made_of[0] is not view or made_of[1] is not held or made_of[2] is not promised:
-            self._made_of = view, held, promised
-            self._view = ClusterView(view.workers, held, promised) if held.keys_s or promised.keys_s else view
-        return self._view
+        return self._seen(self._queue.held())
 
     async def place(self, life: Life) -> Route:
         """Find a route for a request, waiting for room if the policy says so.
@@ -89,18 +90,27 @@ class Placer:
         """
         if self._queue:
             self._pump()  # what waits goes before what comes
-        decision = self._decide(life)
+        decision = self._decide(life, self.view())
         if isinstance(decision, Route):
             return decision
         if isinstance(decision, Rejection):
             raise refusal(decision, slo_class=life.slo.name)
         return await self._hold(life, decision)
 
-    def _decide(self, life: Life) -> Decision:
+    def _seen(self, held: HeldWork) -> ClusterView:
+        view, promised = self._pool.view(), self._knowledge.promised(monotonic())
+        made_of = self._made_of
+        if made_of is None or made_of[0] is not view or made_of[1] is not held or made_of[2] is not promised:
+            self._made_of = view, held, promised
+            self._view = ClusterView(view.workers, held, promised) if held.keys_s or promised.keys_s else view
+        return self._view
+
+    def _decide(self, life: Life, view: ClusterView) -> Decision:
         """Ask the policy, without the workers that must not get the request."""
-        view, now_s = self.view(), monotonic()
+        now_s = monotonic()
         excluded = self._excluded(life, view, now_s)
-        self._knowledge.follow(self._pool.membership)
+        if self._pool.membership is not self._membership:
+            self._follow(self._pool.membership)
         shape = self._knowledge.shape_of(life, now_s, sequence=self._num_decisions)
         self._num_decisions += 1
         decision = self._policy.decide(shape, view.without(excluded), now_s)
@@ -110,6 +120,13 @@ class Placer:
         if self._event_log is not None:
             self._event_log.decided(shape, excluded, view, now_s, decision)
         return decision
+
+    def _follow(self, membership: Membership | None) -> None:
+        """Forget what was known of workers that are announced no longer."""
+        self._membership = membership
+        self._knowledge.follow(membership)
+        workers = () if membership is None else membership.workers
+        self._breakers.keep_only(frozenset(worker.worker_id for worker in workers))
 
     def _excluded(self, life: Life, view: ClusterView, now_s: float) -> Collection[str]:
         """Name the workers that must not get the request: it failed on them, or others fail on them one after another.
@@ -123,33 +140,35 @@ class Placer:
         return life.excluded if all(w.record.worker_id in excluded for w in view.workers) else excluded
 
     async def _hold(self, life: Life, decision: Hold) -> Route:
-        loop = asyncio.get_running_loop()
-        held = _Held(life, loop.create_future())
-        held.waiting = Waiting(decision.key_s, life.facts.prompt_tokens, held, self._ranks[life.slo.name])
+        held = _Held(life, asyncio.get_running_loop().create_future())
         try:
-            self._keep(held, decision)
+            self._queue_up(held, decision)
             self._pool.on_change = self._wake
             return await held.released
         finally:
             if held.timer is not None:
                 held.timer.cancel()
             self._queue.remove(held.waiting)
+            if self._going is held:
+                self._going = None
             if self._queue:
-                self._wake()  # its place is free, and what it is sent to now changes the view only later
+                self._wake()  # after this pass of the loop, in which it is sent
             else:
                 self._pool.on_change = None
 
-    def _keep(self, held: _Held, decision: Hold) -> None:
-        """Put a request into the queue, and ask about it again when its time has come, wherever it is then."""
-        if held.timer is not None:
-            held.timer.cancel()
+    def _queue_up(self, held: _Held, decision: Hold) -> None:
+        """Put a request into the queue; it is asked about in its turn, and when it can no longer be begun in time."""
+        loop = asyncio.get_running_loop()
+        held.waiting = Waiting(decision.key_s, held.life.facts.prompt_tokens, held, self._ranks[held.life.slo.name])
         gone = self._queue.push(held.waiting, monotonic())
         if gone is not None:
             self._refuse(gone.payload, Overloaded(f"{len(self._queue)} requests wait for room already"))
-        if gone is held.waiting:
-            return
-        in_s = max(_LEAST_HOLD_S, decision.until_s - monotonic())
-        held.timer = asyncio.get_running_loop().call_later(in_s, self._ask_again, held)
+        if held.timer is not None:
+            held.timer.cancel()
+        late_in_s = max(_LEAST_HOLD_S, decision.until_s - monotonic(), held.life.slack_s(monotonic()))
+        held.timer = loop.call_later(late_in_s, self._ask_out_of_turn, held)
+        if self._queue.peek(monotonic()) is held.waiting:
+            self._ask_first_in(decision.until_s - monotonic())
 
     def _wake(self) -> None:
         """Look at the queue once what changes now has changed."""
@@ -157,28 +176,55 @@ class Placer:
             self._pump_due = True
             asyncio.get_running_loop().call_soon(self._pump)
 
+    def _ask_first_in(self, seconds: float) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        self._head_timer = asyncio.get_running_loop().call_later(max(_LEAST_HOLD_S, seconds), self._pump)
+
     def _pump(self) -> None:
-        """Let the first in turn go if there is room; what follows from that wakes this again."""
+        """Let the first in turn go if there is room; what follows from that wakes this again.
+
+        Nothing counts as held before it: with lanes of their own, short prompts go before long ones of a lesser key.
+        """
         self._pump_due = False
         first = self._queue.peek(monotonic())
-        if first is not None:
-            self._ask_again(first.payload)
+        if first is None or self._going is not None:
+            return
+        held = first.payload
+        decision = self._decide(held.life, self._seen(_NOTHING_HELD))
+        if not isinstance(decision, Hold):
+            self._let_go(held, decision)
+        elif decision.key_s != first.key_s:
+            self._queue.remove(first)
+            self._queue_up(held, decision)
+        else:
+            self._ask_first_in(decision.until_s - monotonic())
 
-    def _ask_again(self, held: _Held) -> None:
+    def _ask_out_of_turn(self, held: _Held) -> None:
         """Decide about a held request that no longer counts as held while it is asked about."""
         if held.released.done():
             return
         self._queue.remove(held.waiting)
-        decision = self._decide(held.life)
-        if isinstance(decision, Route):
-            held.life.record.released(monotonic())
-            held.released.set_result(decision)
-        elif isinstance(decision, Rejection):
-            self._refuse(held, refusal(decision, slo_class=held.life.slo.name))
+        decision = self._decide(held.life, self.view())
+        if isinstance(decision, Hold):
+            self._queue_up(held, decision)
         else:
-            self._keep(held, decision)
+            self._let_go(held, decision)
+
+    def _let_go(self, held: _Held, decision: Route | Rejection) -> None:
+        """End the wait of a request."""
+        if isinstance(decision, Rejection):
+            self._refuse(held, refusal(decision, slo_class=held.life.slo.name))
+            return
+        if self._queue.peek(monotonic()) is held.waiting:
+            self._queue.take(0, monotonic())  # in its turn, so that the lanes are told
+        held.life.record.released(monotonic())
+        if not held.released.done():
+            self._going = held
+            held.released.set_result(decision)
 
     def _refuse(self, held: _Held, error: BatonError) -> None:
+        self._queue.remove(held.waiting)
         held.life.record.released(monotonic())
         if not held.released.done():
             held.released.set_exception(error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import orjson
@@ -109,10 +110,19 @@ def chat_pieces(fields: Json, tenant: str) -> PromptPieces:
 def _seed(fields: Json, tenant: str, kind: str) -> int:
     """Hash what keeps prompts of equal text apart: tenant, model or adapter, cache_salt, and another layout."""
     model, salt = fields.get("model"), fields.get("cache_salt")
+    if isinstance(model, str) and salt is None and _LAYOUT_FIELDS.isdisjoint(fields):
+        return _plain_seed(kind, tenant, model)
     salt = f"{kind}{tenant!r}{_quoted(model)}{_quoted(salt)}"
     if not _LAYOUT_FIELDS.isdisjoint(fields):
         salt += _json([(name, fields[name]) for name in sorted(_LAYOUT_FIELDS) if fields.get(name) is not None])
     seed: int = xxhash.xxh3_64_intdigest(salt.encode("utf-8", "surrogatepass"))
+    return seed
+
+
+@lru_cache(maxsize=1024)
+def _plain_seed(kind: str, tenant: str, model: str) -> int:
+    """Hash the common case, of which there are few."""
+    seed: int = xxhash.xxh3_64_intdigest(f"{kind}{tenant!r}{model!r}None".encode("utf-8", "surrogatepass"))
     return seed
 
 

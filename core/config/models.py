@@ -199,7 +199,7 @@ class RouterConfig(Section):
         default="127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface"
     )
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 for any free one")
-    policy: Name = Field(default="least-predicted-work", description="how a pair of workers is chosen for a request")
+    policy: Name = Field(default="slo-aware", description="how a request's workers are chosen, see docs/router.md")
     whole_below_tokens: int = Field(
         default=0,
         ge=0,
@@ -229,7 +229,6 @@ class RouterConfig(Section):
     explained_requests: int = Field(
         default=2048, ge=0, le=1 << 20, description="ended requests that `baton explain` can still tell of"
     )
-    processes: int = Field(default=1, ge=1, le=64, description="processes that share the port")
     tenants: str | None = Field(
         default=None,
         min_length=1,

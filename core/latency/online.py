@@ -25,6 +25,10 @@ LEAST_STEPS: Final = 16  # of a kind, before it is known
 _KEPT: Final = 9  # latest steps of a kind and size
 _MOST_SIZES: Final = 96  # the least recently seen goes
 
+# Weight, beside a step's, of the wish that a term which is not the main one be nothing: it decides where steps are
+# alike, as when one sequence decodes at a time, and moves a term that they tell by about a hundredth.
+_DOUBT: Final = 0.1
+
 _Size = tuple[int, int]
 
 
@@ -46,14 +50,20 @@ class _Steps:
             del self._by_size[next(iter(self._by_size))]
         self.seen += 1
 
-    def fit(self) -> tuple[float, float, float] | None:
-        """Fit intercept, slope in the count and slope in the product, by relative error; None: too few were seen."""
+    def fit(self, main: int) -> tuple[float, float, float] | None:
+        """Fit intercept, slope in the count and slope in the product, by relative error; None: too few were seen.
+
+        What steps of one size cannot tell apart is given to the term number `main`.
+        """
         if self.seen < LEAST_STEPS:
             return None
         rows = [_middle(rows) for rows in self._by_size.values()]
         terms = np.array([(1.0, count, product) for count, product, _ in rows])
         seconds = np.array([row[2] for row in rows])
-        first, second, third = robust_non_negative(terms / seconds[:, None], np.ones(len(rows))).tolist()
+        shares = terms / seconds[:, None]
+        doubts = np.diag(_DOUBT * np.median(shares, axis=0))[[term for term in range(3) if term != main]]
+        target = np.concatenate([np.ones(len(rows)), np.zeros(len(doubts))])
+        first, second, third = robust_non_negative(np.concatenate([shares, doubts]), target).tolist()
         return first, second, third
 
 
@@ -76,11 +86,11 @@ class OnlineCost:
 
     def prompt_terms(self) -> tuple[float, float, float] | None:
         """Fit (d0, d1, g); None until enough was seen."""
-        return self._prompts.fit()
+        return self._prompts.fit(main=1)  # the matrix products of its tokens
 
     def decode_terms(self) -> tuple[float, float, float] | None:
         """Fit (f0, f1, c); None until enough was seen."""
-        return self._decodes.fit()
+        return self._decodes.fit(main=0)  # the read of the weights
 
 
 def cost_of(prompt: tuple[float, float, float], decode: tuple[float, float, float]) -> StepCost:

@@ -83,13 +83,14 @@ class Admission:
         if context.may_hold and not self._has_room(option, promise):
             if is_late and context.admit_by_ttft and not is_firm and not may_wait:
                 return self._too_late(case, option, ttft_s)
-            return self._held("no worker has room", promise, option, self._room_in_s(option, promise), now_s)
+            return self._held("no worker has room", case, option, self._room_in_s(option, promise))
         if is_late and context.admit_by_ttft and not is_firm:
             return self._too_late(case, option, ttft_s)
         limit_s = self.tpot_limit_s(case.request, promise, option)
         if option.tpot_s > limit_s and context.admit_by_tpot and not is_firm:
             return self._too_slow(case, option, limit_s)
-        return Route(option.decode, option.prefill, option.reason, option.forecast(self._pools))
+        forecast = option.forecast(self._pools, case.request.ttft_widening, case.request.tpot_widening)
+        return Route(option.decode, option.prefill, option.reason, forecast)
 
     def _by_measure(self, case: Case) -> Rejection | None:
         """Refuse some, where predictions are not trusted, if too few of those let in keep their SLO."""
@@ -152,10 +153,12 @@ class Admission:
         prompts_s = option.wait_s - promise.share * self._depth_s[option.view.record.role]
         return max(prompts_s, option.full_s)
 
-    def _held(self, reason: str, promise: Promise, option: Option, room_in_s: float, now_s: float) -> Hold:
+    def _held(self, reason: str, case: Case, option: Option, room_in_s: float) -> Hold:
+        request, promise, now_s = case.request, case.promise, case.now_s
         left_s = promise.latest_s - now_s
         again_s = max(_SOONEST_S, min(room_in_s, left_s if left_s > 0.0 else _LATEST_S, _LATEST_S))
-        return Hold(reason, now_s + again_s, promise.key_s, option.forecast(self._pools))
+        forecast = option.forecast(self._pools, request.ttft_widening, request.tpot_widening)
+        return Hold(reason, now_s + again_s, promise.key_s, forecast)
 
     def _too_late(self, case: Case, option: Option, ttft_s: float) -> Rejection:
         promise = case.promise
@@ -176,7 +179,7 @@ class Admission:
         if promise.is_best_effort and promise.latest_s > now_s and recovery_s < math.inf:
             is_in_time = True
         if self._context.may_hold and is_in_time:
-            return self._held("the outputs in progress would be too slow", promise, option, recovery_s, now_s)
+            return self._held("the outputs in progress would be too slow", case, option, recovery_s)
         reason = f"TPOT {_ms(option.tpot_s)} is the least predicted, the target is {_ms(option.limit_s)}"
         if _ms(limit_s) != _ms(option.limit_s):
             reason += f", less a margin {_ms(limit_s)}"
@@ -191,9 +194,9 @@ class Admission:
         are spread over the drain itself, by request id.
         """
         roster, promised = case.roster, case.cluster.promised
-        forecast = option.forecast(self._pools)
         request = case.request
-        spread = max(forecast.ttft_spread * request.ttft_widening, forecast.tpot_spread * request.tpot_widening)
+        forecast = option.forecast(self._pools, request.ttft_widening, request.tpot_widening)
+        spread = max(forecast.ttft_spread, forecast.tpot_spread)
         certain_s = max(drain_s, 0.0) * (1.0 + spread)
         promised_s = promised.tokens_before[-1] * self._per_token_s(roster) / _PROMISED_SHARE
         chance = zlib.crc32(request.request_id.encode()) / 2**32

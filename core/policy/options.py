@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
-from core.latency.step import attention_pairs
 from core.policy.context import PolicyContext
 from core.policy.prediction import Batch, PoolForecast, handover_s, spread, transfer_s
 from core.policy.promise import Promise
@@ -46,23 +45,24 @@ class Option(NamedTuple):
     batch: Batch  # of the worker that decodes
     decode_view: WorkerView
 
-    def forecast(self, pools: Mapping[Role, PoolForecast], *, extra_queue_s: float = 0.0) -> Forecast:
-        """Write down the prediction with its interval; `extra_queue_s` is spent before all else."""
+    def forecast(
+        self, pools: Mapping[Role, PoolForecast], ttft_widening: float = 1.0, tpot_widening: float = 1.0
+    ) -> Forecast:
+        """Write down the prediction with its interval, of which the spreads are multiplied by the widenings."""
         prompting, decoding = pools[self.view.record.role], pools[self.decode_view.record.role]
         prefill_spread = self.view.speed.prefill_spread or prompting.prefill_spread
         decode_spread = self.decode_view.speed.decode_spread or decoding.decode_spread
-        queue_s = self.queue_s + extra_queue_s
-        prompts_s = queue_s + self.prefill_s
+        prompts_s = self.queue_s + self.prefill_s
         rest_s = self.transfer_s + self.blocks_s + self.first_step_s
         return Forecast(
-            queue_s,
+            self.queue_s,
             self.prefill_s,
             self.transfer_s,
             self.blocks_s,
             self.first_step_s,
             self.tpot_s,
-            spread(prompts_s, prefill_spread, rest_s, decode_spread),
-            decode_spread,
+            spread(prompts_s, prefill_spread, rest_s, decode_spread) * ttft_widening,
+            decode_spread * tpot_widening,
         )
 
 
@@ -98,6 +98,23 @@ class Options:
                 wait_s = group.senders.wait_s(sender, now_s)
                 found += [self._pair(asked, group, sender, wait_s, slot) for slot in receiving]
         return found
+
+    def best_pair(self, asked: Asked, roster: Roster, now_s: float) -> Option | None:
+        """Find the pair under the least strain; None when no two workers have equal fingerprints.
+
+        Both parts of the strain are least where each worker's own score is; fingerprints are what is compared.
+        """
+        best = None
+        for group in roster.groups:
+            senders, receivers = group.senders, group.receivers
+            if not senders.ids or not receivers.ids:
+                continue
+            prompts, joins = self._prompt_scores(asked, senders, now_s), self._join_scores(asked, receivers)
+            sender, receiver = prompts.index(min(prompts)), joins.index(min(joins))
+            pair = self._pair(asked, group, sender, senders.wait_s(sender, now_s), receiver)
+            if best is None or strain(pair, asked.promise) < strain(best, asked.promise):
+                best = pair
+        return best
 
     def wholes(
         self, asked: Asked, roster: Roster, reason: str, now_s: float, *, width: int = _MOST_EXACT
@@ -135,7 +152,7 @@ class Options:
     def _join_scores(self, asked: Asked, receivers: Receivers) -> list[float]:
         """Score decode workers: TPOT as a share of the tightest target that it must keep."""
         tokens, own_s = asked.tokens, asked.promise.weigh_tpot_s
-        if tokens < min(receivers.room_tokens) and own_s <= min(receivers.tightest_s):  # as below, the common case
+        if tokens < receivers.least_room_tokens and own_s <= receivers.least_tightest_s:  # as below, the common case
             scores = [
                 (joined_s + token_s * tokens) / own_s
                 for joined_s, token_s in zip(receivers.joined_s, receivers.token_s, strict=True)
@@ -164,38 +181,57 @@ class Options:
         senders, receivers, tokens = group.senders, group.receivers, asked.tokens
         view, decode_view, batch = senders.views[sender], receivers.views[receiver], receivers.batches[receiver]
         prefill, decode = senders.ids[sender], receivers.ids[receiver]
-        on_prefill, on_decode = _cached_on(asked, prefill, decode)
+        on_prefill = on_decode = 0
+        if asked.cached:
+            on_prefill, on_decode = _cached_on(asked, prefill), _cached_on(asked, decode)
         queue_s = wait_s + asked.ahead_s + asked.beside_s if wait_s else asked.ahead_s
         prefill_s = self._sending.prompt_s(tokens, on_prefill) * senders.factors[sender]
-        sent_s = transfer_s(self._context.link, max(0, tokens - on_decode), prefill_s)
+        sent_s = transfer_s(self._context.link, tokens - on_decode if tokens > on_decode else 0, prefill_s)
         receiving = self._receiving
         # Blocks are asked for when the prompt is sent, so its time in the queue counts for that wait, too.
         full_s = receiving.blocks_s(batch, tokens) if tokens >= batch.room_tokens else 0.0
         blocks_s = full_s - queue_s if full_s > queue_s else 0.0
-        joined = receiving.joined(batch, tokens, queue_s + blocks_s + prefill_s)
-        first_s = handover_s(self._context, is_decoding=batch.running > 0, step_s=joined.step_s)
+        step_s = receiving.joined_step_s(batch, tokens, queue_s + blocks_s + prefill_s)
+        first_s = handover_s(self._context, is_decoding=batch.running > 0, step_s=step_s)
         ttft_s = queue_s + prefill_s + sent_s + blocks_s + first_s
-        limit_s = min(asked.promise.tpot_s, receivers.tightest_s[receiver])
+        own_s, tight_s = asked.promise.tpot_s, receivers.tightest_s[receiver]
         return Option(
             decode, prefill, BEST_PAIR, queue_s, prefill_s, sent_s, blocks_s, first_s,
-            joined.tpot_s, ttft_s, limit_s, wait_s, full_s, view, batch, decode_view,
+            step_s + batch.beside_s, ttft_s, own_s if own_s < tight_s else tight_s, wait_s, full_s,
+            view, batch, decode_view,
         )  # fmt: skip
 
     def whole(self, asked: Asked, view: WorkerView, batch: Batch, reason: str, now_s: float) -> Option:
         """Predict the request whole on one worker, of which `batch` is what is predicted whatever the request."""
         pool, name = self._pools[view.record.role], view.record.worker_id
-        _, cached = _cached_on(asked, name, name)
-        wait_s, prefill_s = pool.whole_s(view, asked.tokens, cached, now_s)
-        queue_s = wait_s + asked.ahead_s
-        full_s = pool.blocks_s(batch, asked.tokens)
-        blocks_s = max(0.0, full_s - queue_s)
-        joined = pool.joined(batch, asked.tokens, queue_s + blocks_s + prefill_s)
+        wait_s, prefill_s = pool.whole_s(view, batch, asked.tokens, _cached_on(asked, name), now_s)
+        return self._whole(asked, view, batch, reason, wait_s, prefill_s)
+
+    def sooner_whole(self, asked: Asked, pair: Option, reason: str, now_s: float) -> Option | None:
+        """Predict the request whole where a pair would decode it; None when that is no sooner."""
+        view, batch = pair.decode_view, pair.batch
+        cached = _cached_on(asked, pair.decode)
+        wait_s, prefill_s = self._receiving.whole_s(view, batch, asked.tokens, cached, now_s)
+        if wait_s + asked.ahead_s + prefill_s + self._context.request_overhead_s >= pair.ttft_s:
+            return None  # whatever it waits for blocks
+        whole = self._whole(asked, view, batch, reason, wait_s, prefill_s)
+        return whole if whole.ttft_s < pair.ttft_s else None
+
+    def _whole(
+        self, asked: Asked, view: WorkerView, batch: Batch, reason: str, wait_s: float, prefill_s: float
+    ) -> Option:
+        pool, tokens, queue_s = self._pools[view.record.role], asked.tokens, wait_s + asked.ahead_s
+        full_s = pool.blocks_s(batch, tokens) if tokens >= batch.room_tokens else 0.0
+        blocks_s = full_s - queue_s if full_s > queue_s else 0.0
+        step_s = pool.joined_step_s(batch, tokens, queue_s + blocks_s + prefill_s)
         first_s = self._context.request_overhead_s
         ttft_s = queue_s + prefill_s + blocks_s + first_s
-        tight_s = math.inf if view.tightest_tpot_s is None else view.tightest_tpot_s
+        limit_s, tight_s = asked.promise.tpot_s, view.tightest_tpot_s
+        if tight_s is not None and tight_s < limit_s:
+            limit_s = tight_s
         return Option(
-            name, None, reason, queue_s, prefill_s, 0.0, blocks_s, first_s,
-            joined.tpot_s, ttft_s, min(asked.promise.tpot_s, tight_s), wait_s, full_s, view, batch, view,
+            view.record.worker_id, None, reason, queue_s, prefill_s, 0.0, blocks_s, first_s,
+            step_s + batch.beside_s, ttft_s, limit_s, wait_s, full_s, view, batch, view,
         )  # fmt: skip
 
     def _whole_slots(self, asked: Asked, receivers: Receivers, width: int) -> Iterable[int]:
@@ -207,14 +243,14 @@ class Options:
 
     def slowed_s(self, asked: Asked, option: Option) -> float:
         """Reckon what a whole request's prompt takes from each output token that is made beside it."""
-        _, cached = _cached_on(asked, option.decode, option.decode)
+        cached = _cached_on(asked, option.decode)
         pool = self._pools[option.view.record.role]
         return pool.prompt_s(asked.tokens, cached) * option.view.speed.prefill_factor / pool.mean_output
 
     def stall_s(self, asked: Asked) -> float:
         """Reckon how long outputs stand still, at most, for a step of the prompt on an average decode worker."""
-        tokens = min(asked.tokens, self._receiving.pool.max_num_batched_tokens)
-        return self._receiving.prompts_s(1, tokens, attention_pairs(tokens))
+        most = self._receiving.pool.max_num_batched_tokens
+        return self._receiving.prompt_s(asked.tokens if asked.tokens < most else most)
 
 
 def strain(option: Option, promise: Promise) -> tuple[float, str, str]:
@@ -225,14 +261,12 @@ def strain(option: Option, promise: Promise) -> tuple[float, str, str]:
     return share + full, option.decode, option.prefill or ""
 
 
-def _cached_on(asked: Asked, prefill: str, decode: str) -> tuple[int, int]:
-    on_prefill = on_decode = 0
+def _cached_on(asked: Asked, worker_id: str) -> int:
+    found = 0
     for name, tokens in asked.cached:
-        if name == prefill:
-            on_prefill = tokens
-        if name == decode:
-            on_decode = tokens
-    return on_prefill, on_decode
+        if name == worker_id:
+            found = tokens
+    return found
 
 
 def _least(scores: list[float], count: int) -> list[int]:

@@ -61,7 +61,8 @@ def sequences(worker: WorkerView) -> int:
 
 def unseen_requests(worker: WorkerView) -> int:
     """Count the requests that other routers sent."""
-    return max(0, worker.state.num_running + worker.state.num_waiting - worker.inflight_requests)
+    unseen = worker.state.num_running + worker.state.num_waiting - worker.inflight_requests
+    return unseen if unseen > 0 else 0
 
 
 def context_tokens(worker: WorkerView) -> int:
@@ -84,6 +85,9 @@ class PoolForecast:
         batches = range(self._max_batch + 1)
         self._fixed_s = [cost.decode_fixed(batch) if batch else 0.0 for batch in batches]
         self._s_per_token = [cost.decode_context(batch) if batch else 0.0 for batch in batches]
+        beside = cost.mixed_context or cost.decode_context
+        self._beside_s_per_token = [beside(batch) if batch else 0.0 for batch in batches]
+        self._dense_s: dict[int, float] = {}  # by tokens of a step, decoding ones among them; no more than one takes
         self._prompt_parts: dict[int, tuple[float, float]] = {}  # by the tokens of a step; no more than a step takes
         budget = max(1, pool.max_num_batched_tokens)
         self.batch_s = self.prompts_s(1, budget, attention_pairs(min(budget, UNSEEN_PROMPT_TOKENS)))
@@ -96,7 +100,12 @@ class PoolForecast:
             if not tokens:
                 return 0.0
             uncached, cached = 1, tokens - 1
-        return self.prompts_s(1, uncached, uncached * (cached + uncached / 2.0))
+        pairs = uncached * (cached + uncached / 2.0)
+        parts = self._prompt_parts.get(uncached)
+        if parts is None:
+            return self.prompts_s(1, uncached, pairs)
+        fixed_s, pair_s = parts
+        return fixed_s + (pair_s * pairs + self.cost.prefill_seq_s)
 
     def waiting(self, worker: WorkerView) -> Waiting:
         """Predict the prompts that a prefill worker owes.
@@ -117,8 +126,10 @@ class PoolForecast:
         """Predict the decode steps of a worker, and what one more request makes of them."""
         state, factor, stages = worker.state, worker.speed.decode_factor, self.stages
         seqs, context = sequences(worker), context_tokens(worker)
-        step_s = self._decode_s(max(1, seqs), context) * factor
-        after = min(-(-(seqs + 1) // stages), self._max_batch)
+        step_s = self._decode_s(seqs or 1, context) * factor
+        after = -(-(seqs + 1) // stages)
+        if after > self._max_batch:
+            after = self._max_batch
         beside_s = 0.0
         if worker.inflight_prompts:
             beside_s = self._owed_s(worker) * worker.speed.prefill_factor / self.mean_output
@@ -129,7 +140,7 @@ class PoolForecast:
         if seqs >= self.pool.max_num_seqs:
             room = -1.0
         joined_s = self._fixed_s[after] * factor + token_s * context + beside_s
-        running = min(seqs, state.num_running)
+        running = state.num_running  # never more than seqs
         sequence_s = self.mean_output * (step_s + beside_s)
         return Batch(seqs, running, context, room, step_s, joined_s, token_s, beside_s, sequence_s, factor)
 
@@ -139,19 +150,29 @@ class PoolForecast:
         Of those that decode now a share has finished by then, as many in a mean output's time as there are; those on
         their way are there by then.
         """
-        seqs, context = float(batch.seqs), float(batch.context_tokens)
-        if batch.running:
-            share = join_s / batch.sequence_s if join_s < batch.sequence_s else 1.0
-            gone = batch.running * share
-            context -= context * gone / seqs
-            seqs -= gone
-        after = max(1.0, min((seqs + 1.0) / self.stages, float(self._max_batch)))
+        step_s = self.joined_step_s(batch, tokens, join_s)
+        return Joined(step_s, step_s + batch.beside_s)
+
+    def joined_step_s(self, batch: Batch, tokens: int, join_s: float) -> float:
+        """Predict the first part of `joined`, the step of decoding alone."""
+        seqs, running, context, _, _, _, _, _, sequence_s, factor = batch
+        after, tokens_there = seqs + 1.0, float(context + tokens)
+        if running:
+            gone = running * (join_s / sequence_s if join_s < sequence_s else 1.0)
+            after = seqs - gone + 1.0
+            tokens_there = context - context * gone / seqs + tokens
+        if self.stages > 1:
+            after, tokens_there = after / self.stages, tokens_there / self.stages
+        if after > self._max_batch:
+            after = float(self._max_batch)
+        elif after < 1.0:
+            after = 1.0
         lower = int(after)
-        step_s = self._fixed_s[lower] + self._s_per_token[lower] * ((context + tokens) / self.stages)
+        step_s = self._fixed_s[lower] + self._s_per_token[lower] * tokens_there
         if after > lower:  # an expected number of sequences may lie between two
-            upper_s = self._fixed_s[lower + 1] + self._s_per_token[lower + 1] * ((context + tokens) / self.stages)
+            upper_s = self._fixed_s[lower + 1] + self._s_per_token[lower + 1] * tokens_there
             step_s += (after - lower) * (upper_s - step_s)
-        return Joined(step_s * batch.factor, step_s * batch.factor + batch.beside_s)
+        return step_s * factor
 
     def alone_s(self, tokens: int) -> float:
         """Time the decode steps of one sequence of `tokens` with no other beside it."""
@@ -177,22 +198,31 @@ class PoolForecast:
         falls_s = joined.tpot_s - alone_s  # all of it, when every sequence has ended
         return excess_s / falls_s * batch.sequence_s if excess_s < falls_s else math.inf
 
-    def whole_s(self, worker: WorkerView, tokens: int, cached: int, now_s: float) -> tuple[float, float]:
+    def whole_s(self, worker: WorkerView, batch: Batch, tokens: int, cached: int, now_s: float) -> tuple[float, float]:
         """Predict (until its prompt is begun, its prompt) of a request that runs whole where others may decode."""
-        decoding = min(max(0, sequences(worker) - worker.inflight_prompts) // self.stages, self._max_batch)
-        context = context_tokens(worker) // self.stages
-        beside = (decoding, context) if self.pool.chunked else (0, 0)
-        factor, uncached = worker.speed.prefill_factor, max(min(tokens, 1), tokens - cached)
-        own_s = self.prompts_s(1, uncached, attention_pairs(uncached, cached), *beside) * factor
+        decoding = max(0, batch.seqs - worker.inflight_prompts) // self.stages
+        if decoding > self._max_batch:
+            decoding = self._max_batch
+        context = batch.context_tokens // self.stages
+        factor, uncached = worker.speed.prefill_factor, tokens - cached
+        if uncached < 1:
+            uncached = 1 if tokens else 0
+        pairs = uncached * (cached + uncached / 2.0)
+        if not self.pool.chunked:
+            own_s = self.prompts_s(1, uncached, pairs) * factor
+        else:
+            own_s = self.prompts_s(1, uncached, pairs, decoding, context) * factor
         if worker.inflight_prompts:
-            owed_s = self._owed_s(worker, *beside) / self.stages * factor
-            return _waiting(worker, owed_s).left_s(now_s), own_s
+            owed_s = self._owed_s(worker, decoding, context) if self.pool.chunked else self._owed_s(worker)
+            return _waiting(worker, owed_s / self.stages * factor).left_s(now_s), own_s
         # Of the decode step under way half is left on average.
         step_s = self._fixed_s[decoding] + self._s_per_token[decoding] * context
         return step_s / 2.0 * worker.speed.decode_factor, own_s
 
     def _decode_s(self, seqs: int, context: int) -> float:
-        batch = min(-(-seqs // self.stages), self._max_batch)
+        batch = -(-seqs // self.stages)
+        if batch > self._max_batch:
+            batch = self._max_batch
         return self._fixed_s[batch] + self._s_per_token[batch] * context / self.stages
 
     def _owed_s(self, worker: WorkerView, decoding: int = 0, context: int = 0) -> float:
@@ -206,11 +236,26 @@ class PoolForecast:
         if not decoding and 0 < tokens <= self.pool.max_num_batched_tokens:
             fixed_s, pair_s = self._prompt_parts.get(tokens) or self._work_out(tokens)
             return fixed_s + (pair_s * pairs + self.cost.prefill_seq_s * prompts)
+        if 0 < tokens <= self.pool.max_num_batched_tokens - decoding:
+            return self._mixed_s(prompts, tokens, pairs, decoding, context)
         steps = max(1, math.ceil(tokens / max(1, self.pool.max_num_batched_tokens - decoding)))
         if steps == 1:
             return self.cost.seconds(Step(tokens, prompts, pairs, decoding, context))
         share = Step(round(tokens / steps), math.ceil(prompts / steps), pairs / steps, decoding, context)
         return steps * self.cost.seconds(share)
+
+    def _mixed_s(self, prompts: int, tokens: int, pairs: float, decoding: int, context: int) -> float:
+        """Time one step of prompts beside decoding sequences: StepCost.seconds, of tables looked up once."""
+        _, pair_s = self._prompt_parts.get(tokens) or self._work_out(tokens)
+        time_s = self._fixed_s[decoding] + self._beside_s_per_token[decoding] * context
+        time_s += self._dense(tokens + decoding) - self._dense(decoding)
+        return time_s + (pair_s * pairs + self.cost.prefill_seq_s * prompts)
+
+    def _dense(self, tokens: int) -> float:
+        time_s = self._dense_s.get(tokens)
+        if time_s is None:
+            time_s = self._dense_s[tokens] = self.cost.dense(tokens)
+        return time_s
 
     def _work_out(self, tokens: int) -> tuple[float, float]:
         """Reckon what a step of `tokens` takes without pairs, and for each pair."""
@@ -221,8 +266,8 @@ class PoolForecast:
 def transfer_s(link: LinkFacts, tokens: int, prompt_s: float) -> float:
     """Predict how long the KV of `tokens` is on its way once the prompt, in `prompt_s`, is computed."""
     wire_s = tokens * link.s_per_token
-    hidden_s = prompt_s if link.tail_share < 1.0 else 0.0
-    return link.latency_s + max(link.tail_share * wire_s, wire_s - hidden_s)
+    last_s, rest_s = link.tail_share * wire_s, wire_s - (prompt_s if link.tail_share < 1.0 else 0.0)
+    return link.latency_s + (last_s if last_s > rest_s else rest_s)
 
 
 def handover_s(context: PolicyContext, *, is_decoding: bool, step_s: float) -> float:

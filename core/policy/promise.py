@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 from core.policy.context import ClassTarget, PolicyContext, Tier
 from core.types import RequestShape
 
+_PROTECTED: Final = Tier.PROTECTED  # an enum's members are slow to look up
+_BEST_EFFORT: Final = Tier.BEST_EFFORT
 NO_TARGET: Final = ClassTarget(math.inf, math.inf)
 USUAL_TARGET: Final = ClassTarget(1.0, 0.1)  # weighs first against other tokens where nothing is promised
 # Keys of the queue are times; so far apart no time of one tier comes between those of another. The first tier's are
@@ -44,12 +46,22 @@ class Promise(NamedTuple):
     @property
     def is_protected(self) -> bool:
         """Nothing of the others' concerns it."""
-        return self.tier is Tier.PROTECTED
+        return self.tier is _PROTECTED
 
     @property
     def is_best_effort(self) -> bool:
         """It takes what is left, and waits instead of being refused."""
-        return self.tier is Tier.BEST_EFFORT
+        return self.tier is _BEST_EFFORT
+
+
+class _Class(NamedTuple):
+    """What all requests of a class have in common."""
+
+    ttft_s: float
+    tpot_s: float
+    tier: Tier
+    share: float
+    tier_s: float  # what its tier adds to keys
 
 
 class Promises:
@@ -57,38 +69,49 @@ class Promises:
 
     def __init__(self, context: PolicyContext) -> None:
         """Take the classes and their targets."""
-        self._targets: Mapping[str, ClassTarget] = context.targets
         tiers = {target.tier for target in context.targets.values()}
-        self._shares = {
+        shares = {
             Tier.PROTECTED: 1.0,
             Tier.STANDARD: _STANDARD_SHARE if Tier.PROTECTED in tiers else 1.0,
             Tier.BEST_EFFORT: _BEST_EFFORT_SHARE if tiers - {Tier.BEST_EFFORT} else 1.0,
         }
         after = float(Tier.PROTECTED in tiers)
-        self._keys_s = {
+        keys_s = {
             Tier.PROTECTED: 0.0,
             Tier.STANDARD: after * TIER_S,
             Tier.BEST_EFFORT: (after + float(Tier.STANDARD in tiers)) * TIER_S,
         }
+
+        def class_of(target: ClassTarget) -> _Class:
+            return _Class(target.ttft_s, target.tpot_s, target.tier, shares[target.tier], keys_s[target.tier])
+
+        self._classes: Mapping[str, _Class] = {name: class_of(target) for name, target in context.targets.items()}
+        self._no_class = class_of(NO_TARGET)
         firm = [target for target in context.targets.values() if target.tier is not Tier.BEST_EFFORT]
         self.tightest_ttft_s = min((target.ttft_s for target in firm), default=math.inf)
         self.tightest_tpot_s = min((target.tpot_s for target in firm), default=math.inf)
 
     def stall_limit_s(self, promise: Promise) -> float:
         """Tell how long outputs may stand still: no longer than anyone's time for a token."""
-        return min(promise.weigh_tpot_s, self.tightest_tpot_s)
+        own_s, others_s = promise.weigh_tpot_s, self.tightest_tpot_s
+        return own_s if own_s < others_s else others_s
 
     def of(self, request: RequestShape, own_s: float, now_s: float) -> Promise:
         """Read the promise of a request whose first token takes `own_s` with no one before it."""
-        target = self._targets.get(request.slo_class, NO_TARGET)
-        ttft_s = target.ttft_s if request.ttft_s is None else request.ttft_s
-        tpot_s = target.tpot_s if request.tpot_s is None else request.tpot_s
-        ordered_s = min(ttft_s, UNPROMISED_TTFT_S)
-        over_s = min(request.over_share_s, _MOST_OVER_SHARE * ordered_s)
+        ttft_s, tpot_s, tier, share, tier_s = self._classes.get(request.slo_class, self._no_class)
+        if request.ttft_s is not None:
+            ttft_s = request.ttft_s
+        if request.tpot_s is not None:
+            tpot_s = request.tpot_s
+        ordered_s = ttft_s if ttft_s < UNPROMISED_TTFT_S else UNPROMISED_TTFT_S
+        over_s = request.over_share_s
+        if over_s:
+            over_s = min(over_s, _MOST_OVER_SHARE * ordered_s)
         latest_s = now_s - request.waited_s + ordered_s - own_s
-        priority = max(-_MOST_PRIORITY, min(_MOST_PRIORITY, request.priority))
-        tier_s = self._keys_s[target.tier]
-        key_s = latest_s + over_s + priority * _PRIORITY_SHARE * ordered_s + tier_s
+        key_s = latest_s + over_s
+        if request.priority:
+            key_s += max(-_MOST_PRIORITY, min(_MOST_PRIORITY, request.priority)) * _PRIORITY_SHARE * ordered_s
+        key_s += tier_s
         if tier_s and latest_s < now_s:
             key_s += LATE_S
         return Promise(
@@ -97,8 +120,8 @@ class Promises:
             ttft_s - request.waited_s - over_s,
             ttft_s if ttft_s < math.inf else USUAL_TARGET.ttft_s,
             tpot_s if tpot_s < math.inf else USUAL_TARGET.tpot_s,
-            target.tier,
-            self._shares[target.tier],
+            tier,
+            share,
             latest_s,
             key_s,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import compress
 from operator import is_not
 from typing import Final
 
@@ -55,7 +56,18 @@ class Senders:
 class Receivers:
     """The decode workers of one fingerprint, as columns."""
 
-    __slots__ = ("batches", "ids", "joined_s", "room_tokens", "slots", "tightest_s", "token_s", "views")
+    __slots__ = (
+        "batches",
+        "ids",
+        "joined_s",
+        "least_room_tokens",
+        "least_tightest_s",
+        "room_tokens",
+        "slots",
+        "tightest_s",
+        "token_s",
+        "views",
+    )
 
     def __init__(self, pool: PoolForecast, views: list[WorkerView]) -> None:
         self.views = views
@@ -66,6 +78,7 @@ class Receivers:
         self.token_s = [0.0] * len(views)
         self.room_tokens = [0.0] * len(views)
         self.tightest_s = [math.inf] * len(views)
+        self.least_room_tokens, self.least_tightest_s = 0.0, math.inf  # of the columns above
         for slot, view in enumerate(views):
             self.put(pool, slot, view)
 
@@ -73,12 +86,10 @@ class Receivers:
         """Take over what a worker looks like."""
         self.views[slot] = view
         batch = self.batches[slot] = pool.batch(view)
-        self.joined_s[slot], self.token_s[slot], self.room_tokens[slot] = (
-            batch.joined_s,
-            batch.token_s,
-            batch.room_tokens,
-        )
-        self.tightest_s[slot] = math.inf if view.tightest_tpot_s is None else view.tightest_tpot_s
+        self.joined_s[slot], self.token_s[slot] = batch.joined_s, batch.token_s
+        self.least_room_tokens = _put(self.room_tokens, slot, batch.room_tokens, self.least_room_tokens)
+        tightest_s = math.inf if view.tightest_tpot_s is None else view.tightest_tpot_s
+        self.least_tightest_s = _put(self.tightest_s, slot, tightest_s, self.least_tightest_s)
 
 
 class Group:
@@ -114,7 +125,7 @@ class Roster:
 
     def _take_over(self, workers: tuple[WorkerView, ...], known: tuple[WorkerView, ...]) -> bool:
         """Work out anew what changed; False when it is more than load."""
-        changed = [i for i, is_other in enumerate(map(is_not, workers, known)) if is_other]
+        changed = list(compress(range(len(workers)), map(is_not, workers, known)))
         for i in changed:
             if not _is_same_member(workers[i], known[i]):
                 return False
@@ -144,6 +155,14 @@ class Roster:
             for worker_id, slot in side.slots.items()
         }
         self._places = [None if w.state.draining else stands[w.record.role, w.record.worker_id] for w in workers]
+
+
+def _put(column: list[float], slot: int, value: float, least: float) -> float:
+    """Write a value into a column whose least was `least`; return what is its least then."""
+    before, column[slot] = column[slot], value
+    if value <= least:
+        return value
+    return min(column) if before == least else least
 
 
 def _is_same_member(worker: WorkerView, before: WorkerView) -> bool:

@@ -8,7 +8,6 @@ Owns the order of the questions, and when a request runs whole. Must not know ho
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Final
 
 from core.policy.admission import Admission, Case
@@ -19,7 +18,7 @@ from core.policy.options import Asked, Option, Options, strain
 from core.policy.prediction import PoolForecast
 from core.policy.promise import Promises
 from core.policy.roster import Roster
-from core.types import ClusterView, Decision, Rejection, RequestShape, Role, Route
+from core.types import ClusterView, Decision, RequestShape, Role, Route
 
 UNKNOWN_COSTS: Final = "least predicted work, for no costs are known yet"
 WHOLE: Final = "whole is sooner and keeps every target with room"
@@ -44,7 +43,7 @@ class SLOAware:
         if self._brain is not None:
             return self._brain.decide(request, cluster, now_s)
         decision = self._blind.decide(request, cluster, now_s)
-        return replace(decision, reason=UNKNOWN_COSTS) if isinstance(decision, Route) else decision
+        return decision._replace(reason=UNKNOWN_COSTS) if isinstance(decision, Route) else decision
 
     def options(self, request: RequestShape, cluster: ClusterView, now_s: float, *, limit: int) -> tuple[Route, ...]:
         """List the routes that were open to the request, best first; see PredictingPolicy."""
@@ -60,6 +59,7 @@ class _Brain:
     def __init__(self, context: PolicyContext, pools: dict[Role, PoolForecast]) -> None:
         self._context = context
         self._pools = pools
+        self._sending, self._receiving = pools[Role.PREFILL], pools[Role.DECODE]
         self._roster = Roster(pools)
         self._promises = Promises(context)
         self._options = Options(context, pools)
@@ -82,10 +82,7 @@ class _Brain:
             return NO_WORKER
         asked = self._asked(request, cluster, roster, now_s)
         option = self._best(request, asked, roster, now_s)
-        decision = self._admission.judge(Case(request, asked.promise, cluster, roster, now_s), option)
-        if request.ttft_widening == 1.0 and request.tpot_widening == 1.0:
-            return decision
-        return _widened(decision, request)
+        return self._admission.judge(Case(request, asked.promise, cluster, roster, now_s), option)
 
     def options(self, request: RequestShape, cluster: ClusterView, now_s: float, limit: int) -> tuple[Route, ...]:
         roster = self._roster.of(cluster)
@@ -102,7 +99,7 @@ class _Brain:
         return tuple(Route(o.decode, o.prefill, o.reason, o.forecast(self._pools)) for o in chosen)
 
     def _asked(self, request: RequestShape, cluster: ClusterView, roster: Roster, now_s: float) -> Asked:
-        sending = self._pools[Role.PREFILL if roster.num_senders else Role.DECODE]
+        sending = self._sending if roster.num_senders else self._receiving
         own_s = sending.prompt_s(request.prompt_tokens) + self._context.request_overhead_s
         if roster.num_senders and not self._context.first_token_from_prefill:
             own_s += self._context.handover_overhead_s
@@ -114,17 +111,14 @@ class _Brain:
 
     def _best(self, request: RequestShape, asked: Asked, roster: Roster, now_s: float) -> Option:
         """Find the best option; there is at least one worker."""
-        promise = asked.promise
         reason = _alone(request, roster)
         if reason is None:
-            # Both parts of the strain are least where each worker's own score is; fingerprints are what is compared.
-            pairs = self._options.pairs(asked, roster, now_s, width=1)
-            if pairs:
-                pair = min(pairs, key=lambda option: strain(option, promise)) if len(pairs) > 1 else pairs[0]
+            pair = self._options.best_pair(asked, roster, now_s)
+            if pair is not None:
                 return self._whole_instead(request, asked, pair, roster, now_s) or pair
             reason = NO_PAIR
         wholes = self._options.wholes(asked, roster, reason, now_s)
-        return min(wholes, key=lambda option: strain(option, promise))
+        return min(wholes, key=lambda option: strain(option, asked.promise))
 
     def _whole_instead(
         self, request: RequestShape, asked: Asked, pair: Option, roster: Roster, now_s: float
@@ -138,9 +132,10 @@ class _Brain:
             reason = "the pair would be late"
         elif not below and self._options.stall_s(asked) <= _ROOM * self._promises.stall_limit_s(promise):
             # Where outputs are made the fastest, none else: this is asked of every short prompt.
-            whole = self._options.whole(asked, pair.decode_view, pair.batch, WHOLE, now_s)
-            is_better = whole.ttft_s < pair.ttft_s and self._keeps(request, asked, whole, _ROOM)
-            return whole if is_better and self._eases(request, asked, pair, whole) else None
+            whole = self._options.sooner_whole(asked, pair, WHOLE, now_s)
+            if whole is None or not self._keeps(request, asked, whole, _ROOM):
+                return None
+            return whole if self._eases(request, asked, pair, whole) else None
         else:
             return None
         wholes = self._options.wholes(asked, roster, reason, now_s)
@@ -166,18 +161,6 @@ class _Brain:
         waits_s, own_s = pair.queue_s, pair.ttft_s - pair.queue_s
         strained = waits_s / (promise.budget_s - own_s) if own_s < promise.budget_s else math.inf
         return added_s <= max(_HARDLY_STRAINED, min(strained, _MOST_STRAINED)) * slack_s
-
-
-def _widened(decision: Decision, request: RequestShape) -> Decision:
-    """Widen the intervals of a decision as those before it turned out too narrow."""
-    if isinstance(decision, Rejection) or decision.forecast is None:
-        return decision
-    forecast = replace(
-        decision.forecast,
-        ttft_spread=decision.forecast.ttft_spread * request.ttft_widening,
-        tpot_spread=decision.forecast.tpot_spread * request.tpot_widening,
-    )
-    return replace(decision, forecast=forecast)
 
 
 def _alone(request: RequestShape, roster: Roster) -> str | None:

@@ -70,7 +70,7 @@ def test_files_to_plan_with_are_missed_when_they_will_be_read(tmp_path: Path) ->
         check_plan_files(planned, tmp_path)
     with pytest.raises(ConfigError, match=r"plan\.profile"):
         check_plan_files(BatonConfig(plan=plan, router=RouterConfig(policy="slo-aware")), tmp_path)
-    check_plan_files(BatonConfig(plan=plan), tmp_path)
+    check_plan_files(BatonConfig(plan=plan, router=RouterConfig(policy="least-loaded")), tmp_path)
     (tmp_path / "p.json").touch()
     check_plan_files(planned, tmp_path)
     with pytest.raises(ConfigError, match=r"plan\.trace: there is no file /no/t\.csv; correct the path"):
@@ -88,7 +88,7 @@ def test_a_profile_that_is_none_is_told_before_the_router_reads_it(tmp_path: Pat
     predicting = BatonConfig(plan=PlanConfig(profile="p.json"), router=RouterConfig(policy="slo-aware"))
     with pytest.raises(ConfigError, match=r"p\.json: .*`python baton\.py profile` writes such files"):
         check_policy(predicting, tmp_path)
-    check_policy(BatonConfig(plan=PlanConfig(profile="p.json")), tmp_path)
+    check_policy(BatonConfig(plan=PlanConfig(profile="p.json"), router=RouterConfig(policy="least-loaded")), tmp_path)
 
 
 def test_a_policy_learns_what_no_profile_tells(tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_prefix_cached_on_decode_only(stack: Stack) -> None:
 
 
 def test_decode_short_of_blocks_preempts_and_stays_equal(stack: Stack) -> None:
-    bodies = [completion(400, of=110 + i, max_tokens=400, ignore_eos=True) for i in range(6)]
+    bodies = [completion(400, of=110 + i, max_tokens=400, ignore_eos=True) for i in range(9)]
     assert sum(len(body["prompt"]) + body["max_tokens"] for body in bodies) > DECODE_KV_TOKENS
     before = stack.preemptions("decode-0")
     ours = answers_at_once(stack.url, COMPLETIONS, bodies)

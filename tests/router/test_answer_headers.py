@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import orjson
 import pytest
 from hypothesis import given
@@ -33,7 +31,7 @@ def test_the_start_tells_the_pair_the_reason_and_what_is_predicted() -> None:
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    alone = replace(ROUTE, prefill=None, forecast=None)
+    alone = ROUTE._replace(prefill=None, forecast=None)
     assert [name for name, _ in start_headers(routed(begun(), alone))] == [b"x-baton-decode", b"x-baton-reason"]
     assert start_headers(routed(begun(), Rejection("overloaded", "full"))) == []
     assert start_headers(begun()) == []
@@ -72,6 +70,6 @@ def test_a_stream_ends_with_a_comment_of_one_line() -> None:
 
 @given(st.text())
 def test_no_reason_breaks_a_header(reason: str) -> None:
-    value = dict(start_headers(routed(begun(), replace(ROUTE, reason=reason))))[b"x-baton-reason"]
+    value = dict(start_headers(routed(begun(), ROUTE._replace(reason=reason))))[b"x-baton-reason"]
     assert not set(value) & {0, 10, 13}
-    assert b"\n" not in stream_comment(routed(begun(), replace(ROUTE, reason=reason)), Timing(1, 1, 1, 2))[:-2]
+    assert b"\n" not in stream_comment(routed(begun(), ROUTE._replace(reason=reason)), Timing(1, 1, 1, 2))[:-2]

@@ -6,8 +6,6 @@ tenant is never found.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,16 +106,16 @@ def test_holds_failures_and_refusals_are_told() -> None:
     ("routes", "because"),
     [
         ((ROUTE,), "it was the only route"),
-        ((ROUTE, replace(SECOND, forecast=None)), "preferred to prefill-0 + decode-1"),
+        ((ROUTE, SECOND._replace(forecast=None)), "preferred to prefill-0 + decode-1"),
         (
-            (ROUTE, Route("decode-1", None, "x", replace(FORECAST, queue_s=0.0, tpot_s=0.03))),
+            (ROUTE, Route("decode-1", None, "x", FORECAST._replace(queue_s=0.0, tpot_s=0.03))),
             "10 ms less for each token than decode-1 alone, 10 ms later",
         ),
         (
-            (ROUTE, Route("decode-1", None, "x", replace(FORECAST, tpot_s=0.03))),
+            (ROUTE, Route("decode-1", None, "x", FORECAST._replace(tpot_s=0.03))),
             "10 ms less for each token than decode-1 alone, as soon",
         ),
-        ((ROUTE, replace(SECOND, forecast=FORECAST)), "preferred to prefill-0 + decode-1: least predicted TTFT"),
+        ((ROUTE, SECOND._replace(forecast=FORECAST)), "preferred to prefill-0 + decode-1: least predicted TTFT"),
     ],
 )
 def test_the_reason_compares_with_the_next_best(routes: tuple[Route, ...], because: str) -> None:
@@ -139,7 +137,7 @@ def test_the_route_taken_is_among_the_candidates_whatever_the_policy_lists() -> 
 
 def test_a_policy_that_does_not_predict_has_no_candidates() -> None:
     made = explainer(LeastPredictedWork())
-    made.ended(streamed(routed(begun(), replace(ROUTE, forecast=None))))
+    made.ended(streamed(routed(begun(), ROUTE._replace(forecast=None))))
     told = made.explain("r1", "")
     assert told is not None
     assert (told.candidates, told.predicted_ttft) == ((), None)

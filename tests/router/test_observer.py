@@ -113,7 +113,7 @@ async def test_a_failure_says_nothing_of_predictions() -> None:
 async def test_admission_by_measure_hears_of_served_requests_only() -> None:
     """Else refusals would be the reason for further refusals."""
     site = Site()
-    far_off = replace(ROUTE, forecast=replace(FORECAST, queue_s=0.0, prefill_s=0.001, transfer_s=0.0))
+    far_off = ROUTE._replace(forecast=FORECAST._replace(queue_s=0.0, prefill_s=0.001, transfer_s=0.0))
     for number in range(MIN_OUTCOMES):
         site.observer.finished(served(), None, answered(routed(begun(f"r{number}"), far_off)))
         refused = life()

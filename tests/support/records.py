@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from core.router_spec import SLOTarget
 from core.types import ClusterView, Decision, Forecast, Hold, LegFacts, RequestShape, Role, Route
@@ -19,7 +19,7 @@ VIEW = ClusterView(
 )
 FORECAST = Forecast(0.010, 0.040, 0.010, 0.0, 0.012, 0.02, ttft_spread=0.25, tpot_spread=0.1)
 ROUTE = Route("decode-0", "prefill-0", "least predicted TTFT", FORECAST)
-SECOND = Route("decode-1", "prefill-0", "least predicted TTFT", replace(FORECAST, blocks_s=0.030))
+SECOND = Route("decode-1", "prefill-0", "least predicted TTFT", FORECAST._replace(blocks_s=0.030))
 PREFILL_FACTS = LegFacts(512, cached_tokens=128, queued_s=0.010, prefill_s=0.040)
 DECODE_FACTS = LegFacts(512, 0, 511, queued_s=0.065, prefill_s=0.008, blocks_s=0.020, landed_s=0.060)
 
@@ -41,7 +41,7 @@ class TablePolicy:
 
 def shape(request_id: str = "r1", **changes: object) -> RequestShape:
     made = RequestShape(request_id, 500, 64, "chat", cached=(("decode-0", 32), ("prefill-0", 96)))
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return made._replace(**changes)  # type: ignore[arg-type]
 
 
 def begun(request_id: str = "r1", *, tenant: str = "", slo: SLOTarget = SLO) -> RequestRecord:

@@ -10,9 +10,10 @@ import pytest
 from bench.router.session_mock import HandoverTable, MockWorker
 from bench.router.stepping import Timing
 from core.engine import HttpCall
-from core.types import Handover, Leg, LegFacts, Role
+from core.types import Handover, Leg, LegFacts, LegOrder, Role
 
 WAIT_S = 10.0
+ORDER = LegOrder()
 TICKET = Handover("t1", "127.0.0.1:1", 30.0)
 
 
@@ -59,15 +60,15 @@ async def test_decode_answers_once_its_prompt_has_landed(
 ) -> None:
     prefill, decode, handovers = pair
     reply, by_product = Kept(), Kept()
-    sender = prefill.run(Leg.PREFILL, STREAM, TICKET, by_product)
+    sender = prefill.run(Leg.PREFILL, STREAM, TICKET, ORDER, by_product)
     if decode_first:
-        receiver = asyncio.create_task(decode.run(Leg.DECODE, STREAM, TICKET, reply))
+        receiver = asyncio.create_task(decode.run(Leg.DECODE, STREAM, TICKET, ORDER, reply))
         await asyncio.sleep(0)
         assert (reply.status, len(handovers)) == (0, 1)
         await sender
     else:
         await sender
-        receiver = asyncio.create_task(decode.run(Leg.DECODE, STREAM, TICKET, reply))
+        receiver = asyncio.create_task(decode.run(Leg.DECODE, STREAM, TICKET, ORDER, reply))
     async with asyncio.timeout(WAIT_S):
         await receiver
     assert by_product.headers["content-type"] == "application/json"
@@ -83,7 +84,7 @@ async def test_a_hand_over_that_will_not_come_is_not_waited_for(
 ) -> None:
     _, decode, handovers = pair
     reply = Kept()
-    receiver = asyncio.create_task(decode.run(Leg.DECODE, UNARY, TICKET, reply))
+    receiver = asyncio.create_task(decode.run(Leg.DECODE, UNARY, TICKET, ORDER, reply))
     await asyncio.sleep(0)
     await decode.cancel_transfer("t1", "prefill is gone")
     async with asyncio.timeout(WAIT_S):
@@ -94,9 +95,9 @@ async def test_a_hand_over_that_will_not_come_is_not_waited_for(
 
 async def test_an_aborted_leg_leaves_nothing(pair: tuple[MockWorker, MockWorker, HandoverTable]) -> None:
     prefill, decode, handovers = pair
-    await prefill.run(Leg.PREFILL, STREAM, TICKET, Kept())
-    stream = asyncio.create_task(decode.run(Leg.DECODE, STREAM, TICKET, Kept()))
-    waiting = asyncio.create_task(decode.run(Leg.DECODE, STREAM, Handover("t2", "", 1.0), Kept()))
+    await prefill.run(Leg.PREFILL, STREAM, TICKET, ORDER, Kept())
+    stream = asyncio.create_task(decode.run(Leg.DECODE, STREAM, TICKET, ORDER, Kept()))
+    waiting = asyncio.create_task(decode.run(Leg.DECODE, STREAM, Handover("t2", "", 1.0), ORDER, Kept()))
     await asyncio.sleep(0)
     assert decode.state().num_running == 1
     for task in (stream, waiting):
@@ -115,7 +116,7 @@ async def test_steps_are_told_once_for_all_legs_of_a_pass(pair: tuple[MockWorker
         done.set()
 
     decode.on_step(stepped)
-    await asyncio.gather(*(decode.run(Leg.WHOLE, UNARY, None, Kept()) for _ in range(5)))
+    await asyncio.gather(*(decode.run(Leg.WHOLE, UNARY, None, ORDER, Kept()) for _ in range(5)))
     async with asyncio.timeout(WAIT_S):
         await done.wait()
     assert len(told) == 1

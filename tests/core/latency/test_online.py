@@ -92,3 +92,24 @@ def test_nothing_is_said_of_few_steps_or_of_none_that_count() -> None:
     assert learnt.prompt_terms() is None
     learnt.observe_decode(1, 10, 0.01)
     assert learnt.decode_terms() is not None
+
+
+def test_single_sequences_say_nothing_against_larger_batches() -> None:
+    """A batch that is held dear is never formed, and so its cost never learnt."""
+    seen = OnlineCost()
+    for step in range(64):
+        seen.observe_decode(1, 64 + step, 0.04)
+    terms = seen.decode_terms()
+    assert terms is not None
+    fixed_s, per_seq_s, per_token_s = terms
+    assert fixed_s + 8 * per_seq_s + 1024 * per_token_s < 0.05
+
+
+def test_prompts_of_one_length_say_that_longer_ones_take_longer() -> None:
+    seen = OnlineCost()
+    for _ in range(64):
+        seen.observe_prompt(64, 2048.0, 0.05)
+    terms = seen.prompt_terms()
+    assert terms is not None
+    fixed_s, per_token_s, per_pair_s = terms
+    assert fixed_s + 1024 * per_token_s + 512 * 1024 * per_pair_s > 0.6

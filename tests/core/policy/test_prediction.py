@@ -132,17 +132,19 @@ def test_outputs_are_fast_again_when_enough_sequences_have_ended() -> None:
 
 def test_chunks_run_beside_the_decode_batch() -> None:
     idle, decoding = worker("d0", D), worker("d0", D, num_running=2, kv_blocks_used=10)
-    assert POOL.whole_s(idle, 500, 0, 0.0) == (0.0, pytest.approx(0.010 + 0.050))
+    assert POOL.whole_s(idle, POOL.batch(idle), 500, 0, 0.0) == (0.0, pytest.approx(0.010 + 0.050))
     step_s = 0.010 + 0.002 + 320e-6
     # Beside a batch a prompt adds its tokens only; half of the step under way comes first.
-    assert POOL.whole_s(decoding, 500, 0, 0.0) == (pytest.approx(0.5 * step_s), pytest.approx(step_s + 0.050))
-    assert POOL.whole_s(decoding, 500, 400, 0.0)[1] == pytest.approx(step_s + 0.010)
+    batch = POOL.batch(decoding)
+    assert POOL.whole_s(decoding, batch, 500, 0, 0.0) == pytest.approx((0.5 * step_s, step_s + 0.050))
+    assert POOL.whole_s(decoding, batch, 500, 400, 0.0)[1] == pytest.approx(step_s + 0.010)
 
 
 def test_prompts_go_first_where_they_are_not_chunked() -> None:
     facts = PoolFacts(COST, max_num_seqs=4, max_num_batched_tokens=1000, chunked=False)
     owing = worker("d0", D, requests=3, num_running=2, tokens=400, since_s=1.0)
-    assert PoolForecast(facts, COST).whole_s(owing, 500, 0, 1.02) == pytest.approx((0.050 - 0.020, 0.060))
+    pool = PoolForecast(facts, COST)
+    assert pool.whole_s(owing, pool.batch(owing), 500, 0, 1.02) == pytest.approx((0.050 - 0.020, 0.060))
 
 
 def test_pipeline_stages_share_the_batch_and_the_queue() -> None:
@@ -187,7 +189,7 @@ def test_more_work_is_never_predicted_to_end_sooner(
 ) -> None:
     def view(owed_tokens: int) -> float:
         held = worker("d0", D, tokens=owed_tokens, prompts=prompts, num_running=running)
-        return sum(POOL.whole_s(held, tokens, 0, 0.0))
+        return sum(POOL.whole_s(held, POOL.batch(held), tokens, 0, 0.0))
 
     # A step of a multiple of the budget holds a rounded share of the tokens.
     assert view(owed + more) >= view(owed) - 1e-3

@@ -54,12 +54,19 @@ requests = st.builds(
     slo_class=st.sampled_from(("interactive", "unheard of")),
     whole_only=st.none() | st.just("n>1"),
     sequence=st.integers(0, 100),
+    tenant=st.just("a"),
+    ttft_s=st.sampled_from((None, 0.2)),
+    tpot_s=st.sampled_from((None, 0.02)),
     waited_s=st.sampled_from((0.0, 0.4, 9.0)),
+    priority=st.sampled_from((0, -1, 99)),
     cached=st.dictionaries(st.integers(0, 20).map(lambda i: f"w{i}"), st.integers(1, 9000), max_size=4).map(
         lambda known: tuple(sorted(known.items()))
     ),
     over_share_s=st.sampled_from((0.0, 0.2)),
     is_reserved=st.booleans(),
+    ttft_widening=st.sampled_from((1.0, 1.5)),
+    tpot_widening=st.sampled_from((1.0, 0.5)),
+    attainment=st.sampled_from((None, 0.5, 0.95)),
 )
 contexts = st.builds(
     context,

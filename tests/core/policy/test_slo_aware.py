@@ -163,7 +163,7 @@ def test_options_are_those_that_were_open_best_first() -> None:
     ]  # fmt: skip
     assert policy.options(request, view, 0.0, limit=2) == options[:2]
     assert policy.options(request, ClusterView(), 0.0, limit=2) == ()
-    alone = policy.options(replace(request, whole_only="n>1"), view, 0.0, limit=9)
+    alone = policy.options(request._replace(whole_only="n>1"), view, 0.0, limit=9)
     assert {o.prefill for o in alone} == {None}
 
 
