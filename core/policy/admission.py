@@ -28,7 +28,10 @@ _LATEST_S: Final = 1.0
 # Promised times leave this share of the capacity to requests that come for the first time.
 _PROMISED_SHARE: Final = 0.5
 _MOST_EARLIEST_S: Final = 600.0  # beyond it no time is named
-_MARGIN: Final = 1e-9  # of a target, that rounding may take
+_ROUNDING: Final = 1e-9  # of a target
+# A batch may grow to where what others add to an output token leaves this much, as a share of it, before the target:
+# those on their way come together, and outputs are longer than their mean.
+_GROWTH_MARGIN: Final = 0.25
 
 
 class Case(NamedTuple):
@@ -72,10 +75,10 @@ class Admission:
             is_firm = True
             if (refused := self._by_measure(case)) is not None:
                 return refused
-        ttft_s = option.ttft_s
+        ttft_s = option.ttft_s + self._ttft_margin_s(case.request, promise, option)
         if case.cluster.promised.keys_s and not is_firm and not promise.is_protected:
             ttft_s += self._promised_s(case)
-        is_late = ttft_s > promise.budget_s * (1.0 + _MARGIN)
+        is_late = ttft_s > promise.budget_s * (1.0 + _ROUNDING)
         may_wait = promise.is_best_effort and promise.latest_s > now_s
         if context.may_hold and not self._has_room(option, promise):
             if is_late and context.admit_by_ttft and not is_firm and not may_wait:
@@ -83,7 +86,7 @@ class Admission:
             return self._held("no worker has room", case, option, self._room_in_s(option, promise))
         if is_late and context.admit_by_ttft and not is_firm:
             return self._too_late(case, option, ttft_s)
-        limit_s = self.tpot_limit_s(promise, option)
+        limit_s = self.tpot_limit_s(case.request, promise, option)
         if option.tpot_s > limit_s and context.admit_by_tpot and not is_firm:
             return self._too_slow(case, option, limit_s)
         forecast = option.forecast(self._pools, case.request.ttft_widening, case.request.tpot_widening)
@@ -99,17 +102,42 @@ class Admission:
         reason = f"{request.attainment:.0%} of the requests let in keep their SLO, and predictions of it do not hold"
         return Rejection("overloaded", reason, _LATEST_S)
 
-    def keeps(self, promise: Promise, option: Option, *, slowed_s: float = 0.0, room: float = 1.0) -> bool:
+    def keeps(
+        self, request: RequestShape, promise: Promise, option: Option, *, slowed_s: float = 0.0, room: float = 1.0
+    ) -> bool:
         """Say whether an option has room and keeps every target, each with a share of `1 - room` to spare."""
         return (
             not option.full_s
-            and option.ttft_s <= room * promise.budget_s
-            and option.tpot_s + slowed_s <= room * self.tpot_limit_s(promise, option)
+            and option.ttft_s + self._ttft_margin_s(request, promise, option) <= room * promise.budget_s
+            and option.tpot_s + slowed_s <= room * self.tpot_limit_s(request, promise, option)
         )
 
-    def tpot_limit_s(self, promise: Promise, option: Option) -> float:
-        """Tell the TPOT up to which a request may join: of protected classes its own target alone."""
-        return promise.tpot_s if promise.is_protected else promise.share * option.limit_s
+    def tpot_limit_s(self, request: RequestShape, promise: Promise, option: Option) -> float:
+        """Tell the TPOT up to which a request may join: of protected classes its own target alone.
+
+        Others keep a margin on what the rest of the batch adds to the request's own decoding, which is certain.
+        """
+        if promise.is_protected:
+            return promise.tpot_s
+        limit_s = promise.share * option.limit_s
+        pool, view = self._pools[option.decode_view.record.role], option.decode_view
+        alone_s = pool.alone_s(request.prompt_tokens) * option.batch.factor
+        if limit_s <= alone_s:
+            return limit_s
+        spread = (view.speed.decode_spread or pool.decode_spread) * request.tpot_widening
+        return alone_s + (limit_s - alone_s) / (1.0 + _GROWTH_MARGIN + spread)
+
+    def _ttft_margin_s(self, request: RequestShape, promise: Promise, option: Option) -> float:
+        """Tell what waiting may take beyond its prediction: its interval, and what yet joins the step waited for.
+
+        Prompts of one step end together; while one waits no more joins than comes meanwhile, or than a worker is given
+        at once. Without waiting there is no margin.
+        """
+        if promise.is_protected:
+            return 0.0
+        role = option.view.record.role
+        spread = (option.view.speed.prefill_spread or self._pools[role].prefill_spread) * request.ttft_widening
+        return spread * (option.queue_s + option.blocks_s) + min(option.wait_s, self._depth_s[role])
 
     def _has_room(self, option: Option, promise: Promise) -> bool:
         """Say whether the workers take the request at once; of what is not theirs each tier leaves a share free."""
@@ -134,7 +162,8 @@ class Admission:
 
     def _too_late(self, case: Case, option: Option, ttft_s: float) -> Rejection:
         promise = case.promise
-        reason = f"TTFT {_ms(ttft_s)} is the least predicted, {_left(promise)}"
+        least, most = _ms(option.ttft_s), _ms(ttft_s)
+        reason = f"TTFT {least if least == most else f'{least} to {most}'} is the least predicted, {_left(promise)}"
         if option.prefill_s + option.first_step_s + option.transfer_s > promise.ttft_s:
             return Rejection("slo_infeasible", f"{reason}; the prompt alone takes longer")
         # A queue shrinks by one second each second; an equal request has all of its target before it.
@@ -151,7 +180,9 @@ class Admission:
             is_in_time = True
         if self._context.may_hold and is_in_time:
             return self._held("the outputs in progress would be too slow", case, option, recovery_s)
-        reason = f"TPOT {_ms(option.tpot_s)} is the least predicted, the target is {_ms(limit_s)}"
+        reason = f"TPOT {_ms(option.tpot_s)} is the least predicted, the target is {_ms(option.limit_s)}"
+        if _ms(limit_s) != _ms(option.limit_s):
+            reason += f", less a margin {_ms(limit_s)}"
         if recovery_s == math.inf and limit_s >= promise.tpot_s * promise.share:
             return Rejection("slo_infeasible", f"{reason}; a single output is no faster")
         return self._overloaded(case, option, reason, min(recovery_s, option.batch.sequence_s))

@@ -174,6 +174,10 @@ class PoolForecast:
             step_s += (after - lower) * (upper_s - step_s)
         return step_s * factor
 
+    def alone_s(self, tokens: int) -> float:
+        """Time the decode steps of one sequence of `tokens` with no other beside it."""
+        return self._fixed_s[1] + self._s_per_token[1] * tokens / self.stages
+
     def blocks_s(self, batch: Batch, tokens: int) -> float:
         """Predict the wait until a batch and its KV blocks have room for a request of `tokens`.
 

@@ -7,6 +7,7 @@ Owns the order of the questions, and when a request runs whole. Must not know ho
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from core.policy.admission import Admission, Case
@@ -23,6 +24,9 @@ UNKNOWN_COSTS: Final = "least predicted work, for no costs are known yet"
 WHOLE: Final = "whole is sooner and keeps every target with room"
 # A request runs whole, unasked, only where every target keeps this much to spare: a prompt beside outputs is a risk.
 _ROOM: Final = 0.8
+# And only where decode is the less strained side, up to half of what it may take; hardly strained it is in any case.
+_MOST_STRAINED: Final = 0.5
+_HARDLY_STRAINED: Final = 0.1
 
 
 class SLOAware:
@@ -111,30 +115,52 @@ class _Brain:
         if reason is None:
             pair = self._options.best_pair(asked, roster, now_s)
             if pair is not None:
-                return self._whole_instead(asked, pair, roster, now_s) or pair
+                return self._whole_instead(request, asked, pair, roster, now_s) or pair
             reason = NO_PAIR
         wholes = self._options.wholes(asked, roster, reason, now_s)
         return min(wholes, key=lambda option: strain(option, asked.promise))
 
-    def _whole_instead(self, asked: Asked, pair: Option, roster: Roster, now_s: float) -> Option | None:
+    def _whole_instead(
+        self, request: RequestShape, asked: Asked, pair: Option, roster: Roster, now_s: float
+    ) -> Option | None:
         """Find a decode worker that had better serve the request whole."""
+        is_asked_for = False
         below, promise = self._context.whole_below_tokens, asked.promise
         if below and asked.tokens <= below:
-            reason = f"at most {below} prompt tokens"
+            reason, is_asked_for = f"at most {below} prompt tokens", True
         elif self._context.overflow and pair.ttft_s > promise.budget_s:
             reason = "the pair would be late"
         elif not below and self._options.stall_s(asked) <= _ROOM * self._promises.stall_limit_s(promise):
             # Where outputs are made the fastest, none else: this is asked of every short prompt.
             whole = self._options.sooner_whole(asked, pair, WHOLE, now_s)
-            return whole if whole is not None and self._keeps(asked, whole, _ROOM) else None
+            if whole is None or not self._keeps(request, asked, whole, _ROOM):
+                return None
+            return whole if self._eases(request, asked, pair, whole) else None
         else:
             return None
         wholes = self._options.wholes(asked, roster, reason, now_s)
-        return min((whole for whole in wholes if self._keeps(asked, whole, 1.0)), key=_soonest, default=None)
+        kept = [whole for whole in wholes if self._keeps(request, asked, whole, 1.0)]
+        if not is_asked_for:
+            kept = [whole for whole in kept if self._eases(request, asked, pair, whole)]
+        return min(kept, key=_soonest, default=None)
 
-    def _keeps(self, asked: Asked, whole: Option, room: float) -> bool:
+    def _keeps(self, request: RequestShape, asked: Asked, whole: Option, room: float) -> bool:
         slowed_s = self._options.slowed_s(asked, whole)
-        return self._admission.keeps(asked.promise, whole, slowed_s=slowed_s, room=room)
+        return self._admission.keeps(request, asked.promise, whole, slowed_s=slowed_s, room=room)
+
+    def _eases(self, request: RequestShape, asked: Asked, pair: Option, whole: Option) -> bool:
+        """Say whether a whole request takes from the side that has more to spare.
+
+        A side's strain is the share of its slack in use: of prefill what the pair waits for, of all that the target
+        leaves beside the request's own time; of decode what others and this prompt add to the request's own steps.
+        """
+        promise = asked.promise
+        alone_s = self._pools[Role.DECODE].alone_s(asked.tokens) * whole.batch.factor
+        added_s = whole.tpot_s + self._options.slowed_s(asked, whole) - alone_s
+        slack_s = self._admission.tpot_limit_s(request, promise, whole) - alone_s
+        waits_s, own_s = pair.queue_s, pair.ttft_s - pair.queue_s
+        strained = waits_s / (promise.budget_s - own_s) if own_s < promise.budget_s else math.inf
+        return added_s <= max(_HARDLY_STRAINED, min(strained, _MOST_STRAINED)) * slack_s
 
 
 def _alone(request: RequestShape, roster: Roster) -> str | None:

@@ -70,13 +70,13 @@ def test_request_that_is_late_everywhere_is_refused_with_the_time_to_come_back()
     refused = decide(busy, worker("d0", D), admit_by_ttft=True)
     assert isinstance(refused, Rejection)
     assert refused.error == "overloaded"
-    # 410 ms are owed, 110 ms its own, and a step of 12 ms gives the first token.
-    late_s = 0.410 + 0.110 + 0.012 - 0.5
+    # 410 ms are owed, 125 ms may join its step, 110 ms its own, and a step of 12 ms gives the first token.
+    late_s = 0.410 + 0.125 + 0.110 + 0.012 - 0.5
     chance = zlib.crc32(b"r") / 2**32
-    assert refused.earliest_s == pytest.approx(late_s + chance * 0.110)
+    assert refused.earliest_s == pytest.approx(late_s * (1 + chance))
     assert refused.retry_after_s == refused.earliest_s
-    assert refused.reason == "TTFT 532 ms is the least predicted, the target is 500 ms"
-    assert decide(busy, worker("d0", D), admit_by_ttft=True, now_s=0.05) == ("d0", "p0", PAIR)
+    assert refused.reason == "TTFT 532 ms to 657 ms is the least predicted, the target is 500 ms"
+    assert decide(busy, worker("d0", D), admit_by_ttft=True, now_s=0.16) == ("d0", "p0", PAIR)
 
 
 def test_prompt_that_can_never_be_in_time_is_not_asked_back() -> None:
@@ -131,6 +131,18 @@ def test_short_prompt_runs_whole_unasked_only_where_nothing_is_at_stake() -> Non
     assert decide(worker("p0", P), crowded, tokens=100) == ("d0", "p0", PAIR)
     tight = replace(idle, tightest_tpot_s=0.014)
     assert decide(worker("p0", P), tight, tokens=100) == ("d0", "p0", PAIR)
+
+
+@pytest.mark.parametrize(("owed", "running", "is_whole"), [(1, 8, False), (3000, 8, True), (3000, 22, False)])
+def test_request_runs_whole_unasked_only_where_decode_is_the_less_strained_side(
+    owed: int, running: int, is_whole: bool
+) -> None:
+    members = (worker("p0", P, requests=1, tokens=owed), worker("d0", D, num_running=running))
+    assert decide(*members, tokens=100) == (("d0", None, WHOLE) if is_whole else ("d0", "p0", PAIR))
+    late = (worker("p0", P, requests=1, tokens=9000), members[1])
+    overflows = decide(*late, overflow=True)
+    assert overflows == (("d0", "p0", PAIR) if running > 8 else ("d0", None, "the pair would be late"))
+    assert decide(*members, tokens=100, whole_below_tokens=100) == ("d0", None, "at most 100 prompt tokens")
 
 
 def test_options_are_those_that_were_open_best_first() -> None:
