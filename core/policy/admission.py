@@ -97,7 +97,8 @@ class Admission:
         request, target = case.request, self._context.targets.get(case.request.slo_class, NO_TARGET).attainment
         if request.is_reserved or case.promise.is_protected or not self._context.admit_by_ttft:
             return None
-        if admits_by_measure(request.attainment, target, request.sequence):
+        # By its id, so that a request that is held is not drawn for again each time that it is asked about.
+        if admits_by_measure(request.attainment, target, zlib.crc32(request.request_id.encode())):
             return None
         reason = f"{request.attainment:.0%} of the requests let in keep their SLO, and predictions of it do not hold"
         return Rejection("overloaded", reason, _LATEST_S)

@@ -251,3 +251,15 @@ def test_protected_is_not_hurt_by_best_effort(
     assert among == alone
     if isinstance(alone, Hold):
         assert math.isfinite(alone.until_s)
+
+
+def test_a_request_is_drawn_for_once_however_often_it_is_asked_about() -> None:
+    """Without trust some are refused by chance; who was let in at first must not be refused for asking again."""
+    policy = policy_named("slo-aware", context(admit_by_ttft=True))
+    cluster = ClusterView((worker("p0", Role.PREFILL), worker("d0", Role.DECODE)))
+    for number in range(50):
+        asked = [
+            RequestShape(f"r{number}", 100, None, "interactive", sequence=sequence, attainment=0.5)
+            for sequence in range(20)
+        ]
+        assert len({isinstance(policy.decide(request, cluster, 0.0), Rejection) for request in asked}) == 1
