@@ -232,10 +232,7 @@ def _with_mixed(cost: StepCost, mixed: list[Sample], folds: int) -> tuple[StepCo
 
 def _values(table: Table, x: Floats) -> Floats:
     at, value = np.array(table.at), np.array(table.value)
-    result: Floats = np.interp(x, at, value)
-    if len(at) > 1:
-        slope = (value[-1] - value[-2]) / (at[-1] - at[-2])
-        result = result + slope * np.maximum(x - at[-1], 0.0)
+    result: Floats = np.interp(x, at, value) + table.slope_beyond * np.maximum(x - at[-1], 0.0)
     return result
 
 

@@ -52,11 +52,17 @@ class Table:
         at, value = self.at, self.value
         if x <= at[0] or len(at) == 1:
             return value[0]
-        if x > at[-1] and value[-1] < value[-2]:
-            return value[-1]
-        i = min(bisect_right(at, x), len(at) - 1)
+        if x >= at[-1]:
+            return value[-1] + self.slope_beyond * (x - at[-1])
+        i = bisect_right(at, x)
         share = (x - at[i - 1]) / (at[i] - at[i - 1])
         return value[i - 1] + share * (value[i] - value[i - 1])
+
+    @property
+    def slope_beyond(self) -> float:
+        """Tell the slope after the last knot, which is that before it but never less than 0."""
+        at, value = self.at, self.value
+        return max(0.0, (value[-1] - value[-2]) / (at[-1] - at[-2])) if len(at) > 1 else 0.0
 
     def scaled(self, factor: float) -> Table:
         """Multiply every value."""

@@ -266,11 +266,7 @@ def _written_out(table: Table, size: int) -> F64:
     """Evaluate a table at 0, 1, ... size - 1."""
     at, value = np.array(table.at), np.array(table.value)
     x = np.arange(size, dtype=np.float64)
-    y = np.interp(x, at, value)
-    if len(at) > 1:
-        beyond = x > at[-1]
-        y[beyond] = value[-1] + (x[beyond] - at[-1]) * (value[-1] - value[-2]) / (at[-1] - at[-2])
-    return y
+    return np.interp(x, at, value) + table.slope_beyond * np.maximum(x - at[-1], 0.0)
 
 
 @lru_cache(maxsize=64)

@@ -38,10 +38,7 @@ def tabulated(table: Table, at: Floats) -> Floats:
     """Evaluate a table at many points."""
     knots, values = np.array(table.at), np.array(table.value)
     inside: Floats = np.interp(at, knots, values)
-    if len(knots) == 1:
-        return inside
-    slope = (values[-1] - values[-2]) / (knots[-1] - knots[-2])
-    beyond: Floats = np.maximum(at - knots[-1], 0.0) * slope
+    beyond: Floats = np.maximum(at - knots[-1], 0.0) * table.slope_beyond
     return inside + beyond
 
 
