@@ -191,8 +191,10 @@ class Placer:
         if first is None or self._going is not None:
             return
         held = first.payload
-        decision = self._decide(held.life, self._seen(_NOTHING_HELD))
-        if not isinstance(decision, Hold):
+        decision = self._decide_for(held, self._seen(_NOTHING_HELD))
+        if decision is None:
+            self._wake()  # the next one is the first in turn
+        elif not isinstance(decision, Hold):
             self._let_go(held, decision)
         elif decision.key_s != first.key_s:
             self._queue.remove(first)
@@ -205,11 +207,21 @@ class Placer:
         if held.released.done():
             return
         self._queue.remove(held.waiting)
-        decision = self._decide(held.life, self.view())
+        decision = self._decide_for(held, self.view())
         if isinstance(decision, Hold):
             self._queue_up(held, decision)
-        else:
+        elif decision is not None:
             self._let_go(held, decision)
+
+    def _decide_for(self, held: _Held, view: ClusterView) -> Decision | None:
+        """Ask the policy about a held request; one that the policy fails on hears of it in its own task."""
+        try:
+            return self._decide(held.life, view)
+        except Exception as exc:  # the boundary of the request: whoever happens to be here must not suffer for it
+            self._queue.remove(held.waiting)
+            if not held.released.done():
+                held.released.set_exception(exc)
+            return None
 
     def _let_go(self, held: _Held, decision: Route | Rejection) -> None:
         """End the wait of a request."""

@@ -15,6 +15,7 @@ from core.types import ClusterView, Decision, Hold, Rejection, RequestShape
 from tests.support.router_site import TOKEN, WAIT_S, Site
 
 LONG = {"prompt": "the sea was calm", "max_tokens": 200}
+UNLUCKY = {"prompt": "the sea was calm", "max_tokens": 13}  # the policy fails on it once it is held
 SHORT = {"prompt": "the sea was calm", "max_tokens": 2}
 
 
@@ -30,8 +31,11 @@ class OneAtATime:
         self.holds_all = False
 
     def decide(self, request: RequestShape, cluster: ClusterView, now_s: float) -> Decision:
+        is_held = any(request.request_id == earlier.request_id for earlier in self.asked)
         self.asked.append(request)
         self.views.append(cluster)
+        if is_held and request.max_tokens == UNLUCKY["max_tokens"]:
+            raise ZeroDivisionError("unlucky")
         if self.holds_all or any(worker.inflight_requests for worker in cluster.workers):
             if self.refusal is not None:
                 return self.refusal
@@ -145,6 +149,17 @@ async def test_client_that_leaves_frees_its_place(site: Site, client: httpx.Asyn
     assert (await first).status_code == 200
     await site.until_idle()
     assert (await client.post("/v1/completions", json=SHORT)).status_code == 200
+
+
+async def test_policy_that_fails_on_a_held_request_costs_only_that(
+    site: Site, client: httpx.AsyncClient, policy: OneAtATime
+) -> None:
+    first = await running(site, client)
+    unlucky = send(client, UNLUCKY)
+    await site.until(lambda: num_held(site) == 1)
+    others = [send(client, SHORT) for _ in range(3)]
+    assert (await unlucky).status_code == 500
+    assert {(await task).status_code for task in (first, *others)} == {200}
 
 
 async def test_full_queue_refuses_the_last_in_turn(policy: OneAtATime) -> None:
