@@ -141,7 +141,9 @@ class Knowledge:
         facts = life.prefill_facts or life.decode_facts
         if facts is not None and sender is not None:
             self._learn_prompt(life, sender, facts)
-        prompt_tokens = facts.prompt_tokens if facts is not None else 0
+        # Of a request whose client left the worker reports nothing, but it cost what it cost.
+        estimated = life.facts.prompt_tokens if life.decode is not None else 0
+        prompt_tokens = estimated if facts is None else facts.prompt_tokens
         if self._has_tenants and life.is_read:
             self._service.charge(life.tenant.name, prompt_tokens, record.output_tokens)
             self._service.left(life.tenant.name)

@@ -16,10 +16,11 @@ from cluster.pool import WorkerPool
 from core.errors import BatonError, Overloaded
 from core.policy.breaker import Breakers
 from core.policy.context import Tier
+from core.policy.least_loaded import LeastLoaded
 from core.policy.protocol import Policy
 from core.policy.slack_queue import QueueRules, SlackQueue, Waiting
 from core.router_spec import RouterSpec
-from core.types import ClusterView, Decision, HeldWork, Hold, Membership, Rejection, Route
+from core.types import ClusterView, Decision, HeldWork, Hold, Membership, Rejection, RequestShape, Route
 from router.errors import refusal
 from router.event_log import EventLog
 from router.knowledge import Knowledge
@@ -31,6 +32,7 @@ _LEAST_HOLD_S: Final = 0.001  # a policy that holds until now is asked again a l
 
 
 _NOTHING_HELD: Final = HeldWork()
+_BY_COUNT: Final = LeastLoaded()
 
 
 class _Held:
@@ -88,6 +90,8 @@ class Placer:
 
         Raises what the policy refuses it with, Overloaded when the queue is full.
         """
+        if not life.operation.generates:
+            return self._any_worker(life)
         if self._queue:
             self._pump()  # what waits goes before what comes
         decision = self._decide(life, self.view())
@@ -96,6 +100,16 @@ class Placer:
         if isinstance(decision, Rejection):
             raise refusal(decision, slo_class=life.slo.name)
         return await self._hold(life, decision)
+
+    def _any_worker(self, life: Life) -> Route:
+        """Find a worker for a request that makes no tokens: it has no SLO to be held or refused for."""
+        view, now_s = self.view(), monotonic()
+        excluded = self._excluded(life, view, now_s)
+        shape = RequestShape(life.exchange.request_id, 0, None, life.slo.name, whole_only="makes no tokens")
+        decision = _BY_COUNT.decide(shape, view.without(excluded), now_s)
+        if isinstance(decision, Rejection):
+            raise refusal(decision, slo_class="")
+        return decision
 
     def _seen(self, held: HeldWork) -> ClusterView:
         view, promised = self._pool.view(), self._knowledge.promised(monotonic())

@@ -14,7 +14,7 @@ from core.types import ClusterView, Decision, RequestShape
 from tests.support.router_site import WAIT_S, Site
 
 PROMPT = "the sea was calm and the ships lay still in the harbour. " * 40
-KEYS = {"acme": "baton-key-of-acme", "tiny": "baton-key-of-tiny"}
+KEYS = {"acme": "baton-key-of-acme", "tiny": "baton-key-of-tiny", "terse": "baton-key-of-terse"}
 
 
 class Listening:
@@ -77,6 +77,7 @@ async def guarded(tmp_path: Path) -> AsyncIterator[tuple[Site, httpx.AsyncClient
     tenants: dict[str, object] = {
         "acme": {"keys": [digests["acme"]], "weight": 2},
         "tiny": {"keys": [digests["tiny"]], "requests_per_minute": 6, "classes": ["interactive"]},
+        "terse": {"keys": [digests["terse"]], "tokens_per_minute": 600},
     }
     file = tmp_path / "tenants.yaml"
     file.write_text(yaml.safe_dump({"tenants": tenants}))
@@ -118,6 +119,18 @@ async def test_tenant_is_held_to_its_limit_and_others_are_not(guarded: tuple[Sit
     assert replies[-1].json()["error"]["type"] == "rate_limited"
     assert 0 < replies[-1].json()["error"]["earliest_feasible_ms"] <= 10_000
     assert (await client.post("/v1/completions", json=body, headers=key("acme"))).status_code == 200
+
+
+async def test_leaving_early_is_no_way_around_a_limit(guarded: tuple[Site, httpx.AsyncClient]) -> None:
+    site, client = guarded
+    body = {"prompt": PROMPT, "max_tokens": 2000, "stream": True}
+    async with client.stream("POST", "/v1/completions", json=body, headers=key("terse")) as reply:
+        assert reply.status_code == 200
+        async for _ in reply.aiter_bytes():
+            break
+    await site.until_idle()
+    refused = await client.post("/v1/completions", json={"prompt": "a"}, headers=key("terse"))
+    assert refused.status_code == 429
 
 
 async def test_tenant_is_told_of_its_own_requests_only(guarded: tuple[Site, httpx.AsyncClient]) -> None:

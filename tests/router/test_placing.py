@@ -151,6 +151,15 @@ async def test_client_that_leaves_frees_its_place(site: Site, client: httpx.Asyn
     assert (await client.post("/v1/completions", json=SHORT)).status_code == 200
 
 
+async def test_what_makes_no_tokens_is_neither_held_nor_refused(
+    site: Site, client: httpx.AsyncClient, policy: OneAtATime
+) -> None:
+    policy.holds_all = True
+    asked = len(policy.asked)
+    assert (await client.get("/v1/models")).status_code == 200
+    assert len(policy.asked) == asked
+
+
 async def test_policy_that_fails_on_a_held_request_costs_only_that(
     site: Site, client: httpx.AsyncClient, policy: OneAtATime
 ) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -21,6 +22,7 @@ from core.errors import ConfigError
 from core.router_spec import RouterSpec
 from core.types import Membership
 from router.server import RouterServer, bind
+from tests.support.certificates import make_pair
 from tests.support.router_site import NEVER, Site
 
 ROOT = Path(router.__file__).parents[1]
@@ -161,3 +163,23 @@ async def test_stop_ends_what_does_not_finish_with_an_error() -> None:
         stream, unary = await streaming, await waiting
     assert json.loads(stream.content.split(b"\n\n")[-2].removeprefix(b"data: "))["error"]["type"] == "worker_draining"
     assert (unary.status_code, unary.json()["error"]["message"]) == (503, "the router is shutting down")
+
+
+async def test_tls_on_the_front(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path, "front")
+    site = Site()
+    await site.start_router(tls_cert=str(pair.cert), tls_key=str(pair.key))
+    try:
+        await site.add_worker("decode-0")
+        url = site.url.replace("http://", "https://")
+        trusted = ssl.create_default_context(cafile=str(pair.cert))
+        async with httpx.AsyncClient(base_url=url, verify=trusted, timeout=WAIT_S) as client:
+            body = {"prompt": "the sea", "max_tokens": 4, "stream": True}
+            reply = await client.post("/v1/completions", json=body)
+            assert reply.status_code == 200
+            assert reply.text.endswith("data: [DONE]\n\n")
+        async with httpx.AsyncClient(base_url=site.url, timeout=WAIT_S) as plain:
+            with pytest.raises(httpx.HTTPError):
+                await plain.get("/health")
+    finally:
+        await site.stop()
