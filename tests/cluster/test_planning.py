@@ -65,10 +65,10 @@ def test_the_answer_becomes_configuration(tmp_path: Path) -> None:
 
 def test_a_hybrid_brings_its_rules_of_routing(tmp_path: Path) -> None:
     config = AUTO.model_copy(update={"plan": PlanConfig(profile="p.json")})
-    answer = replace(ANSWER, policy="least-predicted-work", whole_below_tokens=128)
+    answer = replace(ANSWER, policy="least-loaded", whole_below_tokens=128)
     router = plan_pools(config, [node("n1", CPU=4.0)], Says(answer), base=tmp_path, check=never).config.router
-    assert (router.policy, router.whole_below_tokens) == ("least-predicted-work", 128)
-    assert router.model_copy(update={"whole_below_tokens": 0}) == AUTO.router
+    assert (router.policy, router.whole_below_tokens) == ("least-loaded", 128)
+    assert router.model_copy(update={"policy": AUTO.router.policy, "whole_below_tokens": 0}) == AUTO.router
 
 
 def test_a_promise_that_cannot_be_kept_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
