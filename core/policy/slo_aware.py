@@ -43,7 +43,9 @@ class SLOAware:
         if self._brain is not None:
             return self._brain.decide(request, cluster, now_s)
         decision = self._blind.decide(request, cluster, now_s)
-        return decision._replace(reason=UNKNOWN_COSTS) if isinstance(decision, Route) else decision
+        if isinstance(decision, Route) and decision.prefill is not None:  # else there was another reason
+            return decision._replace(reason=UNKNOWN_COSTS)
+        return decision
 
     def options(self, request: RequestShape, cluster: ClusterView, now_s: float, *, limit: int) -> tuple[Route, ...]:
         """List the routes that were open to the request, best first; see PredictingPolicy."""

@@ -47,7 +47,9 @@ def test_both_legs_know_their_parts(stack: Stack) -> None:
     assert (decode.prompt_tokens, decode.cached_tokens, decode.received_tokens) == (PROMPT_TOKENS, 0, PROMPT_TOKENS)
     assert_ordered(prefill)
     assert_ordered(decode)
-    assert decode.queued_s > prefill.prefill_s  # decode was asked first, and cannot begin before prefill is done
+    # Decode was asked at the same time, give or take the time until either engine has the request, and cannot begin
+    # before prefill is done.
+    assert decode.queued_s > prefill.prefill_s / 2
     assert decode.prefill_s < prefill.prefill_s  # one token against all of them
     last = stack.state("prefill-0")  # of two steps, for a step computes CHUNK_TOKENS
     assert (last.step_prompt_tokens, last.step_seqs) == (PROMPT_TOKENS - CHUNK_TOKENS, 1)
