@@ -9,12 +9,14 @@ import pytest
 from core.router_spec import SLOTarget
 from tests.support.router_site import NEVER, Site
 
+GENEROUS = SLOTarget("interactive", ttft_s=20.0, tpot_s=5.0)
+
 
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
-    """A router without workers; a test that wants other settings stops nothing and starts its own Site."""
+    """A router without workers, with targets that a busy machine keeps too."""
     site = Site()
-    await site.start_router()
+    await site.start_router(slo_classes=(GENEROUS,))
     yield site
     await site.stop()
 

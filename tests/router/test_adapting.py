@@ -16,6 +16,7 @@ from tests.support.router_site import WAIT_S, Site
 from tests.support.views import worker
 
 TARGETS = {"interactive": ClassTarget(5.0, 1.0)}
+MOST_ASKED = 200  # a frame tells of one step, so that a busy machine needs more requests to show the steps it takes
 UNKNOWN = PolicyContext(pools={role: PoolFacts(None) for role in Role}, targets=TARGETS, may_hold=True)
 
 
@@ -28,28 +29,29 @@ async def test_costs_are_learnt_where_there_is_no_profile(tmp_path: Path) -> Non
         async with httpx.AsyncClient(base_url=site.url, timeout=WAIT_S) as client:
 
             async def ask(name: str) -> dict[str, object]:
-                body = {"prompt": "the sea was calm " * (20 + len(name) + int(name[1:] or 0)), "max_tokens": 20}
+                body = {"prompt": "the sea was calm " * (20 + int(name[1:])), "max_tokens": 20}
                 reply = await client.post("/v1/completions", json=body, headers={"x-request-id": name})
                 assert reply.status_code == 200
                 told: dict[str, object] = (await client.get(f"/v1/requests/{name}/explain")).json()
                 return told
 
-            first = await ask("f")
-            for number in range(20):
-                await ask(f"r{number}")
-            site.router._policy.adapt()
-            last = await ask("l")
-        assert first["predicted_ttft"] is None
-        assert last["predicted_ttft"] is not None
+            asked = [await ask("r0")]
+            while asked[-1]["predicted_ttft"] is None and len(asked) < MOST_ASKED:
+                site.router._policy.adapt()
+                asked.append(await ask(f"r{len(asked)}"))
+        assert asked[0]["predicted_ttft"] is None
+        assert asked[-1]["predicted_ttft"] is not None
         await site.until_idle()
     finally:
         await site.stop()
     found = replay(tmp_path / "events.jsonl")
     assert found.agrees
-    assert found.decisions == 22
+    assert found.decisions == len(asked)
     lines = (tmp_path / "events.jsonl").read_text().splitlines()
     opened = [json.loads(line)["context"] for line in lines if '"event":"log"' in line]
-    assert [context["pools"]["decode"]["cost"] is None for context in opened] == [True, False]
+    learnt = [context["pools"]["decode"]["cost"] is not None for context in opened]
+    assert (learnt[0], learnt[-1]) == (False, True)
+    assert learnt == sorted(learnt)  # what was learnt is not lost
 
 
 def test_steps_slower_than_predicted_are_told() -> None:

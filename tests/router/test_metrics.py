@@ -29,7 +29,7 @@ async def test_every_metric_is_exported_with_its_labels(pair: Site, client: http
 async def test_slo_targets_are_bucket_edges(pair: Site, client: httpx.AsyncClient) -> None:
     families = {f.name: f for f in text_string_to_metric_families((await client.get("/metrics")).text)}
     edges = {s.labels["le"] for s in families["baton_tpot_seconds"].samples if "le" in s.labels}
-    assert {"0.1", "+Inf"} <= edges
+    assert {"5.0", "+Inf"} <= edges
 
 
 async def test_counts_agree_with_requests(pair: Site, client: httpx.AsyncClient) -> None:
