@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 from typing import Final, Protocol, cast
 
-from cluster.handshake import Handshake, Refused
 from cluster.wire import HEARTBEAT, MessageReader, length_of
 from core.errors import BatonError
+from core.handshake import Handshake, Refused
 
 HANDSHAKE_S: Final = 5.0
 HIGH_WATER_BYTES: Final = 1 << 20  # of bytes given to the transport: beyond, the rest waits here

@@ -14,12 +14,12 @@ from typing import Final
 
 from cluster import codec, wire
 from cluster.connection import Connection
-from cluster.handshake import RouterHandshake
 from cluster.inflight import InflightWork
 from cluster.pb import worker_pb2 as pb
 from cluster.reply import OpenCall, Reply
 from core.engine import HttpCall
 from core.errors import BatonError, Overloaded, PayloadTooLarge, Unauthorized, WorkerLost
+from core.handshake import RouterHandshake
 from core.types import Handover, Leg, WorkerHello, WorkerRecord, WorkerState
 
 DEFAULT_MAX_UNREAD_BYTES: Final = 4 << 20

@@ -14,9 +14,9 @@ from typing import Final
 
 from cluster import wire
 from cluster.connection import HANDSHAKE_S, Connection
-from cluster.handshake import WorkerHandshake
 from cluster.served_session import ServedSession
 from core.errors import StartFailed
+from core.handshake import WorkerHandshake
 from core.worker import Worker
 
 _LOG = logging.getLogger(__name__)

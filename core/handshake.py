@@ -1,4 +1,4 @@
-"""What router and worker say before the first message: each proves that it knows the cluster token, and names it never.
+"""What two ends say before the first message: each proves that it knows the cluster token, and names it never.
 
 Owns those bytes and their order. Sans I/O. All of it has a fixed length, so that a stranger can make neither end keep
 or read more than that.

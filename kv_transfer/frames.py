@@ -27,6 +27,7 @@ _HEADER = struct.Struct("<BBHIIQQ")
 HEADER_BYTES = _HEADER.size
 VERSION = 1
 MAX_PAYLOAD_BYTES = 1 << 30  # a frame that claims more is refused before anything is allocated
+MAX_CONTROL_BYTES = 1 << 16  # of a frame without KV, likewise
 MAX_ID_CHARS = 256  # of a transfer id: the receiving side remembers those that failed
 
 
@@ -75,6 +76,28 @@ class Frame:
     num_blocks: int
     checksum: int
     payload: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What precedes the payload of a frame."""
+
+    kind: Kind
+    layer: int
+    first_block: int  # position in the request's block list, not a physical block id
+    num_blocks: int
+    size: int  # of the payload, bytes
+    checksum: int
+
+
+def read_header(data: bytes | memoryview) -> Header:
+    """Decode HEADER_BYTES bytes. Raises CorruptFrame for another version, an unknown kind or an impossible size."""
+    kind, version, layer, first, count, size, checksum = _HEADER.unpack(data)
+    if version != VERSION or kind not in Kind._value2member_map_:
+        raise CorruptFrame(f"unknown frame (kind {kind}, version {version})")
+    if size > (MAX_PAYLOAD_BYTES if kind == Kind.BLOCKS else MAX_CONTROL_BYTES):
+        raise CorruptFrame(f"a {Kind(kind).name} frame claims {size} bytes")
+    return Header(Kind(kind), layer, first, count, size, checksum)
 
 
 def transfer_seed(transfer_id: str) -> int:

@@ -10,12 +10,12 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 from cluster import wire
-from cluster.handshake import RouterHandshake
 from cluster.pb import worker_pb2 as pb
 from cluster.reply import Reply
 from cluster.session_client import WorkerSession
 from cluster.session_server import SessionServer
 from core.engine import Engine, HttpCall, ReplySink
+from core.handshake import RouterHandshake
 from core.types import Fingerprint, Handover, Leg, LegOrder, Role, WorkerHello, WorkerRecord, WorkerState
 from core.worker_spec import EngineSpec, WorkerSpec
 from engine.simulated import SimulatedEngine

@@ -13,11 +13,11 @@ import pytest
 import uvloop
 
 from cluster import connection, session_server, wire
-from cluster.handshake import GREETING_BYTES, MAGIC, REQUEST_BYTES, VERDICT_BYTES
 from cluster.session_client import WorkerSession
 from cluster.session_server import SessionServer
 from core.engine import HttpCall, ReplySink
 from core.errors import WorkerLost
+from core.handshake import GREETING_BYTES, MAGIC, REQUEST_BYTES, VERDICT_BYTES
 from core.types import Handover, Leg
 from tests.cluster.streaming import HOST, WAIT_S, BaseWorker, HangingWorker, call, raw_stream, read_all, record, stream
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.handshake import MAGIC, REQUEST_BYTES, VERDICT_BYTES, Refused, RouterHandshake, WorkerHandshake
 from core.errors import WorkerLost
+from core.handshake import MAGIC, REQUEST_BYTES, VERDICT_BYTES, Refused, RouterHandshake, WorkerHandshake
 
 tokens = st.text(min_size=1, max_size=40)
 

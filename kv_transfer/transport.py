@@ -1,0 +1,94 @@
+"""The seam between hand-overs and the ways their bytes travel.
+
+A transport moves frames in order and says when the peer is gone. It knows nothing of leases, of what a hand-over is or
+of when one ends; sender and receiver know nothing of sockets. Every transport passes one contract test suite.
+
+KV goes from staged memory of the sender straight into rows of the receiver's cache. A staged payload stays as it is
+until the peer has acknowledged it or its stream is closed; what a transport that reads it later than that may land is
+found out by its checksum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kv_transfer.frames import Header
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFrame:
+    """One BLOCKS frame that waits in staging memory."""
+
+    header: bytes  # encoded, HEADER_BYTES long
+    payload: memoryview  # whole blocks of one layer, back to back
+    offset: int  # of the payload in the sender's staging memory (StagingPool.fd)
+
+
+class Outgoing(Protocol):
+    """The sender's end of one stream, opened and authenticated."""
+
+    async def write(self, message: bytes) -> None:
+        """Send one frame without KV. Raises a KVTransferError when the peer is gone."""
+        ...
+
+    async def write_blocks(self, frames: Sequence[StagedFrame]) -> None:
+        """Send BLOCKS frames in order; waits while the peer takes nothing. Raises a KVTransferError."""
+        ...
+
+    async def read(self) -> bytes:
+        """Wait for one frame without KV, whole. Raises a KVTransferError when the stream ended."""
+        ...
+
+    def close(self) -> None:
+        """End the stream at once, whatever is being read or written; idempotent."""
+        ...
+
+
+class Incoming(Protocol):
+    """The receiver's end of one stream. Frames are taken in turn: `header`, then exactly one of the two after it."""
+
+    async def header(self) -> Header:
+        """Wait for the next frame. Raises CorruptFrame, or TransferAborted when the stream ended or the sender died."""
+        ...
+
+    async def payload(self, header: Header) -> bytes:
+        """Take the payload of a frame without KV; the caller has judged its size."""
+        ...
+
+    async def land(self, header: Header, rows: Sequence[memoryview]) -> None:
+        """Write the payload of a BLOCKS frame to `rows`, whose sizes add up to it; returns when it is there."""
+        ...
+
+    async def write(self, message: bytes) -> None:
+        """Answer with one frame without KV. Raises a KVTransferError when the sender is gone."""
+        ...
+
+    def close(self) -> None:
+        """End the stream at once; idempotent."""
+        ...
+
+
+Serve = Callable[[Incoming], Awaitable[None]]
+
+
+class Transport(Protocol):
+    """One way for bytes to travel; lives on the KV thread's event loop."""
+
+    name: str  # as `kv.transport` names it
+
+    async def listen(self, host: str, serve: Serve) -> str:
+        """Take streams from now on, each served in a task of its own; return the address that peers connect to.
+
+        Raises OSError when it cannot listen, ConfigError when this machine cannot do it at all.
+        """
+        ...
+
+    async def connect(self, address: str, timeout_s: float) -> Outgoing:
+        """Open a stream to a peer. Raises Unauthorized, TransferAborted or TransferTimeout."""
+        ...
+
+    async def close(self) -> None:
+        """End every stream, stop listening and give back what is held; idempotent."""
+        ...
