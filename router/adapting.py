@@ -67,20 +67,26 @@ class AdaptingPolicy:
         correction.observe_step(state, block_size)
         return correction.speed
 
-    def output_ended(self, tokens: int) -> None:
-        """Take the length of an output that has ended."""
-        self._learning.observe_output(tokens)
+    def answered(self, output_tokens: int, overhead_s: float | None) -> None:
+        """Take the length of an output that has ended, and what nothing accounts for in the time to its first token."""
+        self._learning.observe_output(output_tokens)
+        if overhead_s is not None:
+            self._learning.observe_overhead(overhead_s)
 
     def adapt(self) -> None:
         """Make the policy anew if what was learnt changes its predictions noticeably; its log then begins anew."""
+        before = self._learning.context
         context = self._learning.refined()
         if context is None:
             return
         self._policy = policy_named(self._name, context)
-        self._corrections.clear()
+        if context.pools is not before.pools:  # speeds are told beside the costs of the pools
+            self._corrections.clear()
         if self._event_log is not None:
             self._event_log.reopened(context)
-        log.info("predictions follow what workers showed: %s", ", ".join(_learnt(context)) or "output lengths")
+        log.info(
+            "predictions follow what workers showed: %s", ", ".join(_learnt(context)) or "output lengths or overhead"
+        )
 
     async def keep_adapting(self) -> None:
         """Adapt every ADAPT_S seconds."""

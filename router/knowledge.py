@@ -43,10 +43,10 @@ class Knowledge:
         spec: RouterSpec,
         calibration: Calibration,
         weights: Mapping[str, float],
-        output_ended: Callable[[int], None],
+        answered: Callable[[int, float | None], None],
     ) -> None:
-        """`output_ended` is told the tokens of each output."""
-        self._output_ended = output_ended
+        """`answered` is told each output's tokens, and the overhead of its first one, in seconds, if it is known."""
+        self._answered = answered
         self._calibration = calibration
         self._has_tenants = bool(spec.tenants_file)
         self._prefixes = PrefixIndex(spec.prefix_index_bytes)
@@ -149,7 +149,7 @@ class Knowledge:
             self._service.left(life.tenant.name)
         life.grant.settle(prompt_tokens, record.output_tokens)
         if record.outcome == "ok":
-            self._output_ended(record.output_tokens)
+            self._answered(record.output_tokens, record.overhead_s)
             self._served.add(life.chunk_s, True)
 
     def redeem(self, token: str, life: Life) -> bool:

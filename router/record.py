@@ -176,6 +176,14 @@ class RequestRecord:
         ttft_us = self.timeline.ttft_us
         return None if ttft_us is None else ttft_us / 1e6
 
+    @property
+    def overhead_s(self) -> float | None:
+        """What nothing accounts for in the time to a stream's first byte; None where the rest was not measured."""
+        line = self.timeline
+        if line is None or self.answering_facts is None or line.until != "first byte":
+            return None
+        return line.unattributed_us / 1e6
+
     def _had_blocks(self) -> bool:
         """Whether the decode worker was seen to have blocks for the prompt when the request was sent there."""
         facts, decode = self.answering_facts, self.decode

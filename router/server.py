@@ -72,7 +72,7 @@ class RouterServer:
             num_inflight=lambda: self.dispatcher.num_inflight,
             open_breakers=lambda: breakers.left_out(time.monotonic()),
         )
-        knowledge = Knowledge(spec, self._observer.calibration, self._tenants.weights, self._policy.output_ended)
+        knowledge = Knowledge(spec, self._observer.calibration, self._tenants.weights, self._policy.answered)
         placer = Placer(
             pool=pool,
             policy=self._policy,

@@ -1,4 +1,5 @@
-"""What a policy is told, brought up to what was observed: costs where no profile gives them, and the mean output.
+"""What a policy is told, brought up to what was observed: costs where no profile gives them, what steps do not account
+for in the time to the first token, and the mean output.
 
 Owns when a change is worth telling. Whoever drives the policy makes it anew from `refined` and opens its event log
 anew with that context, so that a replay decides by the same figures. A stateful accountant; must not know policies.
@@ -6,8 +7,10 @@ anew with that context, so that a replay decides by the same figures. A stateful
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
+from statistics import median
 from typing import Final
 
 from core.latency.online import OnlineCost, cost_of
@@ -19,6 +22,9 @@ _NOTICED: Final = 0.1  # a prediction that moved by so much of itself is told
 _OUTPUT_NOTICED: Final = 0.2  # and a mean output
 _OUTPUTS: Final = 256  # the mean forgets about as many outputs
 _FIRST_OUTPUTS: Final = 16  # as many outputs of the mean it was told weigh before the first
+_OVERHEADS: Final = 128  # latest requests whose median overhead is told
+_LEAST_OVERHEADS: Final = 16
+_OVERHEAD_NOTICED_S: Final = 0.002  # and an overhead, which must also have moved by _OUTPUT_NOTICED of itself
 _PROBES: Final = ((128, 1, 128), (512, 8, 4096), (2048, 32, 32768))  # prompt tokens; sequences and their context
 Terms = tuple[float, float, float]
 
@@ -31,6 +37,7 @@ class Learning:
         self._context = context
         self._unknown = frozenset(role for role in Role if _cost(context, role) is None)
         self._seen = {role: OnlineCost() for role in Role}
+        self._overheads: deque[float] = deque(maxlen=_OVERHEADS)
         self._mean, self._outputs = context.mean_output_tokens, float(_FIRST_OUTPUTS)
 
     @property
@@ -57,6 +64,10 @@ class Learning:
             self._outputs = min(self._outputs + 1.0, float(_OUTPUTS))
             self._mean += (tokens - self._mean) / self._outputs
 
+    def observe_overhead(self, seconds: float) -> None:
+        """Take in what of a request's time to its first token neither queue, steps nor transfer account for."""
+        self._overheads.append(seconds)
+
     def refined(self) -> PolicyContext | None:
         """Make the context anew if something changed noticeably; None if not. Costs a millisecond: ask now and then."""
         context = self._context
@@ -68,10 +79,20 @@ class Learning:
         mean = context.mean_output_tokens
         if abs(self._mean - mean) > _OUTPUT_NOTICED * mean:
             mean = self._mean
-        if pools is context.pools and mean == context.mean_output_tokens:
+        overhead_s = self._overhead_s()
+        if pools is context.pools and mean == context.mean_output_tokens and overhead_s == context.request_overhead_s:
             return None
-        self._context = replace(context, pools=pools, mean_output_tokens=mean)
+        self._context = replace(context, pools=pools, mean_output_tokens=mean, request_overhead_s=overhead_s)
         return self._context
+
+    def _overhead_s(self) -> float:
+        """Say what is told of the overhead: the median of the latest, or as before if that is much the same."""
+        told_s = self._context.request_overhead_s
+        if len(self._overheads) < _LEAST_OVERHEADS:
+            return told_s
+        seen_s = median(self._overheads)
+        moved_s = abs(seen_s - told_s)
+        return seen_s if moved_s > _OVERHEAD_NOTICED_S and moved_s > _OUTPUT_NOTICED * told_s else told_s
 
     def _fitted(self) -> Mapping[Role, StepCost]:
         """Fit the unknown roles; what a role's workers never do is taken over from the other's."""

@@ -27,6 +27,16 @@ def test_a_request_that_ends_while_held_was_held_to_the_end() -> None:
     assert (record.timeline.until, record.timeline.held_us, record.timeline.read_us) == ("end", 100_000, 1_000)
 
 
+def test_what_the_workers_did_not_measure_is_overhead() -> None:
+    record = streamed(routed(begun()))
+    assert record.overhead_s == pytest.approx(0.080 - 0.002 - 0.065 - 0.008)
+    documents = routed(begun())
+    documents.ended(10.2, first_s=None)
+    unmeasured = routed(begun())
+    unmeasured.ended(10.2, first_s=10.1)
+    assert documents.overhead_s is unmeasured.overhead_s is begun().overhead_s is None
+
+
 def test_holds_are_kept_up_to_a_bound_and_counted_all() -> None:
     record = begun()
     for turn in range(MAX_HOLDS + 5):

@@ -30,6 +30,26 @@ def watch(learning: Learning, slowness: float = 1.0) -> None:
         learning.observe_step(Role.DECODE, decoded, BLOCK)
 
 
+def test_an_overhead_is_told_when_it_is_seen_and_when_it_moves() -> None:
+    learning = Learning(context())
+    for _ in range(15):
+        learning.observe_overhead(0.010)
+    assert learning.refined() is None
+    learning.observe_overhead(0.500)  # one that stood behind something else
+    known = learning.refined()
+    assert known is not None
+    assert known.request_overhead_s == 0.010
+    assert decide(known).forecast.ttft_s == pytest.approx(decide(context()).forecast.ttft_s + 0.010)  # type: ignore[union-attr]
+    for _ in range(128):
+        learning.observe_overhead(0.0115)
+    assert learning.refined() is None
+    for _ in range(128):
+        learning.observe_overhead(0.020)
+    known = learning.refined()
+    assert known is not None
+    assert known.request_overhead_s == 0.020
+
+
 def decide(known: PolicyContext) -> Route:
     view = ClusterView((worker("d0", Role.DECODE), worker("p0", Role.PREFILL)))
     decision = policy_named("slo-aware", known).decide(RequestShape("r", 1000, 16, "interactive"), view, 0.0)
