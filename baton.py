@@ -190,6 +190,7 @@ def _add_explain(add: _AddVerb) -> None:
     explain = add("explain", "tell why a request was routed as it was, and where its time went", _explain)
     explain.add_argument("request_id", metavar="ID", help="the x-request-id of its answer")
     explain.add_argument("--url", help="the router that served it (default: the one that runs from this checkout)")
+    explain.add_argument("--ca", metavar="FILE", type=Path, help="whom to trust of an https router: certificates, PEM")
     explain.add_argument("--key-file", metavar="FILE", type=Path, help="file with the API key of the request's tenant")
     _add_json(explain)
 

@@ -11,7 +11,9 @@ from typing import Final
 import grpc
 import grpc.aio
 
+from core.component_tls import ComponentTLS
 from core.errors import StartFailed
+from kv_transfer import grpc_credentials
 
 CONTROLLER_SERVICE: Final = "baton.cluster.Controller"
 WATCH_METHOD: Final = f"/{CONTROLLER_SERVICE}/Watch"
@@ -38,24 +40,27 @@ _SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 
 
 async def start_server(
-    address: str, service: str, handlers: Mapping[str, grpc.RpcMethodHandler]
+    address: str, service: str, handlers: Mapping[str, grpc.RpcMethodHandler], *, tls: ComponentTLS | None = None
 ) -> tuple[grpc.aio.Server, int]:
     """Serve the methods of one service at `address` (host:port, 0 for any port); return the server and its port.
 
-    Raises StartFailed when the address cannot be bound.
+    Raises StartFailed when the address cannot be bound, ConfigError for a certificate that cannot be used.
     """
     server = grpc.aio.server(options=_SERVER_OPTIONS)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, dict(handlers)),))
     try:
-        port = int(server.add_insecure_port(address))
+        port = grpc_credentials.open_port(server, address, tls)
     except RuntimeError as exc:
         raise StartFailed(f"cannot listen on {address}: {exc}") from exc
     await server.start()
     return server, port
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    """Open a channel of its own to `address`: no shared connection, no proxy, no retry, no back-off carried over."""
+def open_channel(address: str, tls: ComponentTLS | None = None) -> grpc.aio.Channel:
+    """Open a channel of its own to `address`: no shared connection, no proxy, no retry, no back-off carried over.
+
+    Raises ConfigError for a certificate that cannot be used.
+    """
     options = (
         *_KEEPALIVE,
         ("grpc.use_local_subchannel_pool", 1),
@@ -67,4 +72,4 @@ def open_channel(address: str) -> grpc.aio.Channel:
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
     )
-    return grpc.aio.insecure_channel(address, options=options)
+    return grpc_credentials.open_channel(address, options, tls)

@@ -111,10 +111,15 @@ class Connection(asyncio.Protocol):
         self._is_open = False
         if self._transport is not None:
             self._transport.abort()
+        elif not self.closed.done():
+            self.closed.set_result(None)  # nobody tells of one that never was: TLS may have failed before it began
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the handshake."""
         self._transport = cast(asyncio.Transport, transport)
+        if self.closed.done():  # given up while TLS was agreed on
+            self._transport.abort()
+            return
         self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         self._timer = self._loop.call_later(HANDSHAKE_S, self.abort)
         if opening := self._handshake.opening():

@@ -20,7 +20,7 @@ from cluster.host_events import Ended, HostEvent, HostFacts, RouterReady, Spawne
 from cluster.membership import MembershipServer
 from cluster.placement import WorkerPlacement, assign_cores
 from cluster.ray_actors import Handle
-from core.config.specs import engine_spec, kv_spec, served_model_name
+from core.config.specs import component_tls, engine_spec, kv_spec, served_model_name
 from core.errors import StartFailed
 from core.router_spec import RouterSpec
 from core.types import Fingerprint, Membership, WorkerRecord
@@ -37,7 +37,8 @@ class Controller:
     def __init__(self, order: StartOrder) -> None:
         self._order = order
         self._begin_s = time.monotonic()
-        self._server = MembershipServer(host=order.address, token=order.token)
+        self._tls = component_tls(order.config, Path(order.base))
+        self._server = MembershipServer(host=order.address, token=order.token, tls=self._tls)
         self._membership = Membership(version=0)
         self._membership_address = ""
         self._status = dict(_first_status(order))  # all members, in order
@@ -128,7 +129,11 @@ class Controller:
     def _start_router(self) -> None:
         order = self._order
         fields = RouterSpec.from_config(
-            order.config, membership_address=self._membership_address, run_dir=order.run_dir, token=order.token
+            order.config,
+            membership_address=self._membership_address,
+            run_dir=order.run_dir,
+            token=order.token,
+            tls=self._tls,
         )
         self._hosts[ray_actors.ROUTER] = ray_actors.create_on_node(
             RouterHost, name=ray_actors.ROUTER, node_id=order.node_id, env_vars=order.env_vars
@@ -246,6 +251,7 @@ def worker_spec(order: StartOrder, placement: WorkerPlacement, epoch: int, cores
         engine=_engine_spec(order, placement),
         kv=kv_spec(order.config),
         token=order.token,
+        tls=component_tls(order.config, Path(order.base)),
         cpus=cores,
     )
 

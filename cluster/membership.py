@@ -22,7 +22,8 @@ import grpc.aio
 from cluster import channel, codec
 from cluster.pb import worker_pb2 as pb
 from core.cluster_token import token_metadata, token_presented
-from core.errors import Unauthorized, WorkerError
+from core.component_tls import CLOSED_PLAIN, CLOSED_TLS, ComponentTLS, tls_remedy
+from core.errors import ConfigError, Unauthorized, WorkerError
 from core.types import Membership
 
 _LOG = logging.getLogger(__name__)
@@ -54,9 +55,10 @@ class StaticMembership:
 class MembershipServer:
     """The controller's end: `publish` replaces the membership; each watcher gets the newest it has not seen."""
 
-    def __init__(self, *, host: str, port: int = 0, token: str = "") -> None:
+    def __init__(self, *, host: str, port: int = 0, token: str = "", tls: ComponentTLS | None = None) -> None:
         self._address = f"{host}:{port}"
         self._token = token
+        self._tls = tls
         self._newest: Membership | None = None
         self._published = asyncio.Event()  # replaced at each publication: whoever holds it learns of the next one
         self._stopping = False
@@ -65,14 +67,16 @@ class MembershipServer:
     async def start(self) -> int:
         """Bind and serve; return the bound port.
 
-        Raises StartFailed when the address cannot be bound.
+        Raises StartFailed when the address cannot be bound, ConfigError for a certificate that cannot be used.
         """
         handler = grpc.unary_stream_rpc_method_handler(
             self._serve_watch,
             request_deserializer=pb.WatchRequest.FromString,
             response_serializer=pb.Membership.SerializeToString,
         )
-        self._server, port = await channel.start_server(self._address, channel.CONTROLLER_SERVICE, {"Watch": handler})
+        self._server, port = await channel.start_server(
+            self._address, channel.CONTROLLER_SERVICE, {"Watch": handler}, tls=self._tls
+        )
         return port
 
     def publish(self, membership: Membership) -> None:
@@ -113,9 +117,10 @@ class MembershipServer:
 class MembershipClient:
     """A router's end: follows one controller, and its successors at the same address."""
 
-    def __init__(self, address: str, token: str) -> None:
+    def __init__(self, address: str, token: str, *, tls: ComponentTLS | None = None) -> None:
         self._address = address
         self._token = token
+        self._tls = tls
 
     async def watch(self) -> AsyncIterator[Membership]:
         """Yield memberships as the controller publishes them; reconnect for ever, with bounded back-off.
@@ -135,7 +140,7 @@ class MembershipClient:
                 reason = "the controller ended the stream"
             except Unauthorized:
                 raise
-            except WorkerError as exc:
+            except (WorkerError, ConfigError) as exc:  # the latter: files that are being replaced
                 reason = str(exc)
             _LOG.info("controller at %s lost (%s); next try in %.1f s", self._address, reason, back_off_s)
             await asyncio.sleep(back_off_s)
@@ -146,7 +151,7 @@ class MembershipClient:
 
         Raises Unauthorized, or WorkerError when the stream breaks or brings what this version cannot read.
         """
-        opened = channel.open_channel(self._address)
+        opened = channel.open_channel(self._address, self._tls)
         try:
             open_stream = opened.unary_stream(
                 channel.WATCH_METHOD,
@@ -162,6 +167,14 @@ class MembershipClient:
         except grpc.aio.AioRpcError as exc:
             if exc.code() is grpc.StatusCode.UNAUTHENTICATED:
                 raise Unauthorized(f"controller at {self._address}: {exc.details()}") from exc
-            raise WorkerError(exc.details() or exc.code().name) from exc
+            raise WorkerError(self._reason(exc)) from exc
         finally:
             await opened.close()
+
+    def _reason(self, exc: grpc.aio.AioRpcError) -> str:
+        """Say why the stream broke, and what to do where TLS may be the cause."""
+        details = exc.details() or exc.code().name
+        remedy = tls_remedy(details)
+        if not remedy and "Socket closed" in details:  # before the first call: the other end wants something else
+            remedy = CLOSED_TLS if self._tls else CLOSED_PLAIN
+        return f"{details}; {remedy}" if remedy else details

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Callable, Coroutine
 from typing import Final, Protocol
 
 from cluster.membership import MembershipSource
 from cluster.session_client import WorkerSession
+from core.component_tls import ClientTLS
 from core.errors import BatonError
 from core.types import ClusterView, Membership, WorkerHello, WorkerRecord, WorkerSpeed, WorkerState, WorkerView
 
@@ -37,7 +37,7 @@ class StepWatch(Protocol):
 class WorkerPool:
     """Follows a membership and keeps a session to each member; `start` it, `close` it."""
 
-    def __init__(self, source: MembershipSource, *, token: str, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, source: MembershipSource, *, token: str, tls: ClientTLS | None = None) -> None:
         """Prepare; `tls` is for the connections to workers, None for plain ones."""
         self._source = source
         self._token = token
@@ -168,7 +168,7 @@ class _Member:
         record: WorkerRecord,
         *,
         token: str,
-        tls: ssl.SSLContext | None,
+        tls: ClientTLS | None,
         on_change: Callable[[_Member], None],
         speed_of: Callable[[WorkerSession], WorkerSpeed],
     ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import time
 from collections.abc import Callable
 from urllib.parse import quote, urlsplit
@@ -74,10 +75,20 @@ def _promises(answer: bytes) -> tuple[PromiseReport, ...]:
     )
 
 
-def ask_explanation(url: str, request_id: str, *, key: str = "") -> bytes:
-    """Ask why a request went where it did; return the JSON. Raises BatonError when the router cannot say."""
+def ask_explanation(url: str, request_id: str, *, key: str = "", tls: ssl.SSLContext | None = None) -> bytes:
+    """Ask why a request went where it did; return the JSON.
+
+    An https router must show a certificate that `tls` trusts (None: one that this machine trusts). Raises BatonError
+    when the router cannot say.
+    """
+    path = f"/v1/requests/{quote(request_id, safe='')}/explain"
     try:
-        status, body = _ask(url, "GET", f"/v1/requests/{quote(request_id, safe='')}/explain", None, ASK_S, key=key)
+        status, body = _ask(url, "GET", path, None, ASK_S, key=key, tls=tls)
+    except ssl.SSLCertVerificationError as exc:
+        remedy = "name the file of the authority that signed it with --ca, and the router as its certificate does"
+        raise BatonError(f"the certificate of {url} is not trusted ({exc.verify_message}); {remedy}") from exc
+    except ssl.SSLError as exc:
+        raise BatonError(f"the router at {url} does not speak TLS ({exc.reason}); is it http://?") from exc
     except (OSError, http.client.HTTPException) as exc:
         raise BatonError(f"the router at {url} does not answer: {exc}") from exc
     if status != 200:
@@ -130,9 +141,25 @@ def _remedy(answer: str) -> str:
     return "; change slo.classes, or set router.admission to false, so that nothing is refused for its SLO"
 
 
-def _ask(url: str, method: str, path: str, body: bytes | None, timeout_s: float, *, key: str = "") -> tuple[int, bytes]:
+def _ask(
+    url: str,
+    method: str,
+    path: str,
+    body: bytes | None,
+    timeout_s: float,
+    *,
+    key: str = "",
+    tls: ssl.SSLContext | None = None,
+) -> tuple[int, bytes]:
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
+    host = parts.hostname or ""
+    if parts.scheme == "https":
+        trusted = tls or ssl.create_default_context()
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            host, parts.port, timeout=timeout_s, context=trusted
+        )
+    else:
+        connection = http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
     try:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         connection.request(method, path, body, headers)

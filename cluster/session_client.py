@@ -17,6 +17,7 @@ from cluster.connection import Connection
 from cluster.inflight import InflightWork
 from cluster.pb import worker_pb2 as pb
 from cluster.reply import OpenCall, Reply
+from core.component_tls import CLOSED_PLAIN, CLOSED_TLS, ClientTLS, tls_remedy
 from core.engine import HttpCall
 from core.errors import BatonError, Overloaded, PayloadTooLarge, Unauthorized, WorkerLost
 from core.handshake import RouterHandshake
@@ -39,7 +40,7 @@ class WorkerSession:
         *,
         token: str,
         on_change: Callable[[], None],
-        tls: ssl.SSLContext | None = None,
+        tls: ClientTLS | None = None,
         max_body_bytes: int = wire.DEFAULT_MAX_BODY_BYTES,
         max_unread_bytes: int = DEFAULT_MAX_UNREAD_BYTES,
         max_queued_commands: int = DEFAULT_MAX_QUEUED_COMMANDS,
@@ -113,7 +114,13 @@ class WorkerSession:
         try:
             async with asyncio.timeout(timeout_s):
                 host, _, port = self._record.address.rpartition(":")
-                await loop.create_connection(self._open, host.strip("[]"), int(port), ssl=self._tls)
+                await loop.create_connection(
+                    self._open,
+                    host.strip("[]"),
+                    int(port),
+                    ssl=self._tls.context if self._tls else None,
+                    server_hostname=self._tls.server_name if self._tls else None,
+                )
                 await self._greeted
             if not self._alive:
                 raise WorkerLost(self.lost_reason)
@@ -202,7 +209,8 @@ class WorkerSession:
     def on_lost(self, error: Exception | None) -> None:
         """Give the worker up."""
         if self._greeted is not None and not self._greeted.done():
-            self._greeted.set_exception(error or WorkerLost("the connection was closed before a hello"))
+            early = WorkerLost(f"the connection was closed before a hello; {self._closed_early}")
+            self._greeted.set_exception(error or early)
         self._lose("the worker ended the stream" if error is None else str(error) or type(error).__name__)
 
     def _open(self) -> Connection:
@@ -223,7 +231,20 @@ class WorkerSession:
             return WorkerLost(f"{name} did not answer within {timeout_s} s")
         if isinstance(exc, Unauthorized):
             return Unauthorized(f"{name}: {exc}")
-        return WorkerLost(f"{name}: {exc}")
+        return WorkerLost(f"{name}: {self._reason(exc)}")
+
+    def _reason(self, exc: BaseException) -> str:
+        """Say why the connection failed, and what to do where TLS may be the cause."""
+        if isinstance(exc, ssl.SSLError):
+            return f"TLS failed ({exc.reason or exc}): {tls_remedy(str(exc))}"
+        if isinstance(exc, (ConnectionResetError, ConnectionAbortedError)):
+            return f"{exc or 'closed'}; {self._closed_early}"
+        return str(exc)
+
+    @property
+    def _closed_early(self) -> str:
+        """What a worker may mean by closing the connection before it said who it is."""
+        return CLOSED_TLS if self._tls else CLOSED_PLAIN
 
     def _send(self, command: pb.Command) -> None:
         if self._alive and self._connection is not None:

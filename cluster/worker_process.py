@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import signal
+import ssl
 import sys
 import time
 from collections.abc import Sequence
@@ -77,18 +78,20 @@ async def start_engine(spec: WorkerSpec, events: Events) -> Engine:
 
 async def serve(spec: WorkerSpec, events: Events) -> int:
     """Run the worker until SIGTERM or the engine's end; return the exit code."""
+    # First, for a missing file is told at once and an engine takes its time.
+    tls = spec.tls.for_servers() if spec.tls else None
     engine = await start_engine(spec, events)
     try:
-        return await _serve_engine(spec, events, engine)
+        return await _serve_engine(spec, events, engine, tls)
     finally:
         await engine.close()
 
 
-async def _serve_engine(spec: WorkerSpec, events: Events, engine: Engine) -> int:
+async def _serve_engine(spec: WorkerSpec, events: Events, engine: Engine, tls: ssl.SSLContext | None) -> int:
     from cluster.session_server import SessionServer
 
     worker = RoleWorker(spec, engine)
-    server = SessionServer(worker, host=spec.host, port=spec.port, token=spec.token)
+    server = SessionServer(worker, host=spec.host, port=spec.port, token=spec.token, tls=tls)
     port = await server.start()
     events.stage("serving")
     told_to_stop = asyncio.Event()

@@ -4,7 +4,7 @@ Owns those bytes and their order. Sans I/O. All of it has a fixed length, so tha
 or read more than that.
 
     worker -> router   magic, nonce
-    router -> worker   magic, nonce, proof over both nonces
+    router -> worker   magic (at once, so that a worker that wants TLS says so), then nonce, proof over both nonces
     worker -> router   verdict, proof over both nonces
 """
 
@@ -83,8 +83,8 @@ class RouterHandshake:
         self.needed = GREETING_BYTES
 
     def opening(self) -> bytes:
-        """Say nothing before the worker's greeting."""
-        return b""
+        """Say what is spoken: a worker that wants TLS ends the connection at once, where it would wait in silence."""
+        return MAGIC
 
     def take(self, data: bytes) -> bytes:
         """Answer the greeting, then judge the verdict; raises Refused, WorkerLost."""
@@ -94,7 +94,7 @@ class RouterHandshake:
             nonce = secrets.token_bytes(NONCE_BYTES)
             self._nonces = data[len(MAGIC) :] + nonce
             self.needed = VERDICT_BYTES
-            return MAGIC + nonce + proof_of(self._token, "router", self._nonces)
+            return nonce + proof_of(self._token, "router", self._nonces)
         if not data.startswith(_ADMITTED):
             raise Refused("the cluster token is missing or wrong")
         if not is_proof(data[1:], self._token, "worker", self._nonces):

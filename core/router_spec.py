@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from core.component_tls import ComponentTLS, tls_from_json
 from core.config.model_files import file_location
 from core.config.models import BatonConfig, PoolConfig
 from core.config.specs import default_slo_class, named_pools
@@ -57,6 +58,7 @@ class RouterSpec:
     tls_key: str = ""
     otlp_endpoint: str = ""
     token: str = ""  # shared secret of the cluster; empty: no check
+    tls: ComponentTLS | None = None  # between components; None: the token only
     events_fd: int | None = None  # JSON lines for the parent process; None: nowhere
 
     @classmethod
@@ -67,6 +69,7 @@ class RouterSpec:
         membership_address: str,
         run_dir: str,
         token: str = "",
+        tls: ComponentTLS | None = None,
         events_fd: int | None = None,
     ) -> RouterSpec:
         """Take what the router needs out of the configuration, and out of the profile if the policy needs that.
@@ -101,6 +104,7 @@ class RouterSpec:
             tls_key=_absolute(config.router.tls_key),
             otlp_endpoint=config.router.otlp_endpoint or "",
             token=token,
+            tls=tls,
             events_fd=events_fd,
         )
 
@@ -114,6 +118,7 @@ class RouterSpec:
         raw = json.loads(text)
         raw["policy_context"] = PolicyContext.from_json(json.dumps(raw["policy_context"]))
         raw["slo_classes"] = tuple(SLOTarget(**{**c, "tier": Tier(c["tier"])}) for c in raw["slo_classes"])
+        raw["tls"] = tls_from_json(raw["tls"])
         return cls(**raw)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 
+from core.component_tls import ComponentTLS, tls_from_json
 from core.types import Role
 
 
@@ -58,6 +59,7 @@ class WorkerSpec:
     port: int = 0  # session service; 0: any free port
     kv: KVSpec = field(default_factory=KVSpec)
     token: str = ""  # shared secret of the cluster; empty: no check
+    tls: ComponentTLS | None = None  # between components; None: the token only
     cpus: tuple[int, ...] = ()  # cores to pin to; empty: no pinning
 
     def to_json(self) -> str:
@@ -73,6 +75,7 @@ class WorkerSpec:
         engine["lora_adapters"] = tuple((n, p) for n, p in engine["lora_adapters"])
         engine["extra_args"] = tuple(engine["extra_args"])
         kv["faults"] = tuple((n, v) for n, v in kv["faults"])
+        raw["tls"] = tls_from_json(raw["tls"])
         raw["role"] = Role(raw["role"])
         raw["cpus"] = tuple(raw["cpus"])
         return cls(engine=EngineSpec(**engine), kv=KVSpec(**kv), **raw)

@@ -52,14 +52,14 @@ class VllmEngine:
     """One vLLM replica; made by `start`."""
 
     def __init__(
-        self, client: AsyncLLM, app: AsgiApp, steps: StepState, description: EngineDescription, token: str
+        self, client: AsyncLLM, app: AsgiApp, steps: StepState, description: EngineDescription, spec: WorkerSpec
     ) -> None:
         self._client = client
         self._facts = FactsReader(client.output_processor)
         self._app = app
         self._steps = steps
         self._description = description
-        self._token = token
+        self._token, self._tls = spec.token, spec.tls
         self._control: KVControlClient | None = None
         self._closed = False
 
@@ -91,7 +91,7 @@ class VllmEngine:
         except BaseException:
             client.shutdown()
             raise
-        return cls(client, app, steps, description, spec.token)
+        return cls(client, app, steps, description, spec)
 
     @property
     def description(self) -> EngineDescription:
@@ -149,7 +149,7 @@ class VllmEngine:
         if self._control is None and self._description.kv_address:
             from kv_transfer.control import KVControlClient  # gRPC, which must not be there at the fork
 
-            self._control = KVControlClient(self._description.kv_address, self._token)
+            self._control = KVControlClient(self._description.kv_address, self._token, tls=self._tls)
         return self._control
 
     def state(self) -> WorkerState:

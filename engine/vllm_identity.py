@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,7 @@ def connector_config(spec: WorkerSpec) -> dict[str, object]:
         "lease_s": spec.kv.lease_s,
         "staging_bytes": spec.kv.staging_bytes,
         "token": spec.token,
+        "tls": asdict(spec.tls) if spec.tls else None,
         "fingerprint": fingerprint,
         "faults": dict(spec.kv.faults),
     }

@@ -18,6 +18,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
 )
 
+from core.component_tls import tls_from_json
 from kv_transfer.block_io import BlockIO
 from kv_transfer.endpoint import EndpointConfig, KVEndpoint
 from kv_transfer.faults import SendFaults
@@ -198,6 +199,7 @@ class _WorkerHalf:
             endpoint_file=str(extra["endpoint_file"]) + suffix,
             fingerprint=str(extra["fingerprint"]),
             token=str(extra.get("token", "")),
+            tls=tls_from_json(extra.get("tls")),
             lease_s=float(extra.get("lease_s", 30.0)),
             staging_bytes=int(extra.get("staging_bytes", 1 << 30)),
         )

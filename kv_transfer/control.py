@@ -8,16 +8,25 @@ from collections.abc import Mapping
 import grpc
 
 from core.cluster_token import token_metadata
+from core.component_tls import ComponentTLS
 from core.errors import Unauthorized
+from kv_transfer.grpc_credentials import open_channel
 from kv_transfer.grpc_transport import CONTROL_TIMEOUT_S, OPTIONS, SERVICE, control_request, translate
 
 
 class KVControlClient:
     """Calls the control verbs of an engine's KV endpoint; used by the worker that owns the engine."""
 
-    def __init__(self, address: str, token: str = "", *, timeout_s: float = CONTROL_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        address: str,
+        token: str = "",
+        *,
+        tls: ComponentTLS | None = None,
+        timeout_s: float = CONTROL_TIMEOUT_S,
+    ) -> None:
         # One endpoint per tensor-parallel rank.
-        self._channels = [grpc.aio.insecure_channel(part, options=OPTIONS) for part in address.split(",")]
+        self._channels = [open_channel(part, OPTIONS, tls) for part in address.split(",")]
         self._token = token
         self._timeout_s = timeout_s
 

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from core.component_tls import ComponentTLS
 from core.errors import StartFailed
 from kv_transfer.block_io import BlockIO
 from kv_transfer.faults import SendFaults
@@ -41,6 +42,7 @@ class EndpointConfig:
     lease_s: float
     staging_bytes: int
     group_bytes: int = GROUP_BYTES
+    tls: ComponentTLS | None = None  # between components; None: the token only
 
 
 class KVEndpoint:
@@ -54,7 +56,7 @@ class KVEndpoint:
         self.ledger = LeaseLedger(time.monotonic)
         self.receiver = Receiver(io, fingerprint=self.fingerprint, ledger=self.ledger)
         self._loop = asyncio.new_event_loop()
-        self._peers = GrpcPeers(config.token)
+        self._peers = GrpcPeers(config.token, config.tls)
         self.sender = Sender(
             self._loop,
             self._peers,
@@ -62,7 +64,7 @@ class KVEndpoint:
             staging_bytes=config.staging_bytes,
             group_bytes=config.group_bytes,
         )
-        self._server = GrpcServer(self._serve, self._control, token=config.token)
+        self._server = GrpcServer(self._serve, self._control, token=config.token, tls=config.tls)
         self._thread = threading.Thread(target=self._run, name="baton-kv", daemon=True)
 
     @property

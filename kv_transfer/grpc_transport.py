@@ -15,7 +15,9 @@ import grpc
 from grpc._cython import cygrpc
 
 from core.cluster_token import token_metadata, token_presented
+from core.component_tls import ComponentTLS
 from core.errors import ConfigError, KVTransferError, TransferAborted, TransferTimeout
+from kv_transfer.grpc_credentials import open_channel, open_port
 
 logger = logging.getLogger(__name__)
 SERVICE = "baton.kv.Transfer"
@@ -70,10 +72,13 @@ def is_worth_logging(record: logging.LogRecord) -> bool:
 class GrpcServer:
     """Listens for hand-over streams and control calls."""
 
-    def __init__(self, serve_stream: ServeStream, control: Control, *, token: str) -> None:
+    def __init__(
+        self, serve_stream: ServeStream, control: Control, *, token: str, tls: ComponentTLS | None = None
+    ) -> None:
         self._serve_stream = serve_stream
         self._control = control
         self._token = token
+        self._tls = tls
         self._server: grpc.aio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
@@ -85,13 +90,13 @@ class GrpcServer:
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         try:
-            bound = server.add_insecure_port(f"{host}:{port}")
+            bound = open_port(server, f"{host}:{port}", self._tls)
         except RuntimeError as exc:
             raise OSError(f"cannot listen for KV on {host}:{port}; choose another port") from exc
         await server.start()
         logging.getLogger(cygrpc.__name__).addFilter(is_worth_logging)
         self._server = server
-        return int(bound)
+        return bound
 
     async def stop(self) -> None:
         """Stop at once; open streams are cancelled."""
@@ -164,8 +169,9 @@ class GrpcStream:
 class GrpcPeers:
     """Channels to peers, one each, kept open; implements kv_transfer.sender.Peers."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, tls: ComponentTLS | None = None) -> None:
         self._token = token
+        self._tls = tls
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     def connect(self, peer: str, timeout_s: float) -> GrpcStream:
@@ -190,5 +196,5 @@ class GrpcPeers:
     def _channel(self, peer: str) -> grpc.aio.Channel:
         channel = self._channels.get(peer)
         if channel is None:
-            channel = self._channels[peer] = grpc.aio.insecure_channel(peer, options=OPTIONS)
+            channel = self._channels[peer] = open_channel(peer, OPTIONS, self._tls)
         return channel

@@ -49,7 +49,8 @@ async def _run(spec: RouterSpec, handler: logging.Handler) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    pool = WorkerPool(MembershipClient(spec.membership_address, spec.token), token=spec.token)
+    members = MembershipClient(spec.membership_address, spec.token, tls=spec.tls)
+    pool = WorkerPool(members, token=spec.token, tls=spec.tls.for_clients() if spec.tls else None)
     server = RouterServer(spec, pool)
     address = await server.start()
     settle_garbage_collector()

@@ -15,6 +15,7 @@ from core.config.front_checks import check_front
 from core.config.model_files import read_model_facts
 from core.config.models import BatonConfig
 from core.config.problems import ConfigProblem
+from core.config.security_checks import check_security
 from core.config.settings import POOLS, Settings
 from core.config.tree import ConfigTree, Path
 from core.policy.registry import POLICIES
@@ -57,6 +58,7 @@ def check_across(tree: ConfigTree, *, base: FilePath | None = None) -> list[Conf
     )
     problems = [problem for rule in rules for problem in rule(settings)]
     problems += check_front(settings, base)
+    problems += check_security(settings, base)
     return problems + list(_model_fits(settings, base))
 
 

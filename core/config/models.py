@@ -243,6 +243,24 @@ class RouterConfig(Section):
     )
 
 
+class SecurityConfig(Section):
+    """TLS between Baton's own processes; the paths are read on every node, so the files must be there on each."""
+
+    ca: str | None = Field(
+        default=None,
+        min_length=1,
+        description="PEM file of the authority that signs the components' certificates; null: no TLS between "
+        "components, the cluster token only",
+    )
+    cert: str | None = Field(
+        default=None,
+        min_length=1,
+        description="PEM file of a component's certificate chain; at this path on every node",
+    )
+    key: str | None = Field(default=None, min_length=1, description="PEM file of its private key, without a password")
+    name: Name = Field(default="baton", description="DNS name that the certificates carry, whatever the addresses are")
+
+
 class RayConfig(Section):
     """The Ray cluster underneath."""
 
@@ -267,4 +285,5 @@ class BatonConfig(Section):
     plan: PlanConfig = Field(default=PlanConfig(), description="what pools are planned with and for")
     kv: KVConfig = Field(default=KVConfig(), description="how KV blocks are handed over")
     router: RouterConfig = Field(default=RouterConfig(), description="the HTTP front")
+    security: SecurityConfig = Field(default=SecurityConfig(), description="TLS between Baton's own processes")
     ray: RayConfig = Field(default=RayConfig(), description="the Ray cluster underneath")

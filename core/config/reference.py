@@ -54,8 +54,8 @@ These variables are not configuration: RESERVED.
 * Keys must agree: `slo.default` is one of the classes, adapters have names of their own, both pools split the model in
   the same way (else their KV blocks could not be exchanged), one step holds at least as many tokens as requests, a
   worker has the GPUs that its parallelism needs, a policy that predicts has a profile, flags that Baton sets itself are
-  not in `model.engine_args`, a certificate fits its key. If the model's files are at hand, `model.max_model_len` and
-  `kv_cache_mb` are held against them.
+  not in `model.engine_args`, a certificate fits its key, `security` names all of its files. If the model's files are
+  at hand, `model.max_model_len` and `kv_cache_mb` are held against them.
 
 Relative paths start at the working directory, else at the checkout. Secrets have no key here: a key names their file.
 

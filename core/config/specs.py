@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from core.component_tls import ComponentTLS
 from core.config.model_files import file_location, model_location, read_model_facts
 from core.config.models import BatonConfig, PoolConfig, PoolsConfig
 from core.errors import ConfigError
@@ -103,6 +104,18 @@ def kv_spec(config: BatonConfig) -> KVSpec:
     """Describe how every worker hands KV over; `auto` is the one transport there is, gRPC."""
     transport = "grpc" if config.kv.transport == "auto" else config.kv.transport
     return KVSpec(transport=transport, lease_s=config.kv.lease_s, staging_bytes=config.kv.staging_mb * MIB)
+
+
+def component_tls(config: BatonConfig, base: Path | None = None) -> ComponentTLS | None:
+    """Say where each process finds its certificate; None for no TLS between components.
+
+    Relative paths start at `base` (default: the working directory), else at the checkout.
+    """
+    security = config.security
+    if security.ca is None or security.cert is None or security.key is None:
+        return None
+    ca, cert, key = (file_location(path, base) for path in (security.ca, security.cert, security.key))
+    return ComponentTLS(ca, cert, key, security.name)
 
 
 def engine_flags(arguments: Mapping[str, str | int | float | bool]) -> tuple[str, ...]:

@@ -179,6 +179,7 @@ class RawStream:
 
     async def shake_hands(self, token: str = "") -> None:
         handshake = RouterHandshake(token)
+        self.writer.write(handshake.opening())
         while handshake.needed:
             self.writer.write(handshake.take(await self._reader.readexactly(handshake.needed)))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import ssl
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ import uvloop
 from cluster import connection, session_server, wire
 from cluster.session_client import WorkerSession
 from cluster.session_server import SessionServer
+from core.component_tls import ClientTLS
 from core.engine import HttpCall, ReplySink
-from core.errors import WorkerLost
+from core.errors import Unauthorized, WorkerLost
 from core.handshake import GREETING_BYTES, MAGIC, REQUEST_BYTES, VERDICT_BYTES
 from core.types import Handover, Leg
 from tests.cluster.streaming import HOST, WAIT_S, BaseWorker, HangingWorker, call, raw_stream, read_all, record, stream
+from tests.support.certificates import Authority
 
 
 class EchoWorker(BaseWorker):
@@ -177,19 +180,80 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return both
 
 
+async def hear(session: WorkerSession) -> str:
+    """Connect, which must fail at once and not when time is up; return what is said of it."""
+    with pytest.raises(WorkerLost) as caught:
+        await session.connect(2 * WAIT_S)
+    await session.close()
+    assert "did not answer" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_only_components_of_one_authority_talk(
+    tmp_path: Path, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    ours, others = Authority(tmp_path), Authority(tmp_path, "other")
+    worker_tls, router_tls, stranger = ours.component("worker"), ours.component("router"), others.component("stranger")
+    without = ClientTLS(ssl.create_default_context(cafile=worker_tls.ca), "baton")
+    faults: list[tuple[ClientTLS | None, str]] = [
+        (stranger.for_clients(), "not signed by security.ca of this end"),
+        (replace(stranger, ca=router_tls.ca).for_clients(), "security.ca there must have signed security.cert here"),
+        (replace(router_tls, name="west").for_clients(), "does not carry security.name"),
+        (without, "security.ca there must have signed security.cert here"),
+        (None, "if it wants TLS: give both ends the same security section"),
+    ]
+
+    def session(port: int, tls: ClientTLS | None) -> WorkerSession:
+        return WorkerSession(record(port), token="secret", on_change=lambda: None, tls=tls)
+
+    async def talk() -> None:
+        server = SessionServer(EchoWorker(), host=HOST, token="secret", tls=worker_tls.for_servers())
+        port = await server.start()
+        for tls, words in faults:
+            assert words in await hear(session(port, tls))
+        assert server.num_sessions == 0
+        good = session(port, router_tls.for_clients())
+        await good.connect(WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            assert await read_all(good.submit(Leg.WHOLE, call(b"hello"), None)) == b"hello"
+        await good.close()
+        await server.stop(0)
+        plain = SessionServer(EchoWorker(), host=HOST, token="secret")
+        assert "does not speak TLS" in await hear(session(await plain.start(), router_tls.for_clients()))
+        assert plain.num_sessions == 0
+        await plain.stop(0)
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(talk())
+
+
+async def test_a_certificate_does_not_stand_in_for_the_token(tmp_path: Path) -> None:
+    tls = Authority(tmp_path).component("node")
+    server = SessionServer(EchoWorker(), host=HOST, token="secret", tls=tls.for_servers())
+    port = await server.start()
+    session = WorkerSession(record(port), token="guess", on_change=lambda: None, tls=tls.for_clients())
+    with pytest.raises(Unauthorized):
+        await session.connect(WAIT_S)
+    await session.close()
+    await server.stop(0)
+
+
 def test_session_over_tls(certificate: Path) -> None:
     async def talk() -> None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(certificate)
         server = SessionServer(EchoWorker(), host=HOST, token="secret", tls=context)
         port = await server.start()
-        doubting = WorkerSession(record(port), token="secret", on_change=lambda: None, tls=ssl.create_default_context())
+        doubting = WorkerSession(
+            record(port), token="secret", on_change=lambda: None, tls=ClientTLS(ssl.create_default_context())
+        )
         with pytest.raises(WorkerLost, match="certificate"):
             await doubting.connect(WAIT_S)
         plain = WorkerSession(record(port), token="secret", on_change=lambda: None)
         with pytest.raises(WorkerLost):
             await plain.connect(0.3)
-        trusting = ssl.create_default_context(cafile=str(certificate))
+        trusting = ClientTLS(ssl.create_default_context(cafile=str(certificate)))
         session = WorkerSession(record(port), token="secret", on_change=lambda: None, tls=trusting)
         await session.connect(WAIT_S)
         body = bytes(range(256)) * 20_000

@@ -16,9 +16,10 @@ import pytest
 from cluster.launch import WorkerProcess
 from cluster.session_client import WorkerSession
 from core.engine import HttpCall
-from core.errors import StartFailed
+from core.errors import StartFailed, WorkerLost
 from core.types import Leg, Role, WorkerRecord
 from core.worker_spec import EngineSpec, WorkerSpec
+from tests.support.certificates import Authority
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 READY_S = 60.0
@@ -51,6 +52,36 @@ async def test_a_ready_worker_is_what_its_spec_says(started: WorkerProcess, spec
             assert (await session.submit(Leg.WHOLE, call, None).head())[0] == 200
     finally:
         await session.close()
+
+
+async def test_a_worker_with_a_certificate_is_reached_by_its_like_only(spec: WorkerSpec, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    spec = replace(spec, tls=authority.component("worker"))
+    process = await WorkerProcess.start(spec, log_path=tmp_path / "worker.log")
+    try:
+        record = await process.ready(READY_S)
+        plain = WorkerSession(record, token=spec.token, on_change=lambda: None)
+        with pytest.raises(WorkerLost, match="same security section"):
+            await plain.connect(END_S)
+        tls = authority.component("router").for_clients()
+        session = WorkerSession(record, token=spec.token, on_change=lambda: None, tls=tls)
+        assert await session.connect(END_S) == process.hello
+        await session.close()
+    finally:
+        process.kill()
+        async with asyncio.timeout(END_S):
+            await process.exited()
+
+
+async def test_a_missing_certificate_fails_the_start_before_the_engine(spec: WorkerSpec, tmp_path: Path) -> None:
+    tls = replace(Authority(tmp_path).component("worker"), cert=str(tmp_path / "none"))
+    events: list[Mapping[str, object]] = []
+    process = await WorkerProcess.start(
+        replace(spec, tls=tls), log_path=tmp_path / "worker.log", on_event=events.append
+    )
+    with pytest.raises(StartFailed, match=r"security\.cert: there is no file"):
+        await process.ready(READY_S)
+    assert [event["event"] for event in events] == ["failed"]
 
 
 async def test_events_come_in_order(spec: WorkerSpec, tmp_path: Path) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from cluster.membership import MembershipClient, MembershipServer, StaticMembership
-from core.errors import StartFailed, Unauthorized
+from core.component_tls import ComponentTLS
+from core.errors import ConfigError, StartFailed, Unauthorized, WorkerError
 from core.types import Membership, Role, WorkerRecord
+from tests.support.certificates import Authority
 
 HOST = "127.0.0.1"
 WAIT_S = 20.0
@@ -22,9 +27,9 @@ def membership(version: int, *worker_ids: str) -> Membership:
 
 @asynccontextmanager
 async def controller(
-    *published: Membership, port: int = 0, token: str = ""
+    *published: Membership, port: int = 0, token: str = "", tls: ComponentTLS | None = None
 ) -> AsyncIterator[tuple[MembershipServer, int]]:
-    server = MembershipServer(host=HOST, port=port, token=token)
+    server = MembershipServer(host=HOST, port=port, token=token, tls=tls)
     for item in published:
         server.publish(item)
     bound = await server.start()
@@ -130,6 +135,38 @@ async def test_wrong_token_is_refused() -> None:
                 await anext(watch)
         async with Follower(port, "secret") as follower:
             await follower.until(last=membership(1))
+
+
+async def first_of(port: int, tls: ComponentTLS | None) -> Membership:
+    """Follow a controller for one membership, without trying again."""
+    async with aclosing(MembershipClient(f"{HOST}:{port}", "secret", tls=tls)._watch_once()) as watch:
+        async with asyncio.timeout(WAIT_S):
+            return await anext(watch)
+
+
+async def test_only_components_of_one_authority_follow_a_controller(tmp_path: Path) -> None:
+    ours = Authority(tmp_path)
+    tls, stranger = ours.component("node"), Authority(tmp_path, "other").component("stranger")
+    faults = [
+        (stranger, "not signed by security.ca of this end"),
+        (replace(stranger, ca=tls.ca), "security.ca there must have signed security.cert here"),
+        (replace(tls, name="west"), "does not carry security.name"),
+        (None, "if it wants TLS: give both ends the same security section"),
+    ]
+    async with controller(membership(1), token="secret", tls=tls) as (_, port):
+        for broken, words in faults:
+            with pytest.raises(WorkerError, match=re.escape(words)):
+                await first_of(port, broken)
+        assert await first_of(port, ours.component("router")) == membership(1)
+    async with controller(membership(1), token="secret") as (_, port):
+        with pytest.raises(WorkerError, match="does not speak TLS"):
+            await first_of(port, tls)
+
+
+async def test_a_certificate_that_cannot_be_read_starts_nothing(tmp_path: Path) -> None:
+    tls = replace(Authority(tmp_path).component("node"), key=str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match=r"security\.key: there is no file"):
+        await MembershipServer(host=HOST, tls=tls).start()
 
 
 async def test_taken_port_is_an_error() -> None:

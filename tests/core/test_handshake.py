@@ -15,9 +15,9 @@ tokens = st.text(min_size=1, max_size=40)
 def talk(worker: WorkerHandshake, router: RouterHandshake) -> bytes:
     """Let both ends speak until they know each other; return all that was said."""
     greeting = worker.opening()
-    request = router.take(greeting)
+    request = router.opening() + router.take(greeting)
     verdict = worker.take(request)
-    assert router.take(verdict) == router.opening() == b""
+    assert router.take(verdict) == b""
     assert worker.needed == router.needed == 0
     return greeting + request + verdict
 
@@ -35,7 +35,7 @@ def test_router_without_the_token_is_refused_and_told(token: str, other: str) ->
         return
     worker, router = WorkerHandshake(token), RouterHandshake(other)
     with pytest.raises(Refused, match="missing or wrong") as caught:
-        worker.take(router.take(worker.opening()))
+        worker.take(router.opening() + router.take(worker.opening()))
     assert worker.needed == REQUEST_BYTES
     with pytest.raises(Refused, match="missing or wrong"):
         router.take(caught.value.reply)
@@ -44,7 +44,7 @@ def test_router_without_the_token_is_refused_and_told(token: str, other: str) ->
 def test_worker_without_the_token_is_refused() -> None:
     for impostor in (WorkerHandshake(""), WorkerHandshake("guess")):
         router = RouterHandshake("secret")
-        request = router.take(impostor.opening())
+        request = router.opening() + router.take(impostor.opening())
         impostor._token = ""  # it admits everyone, to hear what they say
         with pytest.raises(Refused, match="does not know"):
             router.take(impostor.take(request))
@@ -57,7 +57,8 @@ def test_cluster_without_token_admits_everyone() -> None:
 
 def test_proof_is_good_for_one_connection() -> None:
     first, router = WorkerHandshake("secret"), RouterHandshake("secret")
-    overheard = router.take(first.opening())
+    overheard = router.opening() + router.take(first.opening())
+    assert len(overheard) == REQUEST_BYTES
     with pytest.raises(Refused):
         WorkerHandshake("secret").take(overheard)
 

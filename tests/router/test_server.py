@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -22,7 +23,7 @@ from core.errors import ConfigError
 from core.router_spec import RouterSpec
 from core.types import Membership
 from router.server import RouterServer, bind
-from tests.support.certificates import make_pair
+from tests.support.certificates import Authority, make_pair
 from tests.support.router_site import NEVER, Site
 
 ROOT = Path(router.__file__).parents[1]
@@ -163,6 +164,43 @@ async def test_stop_ends_what_does_not_finish_with_an_error() -> None:
         stream, unary = await streaming, await waiting
     assert json.loads(stream.content.split(b"\n\n")[-2].removeprefix(b"data: "))["error"]["type"] == "worker_draining"
     assert (unary.status_code, unary.json()["error"]["message"]) == (503, "the router is shutting down")
+
+
+async def test_a_cluster_with_certificates_answers(tmp_path: Path) -> None:
+    """The router is a process of its own, told by its spec; controller and workers ask for its certificate."""
+    tls = Authority(tmp_path).component("node")
+    site = Site(tls)
+    server = MembershipServer(host="127.0.0.1", token="secret", tls=tls)
+    address = f"127.0.0.1:{await server.start()}"
+    child = None
+    try:
+        await site.start_router()
+        await site.add_worker("prefill-0")
+        await site.add_worker("decode-0")
+        server.publish(Membership(1, tuple(w.record for w in site.workers.values())))
+        child = RouterProcess(tmp_path / "spec.json", membership_address=address, token="secret", tls=tls)
+        ready = await child.event()
+        async with httpx.AsyncClient(base_url=f"http://{ready['address']}", timeout=WAIT_S) as client:
+            await site.until_healthy(client)
+            reply = await client.post("/v1/completions", json=PROMPT)
+        assert (reply.status_code, reply.json()["usage"]["completion_tokens"]) == (200, 4)
+        child.process.send_signal(signal.SIGTERM)
+        assert (await child.ended())[0] == 0
+    finally:
+        if child is not None:
+            child.close()
+        await server.stop()
+        await site.stop()
+
+
+async def test_a_router_without_its_certificate_does_not_start(tmp_path: Path) -> None:
+    tls = replace(Authority(tmp_path).component("node"), ca=str(tmp_path / "none"))
+    child = RouterProcess(tmp_path / "spec.json", membership_address="127.0.0.1:1", tls=tls)
+    try:
+        code, errors = await child.ended()
+    finally:
+        child.close()
+    assert (code, errors) == (1, f"router: security.ca: there is no file {tmp_path / 'none'}\n")
 
 
 async def test_tls_on_the_front(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cluster.pool import WorkerPool
 from cluster.session_server import SessionServer
 from cluster.worker import RoleWorker
+from core.component_tls import ComponentTLS
 from core.engine import HttpCall, ReplySink
 from core.router_spec import RouterSpec
 from core.types import Membership, Role, WorkerRecord
@@ -88,10 +89,11 @@ class SiteWorker:
 class Site:
     """Workers and one router."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ComponentTLS | None = None) -> None:
         self.workers: dict[str, SiteWorker] = {}
         self.announced = Announced()
-        self.pool = WorkerPool(self.announced, token=TOKEN)
+        self.pool = WorkerPool(self.announced, token=TOKEN, tls=tls.for_clients() if tls else None)
+        self._tls = tls
         self.url = ""
         self.router: RouterServer
 
@@ -102,7 +104,8 @@ class Site:
         spec = WorkerSpec(worker_id, role, 1, "127.0.0.1", "", engine_spec)
         simulated = await WatchedEngine.start(spec)
         role_worker = RoleWorker(spec, simulated)
-        server = SessionServer(role_worker, host="127.0.0.1", token=TOKEN)
+        tls = self._tls.for_servers() if self._tls else None
+        server = SessionServer(role_worker, host="127.0.0.1", token=TOKEN, tls=tls)
         port = await server.start()
         record = WorkerRecord(worker_id, role, 1, f"127.0.0.1:{port}", "here")
         worker = self.workers[worker_id] = SiteWorker(record, simulated, role_worker, server)
