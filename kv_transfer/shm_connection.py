@@ -1,9 +1,11 @@
 """One UNIX connection between two engines of a host, and the streams that run over it one after another.
 
 Owns who may connect, how descriptors are passed, and where a stream starts and ends on a connection that stays.
-A record is one frame; of BLOCKS only the header and where the payload lies. Two records are no frames: START, sent by
-the sender of KV, and CLOSE, sent by either end when it has no use for the stream any more and answered by the other at
-once. Then the connection is free for the next stream. Knows nothing of what the memory that was passed means.
+A record is one frame; of BLOCKS only the header and where the payload lies. Three records are no frames: START, sent by
+the sender of KV; CLOSE, sent by an end that has no use for the stream any more and answered by the other at once, after
+which the connection is free for the next stream; and CREDIT, which says how many records were taken. A sender stops at
+WINDOW records that were not: it waits for its receiver although a megabyte of KV is a few bytes here.
+Knows nothing of what the memory that was passed means.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import select
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,12 +28,12 @@ from kv_transfer.shm_memory import Mark
 
 OFFSET: Final = struct.Struct("<Q")  # where the payload of BLOCKS lies in the sender's staging memory
 _MARK: Final = struct.Struct("<BIQ")  # START: kind, slot, number
-_START, _CLOSE, _CLOSE_FOR_GOOD = 0xF0, 0xF1, 0xF2  # in the place of a frame's kind
+_CREDIT: Final = struct.Struct("<BI")  # kind, records
+_START, _CLOSE, _CLOSE_FOR_GOOD, _GRANTED = 0xF0, 0xF1, 0xF2, 0xF3  # in the place of a frame's kind
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 _DESCRIPTORS: Final = b"\x02"  # the byte that descriptors travel with
 _MAPPED: Final = b"\x01"
-MAX_RECORDS: Final = 64  # read and not yet asked for; then the peer waits
-SEND_BUFFER_BYTES: Final = 16 << 10  # some hundred records: a sender is held back soon after its receiver
+WINDOW: Final = 64  # records on their way and not taken yet: as many MiB of KV in frames of the usual size
 CLOSE_S: Final = 5.0  # that the peer has to end a stream that this end has ended
 
 
@@ -53,12 +55,20 @@ class Stream:
         self._waiters: list[asyncio.Future[None]] = []
         self._read_error: KVTransferError | None = None
         self._write_error: KVTransferError | None = None
+        self._credit = WINDOW  # records that may be sent
+        self._num_taken = 0  # records that the peer was not told of
 
-    def put(self, record: Record) -> bool:
-        """Take a record from the connection; tell whether more are welcome."""
+    def put(self, record: Record) -> None:
+        """Take a record from the connection. Raises CorruptFrame when the peer ignores the window."""
+        if len(self._records) >= WINDOW:
+            raise CorruptFrame("the peer sends more than it may")
         self._records.append(record)
         self.wake()
-        return len(self._records) < MAX_RECORDS
+
+    def grant(self, count: int) -> None:
+        """Hear from the peer that it has taken records."""
+        self._credit += count
+        self.wake()
 
     def end(self, error: KVTransferError, *, can_answer: bool = False) -> None:
         """End what can be read, and unless it `can_answer` what can be written; the first reason stays."""
@@ -79,18 +89,24 @@ class Stream:
             if self._read_error is not None:
                 raise self._read_error.with_traceback(None)
             await self._change()
-        record = self._records.popleft()
-        if len(self._records) == MAX_RECORDS // 2:
-            self._connection.resume()
-        return record
+        self._num_taken += 1
+        if self._num_taken == WINDOW // 2 and self._write_error is None:
+            self._connection.send_record(_CREDIT.pack(_GRANTED, self._num_taken))
+            self._num_taken = 0
+        return self._records.popleft()
 
-    async def send(self, data: bytes) -> None:
-        """Send whole records; returns when the system has them. Raises why the stream ended."""
-        self._check_writable()
-        self._connection.send(data)
-        while self._connection.is_full:
-            await self._change()
+    async def send(self, records: Sequence[bytes]) -> None:
+        """Send records; waits while the peer has not taken what was sent before. Raises why the stream ended."""
+        start = 0
+        while start < len(records):
             self._check_writable()
+            if self._credit:
+                end = min(start + self._credit, len(records))
+                self._credit -= end - start
+                self._connection.send(b"".join(records[start:end]))
+                start = end
+            else:
+                await self._change()
 
     def close(self) -> None:
         """End the stream at both ends."""
@@ -130,13 +146,13 @@ class Connection(asyncio.Protocol):
         self._peer_open = False  # the peer has not closed it
         self._is_broken = False  # nothing that comes can be understood, or no stream will come after this one
         self._close_timer: asyncio.TimerHandle | None = None
-        self.is_full = False
         self.is_lost = False
 
     def start(self, mark: Mark) -> Stream:
-        """Start a stream on an idle connection; the peer hears of it with the first record."""
+        """Start a stream on an idle connection; one that writes at once needs no packet more for it."""
         self._stream, self._peer_open = Stream(self), True
         self._held = _MARK.pack(_START, mark.slot, mark.number).ljust(HEADER_BYTES, b"\0")
+        asyncio.get_running_loop().call_soon(self._send_held)
         return self._stream
 
     def has_peer(self) -> bool:
@@ -148,15 +164,14 @@ class Connection(asyncio.Protocol):
         return not poll.poll(0)
 
     def send(self, data: bytes) -> None:
-        """Queue bytes; `is_full` while some of them are still queued."""
+        """Queue bytes; how many there can be is bounded by WINDOW."""
         if self._transport is not None and not self.is_lost:
             self._transport.write(self._held + data)
             self._held = b""
 
-    def resume(self) -> None:
-        """Read on."""
-        if self._transport is not None and not self.is_lost and not self._transport.is_reading():
-            self._transport.resume_reading()
+    def send_record(self, start: bytes) -> None:
+        """Queue a record that is no frame."""
+        self.send(start.ljust(HEADER_BYTES, b"\0"))
 
     def release(self, stream: Stream) -> None:
         """Close a stream at this end; one that is no longer current was closed before."""
@@ -165,8 +180,7 @@ class Connection(asyncio.Protocol):
         self._stream = None
         if self.is_lost:
             return
-        self.send(bytes((_CLOSE_FOR_GOOD if self._is_broken else _CLOSE,)).ljust(HEADER_BYTES, b"\0"))
-        self.resume()
+        self.send_record(bytes((_CLOSE_FOR_GOOD if self._is_broken else _CLOSE,)))
         self._close_timer = asyncio.get_running_loop().call_later(CLOSE_S, self.abort)
         self._settle()
 
@@ -179,22 +193,11 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         assert isinstance(transport, asyncio.Transport)
-        transport.set_write_buffer_limits(high=0)  # `send` waits until the kernel has it all
         self._transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever waits that the peer is gone."""
         self._lose()
-
-    def pause_writing(self) -> None:
-        """Let `send` wait."""
-        self.is_full = True
-
-    def resume_writing(self) -> None:
-        """Let it go on."""
-        self.is_full = False
-        if self._stream is not None:
-            self._stream.wake()
 
     def data_received(self, data: bytes) -> None:
         """Take whole records out of what has come."""
@@ -217,7 +220,7 @@ class Connection(asyncio.Protocol):
         head = bytes(self._buffer[:HEADER_BYTES])
         if len(head) < HEADER_BYTES:
             return 0
-        if head[0] in (_START, _CLOSE, _CLOSE_FOR_GOOD):
+        if _START <= head[0] <= _GRANTED:
             self._switch(head)
             return HEADER_BYTES
         header = read_header(head)
@@ -226,15 +229,12 @@ class Connection(asyncio.Protocol):
             return 0
         if not self._peer_open:
             raise CorruptFrame("a frame came outside any stream")
-        if self._stream is not None and not self._stream.put(
-            Record(header, head, bytes(self._buffer[HEADER_BYTES:end]))
-        ):
-            assert self._transport is not None
-            self._transport.pause_reading()
+        if self._stream is not None:
+            self._stream.put(Record(header, head, bytes(self._buffer[HEADER_BYTES:end])))
         return end
 
     def _switch(self, head: bytes) -> None:
-        """Start or close a stream on the peer's word."""
+        """Take a record that is no frame: of START, CLOSE and CREDIT the first one is the sender's alone."""
         if head[0] == _START:
             if self._on_start is None or self._stream is not None or self._peer_open:
                 raise CorruptFrame("a stream was started where none may")
@@ -243,7 +243,11 @@ class Connection(asyncio.Protocol):
             self._on_start(self, self._stream, Mark(slot, number))
             return
         if not self._peer_open:
-            raise CorruptFrame("a stream was closed that was not open")
+            raise CorruptFrame("a record came outside any stream")
+        if head[0] == _GRANTED:
+            if self._stream is not None:
+                self._stream.grant(_CREDIT.unpack_from(head)[1])
+            return
         self._peer_open = False
         self._is_broken = head[0] == _CLOSE_FOR_GOOD
         if self._stream is None:
@@ -251,6 +255,10 @@ class Connection(asyncio.Protocol):
             return
         self._stream.end(TransferAborted("the peer closed the stream"))  # what it sent before stays to be read
         self.release(self._stream)
+
+    def _send_held(self) -> None:
+        if self._held:
+            self.send(b"")
 
     def _settle(self) -> None:
         """Free the connection for the next stream when both ends have closed this one."""
@@ -266,7 +274,7 @@ class Connection(asyncio.Protocol):
     def _lose(self) -> None:
         if self.is_lost:
             return
-        self.is_lost, self.is_full = True, False
+        self.is_lost = True
         if self._close_timer is not None:
             self._close_timer.cancel()
         if self._stream is not None:

@@ -25,7 +25,6 @@ from core.errors import BatonError, TransferAborted, TransferTimeout
 from kv_transfer.frames import Header
 from kv_transfer.shm_connection import (
     OFFSET,
-    SEND_BUFFER_BYTES,
     Connection,
     Record,
     Stream,
@@ -55,11 +54,11 @@ class ShmOutgoing:
 
     async def write(self, message: bytes) -> None:
         """Send one frame without KV."""
-        await self._stream.send(message)
+        await self._stream.send((message,))
 
     async def write_blocks(self, frames: Sequence[StagedFrame]) -> None:
         """Say where payloads lie."""
-        await self._stream.send(b"".join(frame.header + OFFSET.pack(frame.offset) for frame in frames))
+        await self._stream.send([frame.header + OFFSET.pack(frame.offset) for frame in frames])
 
     async def read(self) -> bytes:
         """Wait for one frame without KV, whole."""
@@ -112,7 +111,7 @@ class ShmIncoming:
 
     async def write(self, message: bytes) -> None:
         """Answer with one frame without KV."""
-        await self._stream.send(message)
+        await self._stream.send((message,))
 
     def close(self) -> None:
         """End the stream at once; idempotent."""
@@ -261,7 +260,6 @@ class ShmTransport:
 
     async def _adopt(self, sock: socket.socket, connection: Connection) -> Connection:
         """Hand a socket whose handshake is done to the event loop."""
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         await asyncio.get_running_loop().create_unix_connection(lambda: connection, sock=sock)
         if self._is_closed or connection.is_lost:
             connection.abort()

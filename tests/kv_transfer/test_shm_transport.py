@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from core.errors import CorruptFrame, PeerMismatch, TransferAborted, TransferTimeout, Unauthorized
 from kv_transfer.frames import HEADER_BYTES, Kind, blocks_frame, control_frame
-from kv_transfer.shm_connection import MAX_RECORDS, offer_memory
+from kv_transfer.shm_connection import WINDOW, offer_memory
 from kv_transfer.shm_memory import BOARD_BYTES, Board, Mark, PeerMemory
 from kv_transfer.shm_transport import SCHEME, ShmTransport, short_path
 from kv_transfer.staging import SIZE_SEALS, Segment, StagingPool
@@ -181,14 +181,10 @@ async def test_receiver_that_reads_nothing_holds_the_sender_back(pair: Pair) -> 
     outgoing, incoming = await pair.open()
     frame, _ = stage(pair.pools[0], [b"c" * 16])
     row = bytearray(16)
-    num_sent = 0
-    while num_sent < 100 * MAX_RECORDS:
-        num_sent += 1
-        task = asyncio.create_task(outgoing.write_blocks([frame]))
-        if task not in (await asyncio.wait({task}, timeout=0.05))[0]:
-            break
+    task = asyncio.create_task(outgoing.write_blocks([frame] * 3 * WINDOW))
+    await asyncio.wait({task}, timeout=0.05)
     assert not task.done()
-    for _ in range(num_sent):  # goes on when the receiver does, and nothing is lost
+    for _ in range(3 * WINDOW):  # goes on when the receiver does, and nothing is lost
         row[:] = bytes(16)
         await incoming.land(await incoming.header(), [memoryview(row)])
         assert row == b"c" * 16
