@@ -39,7 +39,7 @@ class EngineSpec:
 class KVSpec:
     """How a worker hands KV over."""
 
-    transport: str = "grpc"
+    transport: str = "auto"  # as `kv.transport`, or "none": this worker hands nothing over
     lease_s: float = 30.0
     staging_bytes: int = 1 << 30
     port: int = 0  # 0: any free port

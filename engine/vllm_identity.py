@@ -52,6 +52,7 @@ def connector_config(spec: WorkerSpec) -> dict[str, object]:
         "host": spec.host,
         "port": spec.kv.port,
         "endpoint_file": str(endpoint_file(spec)),
+        "transport": spec.kv.transport,
         "lease_s": spec.kv.lease_s,
         "staging_bytes": spec.kv.staging_bytes,
         "token": spec.token,

@@ -33,6 +33,7 @@ def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
         yield from _head(name, "counter", f"Hand-over {side} that ended, by outcome")
         for outcome, count in stats[side].items():
             yield f'{name}{{outcome="{outcome}"}} {count}'
+    yield from _transports(stats.get("transports", {}))
     overlap = stats["overlap"]
     counters = (
         ("baton_kv_sent_bytes_total", "KV bytes sent", stats["bytes_sent"]),
@@ -47,6 +48,19 @@ def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
     )
     for name, text, value in counters:
         yield from _single(name, "counter", text, value)
+
+
+def _transports(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    texts = {
+        "bytes": "KV bytes of sends that landed, by transport",
+        "handovers": "Sends that landed, by the transport they ended on",
+        "failures": "Streams that did not open or broke, by transport",
+    }
+    for field, text in texts.items():
+        name = f"baton_kv_transport_{field}_total"
+        yield from _head(name, "counter", text)
+        for transport, count in counts.items():
+            yield f'{name}{{transport="{transport}"}} {count[field]}'
 
 
 def _head(name: str, kind: str, text: str) -> Iterator[str]:

@@ -59,4 +59,7 @@ def test_required_keys_and_choices_are_known() -> None:
     assert ttft is not None
     assert transport is not None
     assert (ttft.required, ttft.minimum, ttft.maximum) == (True, 1.0, 3_600_000.0)
-    assert (transport.required, transport.choices) == (False, ("auto", "grpc"))
+    assert (transport.required, transport.choices) == (
+        False,
+        ("auto", "shm", "tcp", "grpc", "nixl", "nccl"),
+    )
