@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +13,14 @@ import pytest
 from core.component_tls import ComponentTLS
 from core.errors import ConfigError, TransferAborted, Unauthorized
 from kv_transfer.control import KVControlClient
-from kv_transfer.grpc_transport import GrpcPeers, GrpcServer
+from kv_transfer.frames import Kind, control_frame
+from kv_transfer.grpc_transport import GrpcTransport
+from kv_transfer.transport import Incoming
 from tests.support.certificates import Authority
 
 HOST = "127.0.0.1"
 WAIT_S = 20.0
+BLOCKS = control_frame(Kind.ABORT, b"blocks")
 
 
 class Port:
@@ -27,10 +30,10 @@ class Port:
         self.reached: list[str] = []
         self.address = ""
 
-    async def echo(self, frames: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        async for frame in frames:
-            self.reached.append("stream")
-            yield frame
+    async def echo(self, incoming: Incoming) -> None:
+        header = await incoming.header()
+        self.reached.append("stream")
+        await incoming.write(control_frame(header.kind, await incoming.payload(header)))
 
     async def control(self, verb: str, arguments: dict[str, str]) -> dict[str, object]:
         self.reached.append(verb)
@@ -40,13 +43,13 @@ class Port:
 @asynccontextmanager
 async def serving(tls: ComponentTLS | None) -> AsyncIterator[Port]:
     port = Port()
-    server = GrpcServer(port.echo, port.control, token="secret", tls=tls)
-    port.address = f"{HOST}:{await server.start(HOST, 0)}"
+    server = GrpcTransport(port.control, token="secret", tls=tls)
+    port.address = await server.listen(HOST, port.echo)
     try:
         async with asyncio.timeout(3 * WAIT_S):
             yield port
     finally:
-        await server.stop()
+        await server.close()
 
 
 async def ask(port: Port, tls: ComponentTLS | None, token: str = "secret") -> dict[str, object]:
@@ -58,21 +61,23 @@ async def ask(port: Port, tls: ComponentTLS | None, token: str = "secret") -> di
 
 
 async def echoed(port: Port, tls: ComponentTLS | None) -> bytes:
-    peers = GrpcPeers("secret", tls)
-    stream = peers.connect(port.address, WAIT_S)
+    transport = GrpcTransport(Port().control, token="secret", tls=tls)
     try:
-        await stream.write(b"blocks")
-        return await stream.read()
+        stream = await transport.connect(port.address, WAIT_S)
+        try:
+            await stream.write(BLOCKS)
+            return await stream.read()
+        finally:
+            stream.close()
     finally:
-        stream.close()
-        await peers.close()
+        await transport.close()
 
 
 async def test_components_of_one_authority_hand_over(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     async with serving(authority.component("decode")) as port:
         assert await ask(port, authority.component("worker")) == {"verb": "stats"}
-        assert await echoed(port, authority.component("prefill")) == b"blocks"
+        assert await echoed(port, authority.component("prefill")) == BLOCKS
         with pytest.raises(Unauthorized):
             await ask(port, authority.component("guest"), token="guess")
 
@@ -96,4 +101,4 @@ async def test_a_key_of_another_certificate_is_named(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     tls = replace(authority.component("decode"), key=str(authority.issue("other").key))
     with pytest.raises(ConfigError, match=r"security\.key: .* is not the key"):
-        await GrpcServer(Port().echo, Port().control, token="", tls=tls).start(HOST, 0)
+        await GrpcTransport(Port().control, token="", tls=tls).listen(HOST, Port().echo)

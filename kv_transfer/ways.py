@@ -1,0 +1,79 @@
+"""Which transports an engine has, and what it tells its peers of them.
+
+Owns the list of transports by name. Must not know what a hand-over is, nor choose: see kv_transfer.measured_ways.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from core.errors import ConfigError, CorruptFrame
+from kv_transfer.choice import AUTO
+from kv_transfer.grpc_transport import NAME as GRPC
+from kv_transfer.shm_transport import ShmTransport
+from kv_transfer.staging import StagingPool
+from kv_transfer.tcp_transport import TcpTransport
+from kv_transfer.transport import Transport
+
+
+@dataclass(frozen=True, slots=True)
+class TransportContext:
+    """What a transport is made from."""
+
+    token: str
+    pool: StagingPool
+    run_dir: Path  # for sockets
+
+
+MakeTransport = Callable[[TransportContext], Transport]
+# All and only transports besides gRPC, which every engine has, by the name that `kv.transport` uses.
+_FACTORIES: Final[Mapping[str, MakeTransport]] = {
+    "shm": lambda context: ShmTransport(context.token, context.pool, context.run_dir),
+    "tcp": lambda context: TcpTransport(context.token),
+}
+# With certificates between components, bytes cross a network over transports that ask for them only.
+_PLAIN_ON_THE_NETWORK: Final = frozenset({"tcp"})
+
+
+@dataclass(frozen=True, slots=True)
+class PeerTransports:
+    """What an engine says of the ways to it."""
+
+    host: str  # equal on two engines that can open each other's memory
+    epoch: int
+    addresses: Mapping[str, str]  # by the name of the transport
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, object]) -> PeerTransports:
+        """Read what a peer answered. Raises CorruptFrame for anything else."""
+        host, epoch, addresses = raw.get("host"), raw.get("epoch"), raw.get("addresses")
+        if not isinstance(host, str) or not isinstance(epoch, int) or not isinstance(addresses, dict):
+            raise CorruptFrame("a peer described its transports in another form")
+        if not all(isinstance(address, str) for address in addresses.values()):
+            raise CorruptFrame("a peer named a transport's address that is no text")
+        return cls(host, epoch, addresses)
+
+
+def make_transports(wanted: str, grpc: Transport, context: TransportContext, *, encrypted: bool) -> list[Transport]:
+    """Make the transports that `kv.transport` asks for: one and gRPC, or all that are allowed.
+
+    Raises ConfigError when the one that is named is not known, or would cross the network in the clear although
+    components are to show certificates.
+    """
+    if wanted not in (AUTO, GRPC, *_FACTORIES):
+        raise ConfigError(f"kv.transport names {wanted}; known are {', '.join((AUTO, *_FACTORIES, GRPC))}")
+    if encrypted and wanted in _PLAIN_ON_THE_NETWORK:
+        raise ConfigError(f"kv.transport: {wanted} does not encrypt, but `security` is set; name grpc, shm or auto")
+    names = [name for name in _FACTORIES if wanted in (name, AUTO)]
+    allowed = [name for name in names if not (encrypted and name in _PLAIN_ON_THE_NETWORK)]
+    return [*(_FACTORIES[name](context) for name in allowed), grpc]
+
+
+def host_identity() -> str:
+    """Name the kernel and user this process runs under: what shares both can share memory by descriptor."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot_id}:{os.getuid()}"
