@@ -8,7 +8,7 @@ import grpc.aio
 import pytest
 
 from core.cluster_token import token_metadata
-from kv_transfer.frames import Kind, control_frame
+from kv_transfer.frames import Kind, Problem, control_frame, problem_frame
 from kv_transfer.grpc_transport import SERVICE
 from kv_transfer.plan import ReceiveOpen, ReceiveParams
 from tests.support.kv_peer import answer, layer_frame, offer, push, reply
@@ -221,3 +221,16 @@ async def test_older_process_of_a_worker_is_refused_and_disturbs_nothing(make_si
     decode.endpoint.cancel_receive("t")
     await asyncio.to_thread(decode.wait_finished, "t")
     assert decode.bad == set()
+
+
+async def test_sender_that_gives_up_on_its_stream_is_not_waited_for(make_side: MakeSide) -> None:
+    decode = make_side()
+    decode.expect("t", [2], lease_s=60)
+    async with push(decode) as call:
+        await call.write(offer(decode, "t", 1))
+        assert await reply(call) == (Kind.GRANT, 0)
+        await call.write(problem_frame(Kind.ABORT, Problem("kv_staging_full", "no memory")))
+        assert await answer(call) == (Kind.FAILED, "kv_transfer_aborted")
+        assert not decode.endpoint.receiver._expected
+    await asyncio.to_thread(decode.wait_finished, "t")
+    assert decode.bad == {2}

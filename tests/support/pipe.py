@@ -96,6 +96,7 @@ class PipeWays:
         self.served: list[asyncio.Task[None]] = []
         self.log: list[tuple[str, str]] = []
         self.withdrawn: list[str] = []
+        self.silent = False  # the receiver is told of nothing that is withdrawn
 
     async def open(self, peer: str, *, attempt: int, failed: frozenset[str], timeout_s: float) -> tuple[str, Pipe]:
         if not self._pipes:
@@ -114,7 +115,8 @@ class PipeWays:
 
     async def withdraw(self, peer: str, transfer_id: str, reason: str) -> None:
         self.withdrawn.append(transfer_id)
-        self._receiver.refuse(transfer_id, reason)
+        if not self.silent:
+            self._receiver.refuse(transfer_id, reason)
 
 
 async def _get(queue: asyncio.Queue[bytes | None]) -> bytes:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kv_transfer.block_io import BlockIO
-from kv_transfer.frames import Offer, blocks_header, transfer_seed
+from kv_transfer.frames import Header, Kind, Offer, blocks_header, offer_frame, read_control, transfer_seed
 from kv_transfer.ledger import LeaseLedger
 from kv_transfer.plan import ReceiveOpen, ReceiveParams
 from kv_transfer.receiver import Receiver
@@ -47,8 +49,8 @@ class World:
         offer = Offer("t", "p", 1, "fp", "d", len(SOURCE), LAYERS, self.io.block_bytes)
         self.sender.open(offer, request_id="r", peer="d", lease_s=WAIT_S)
 
-    def expect(self, lease_s: float = WAIT_S) -> None:
-        self.receiver.expect(ReceiveOpen(ReceiveParams("t", lease_s), "r", "d", 0, len(TARGET), tuple(TARGET)))
+    def expect(self) -> None:
+        self.receiver.expect(ReceiveOpen(ReceiveParams("t", WAIT_S), "r", "d", 0, len(TARGET), tuple(TARGET)))
 
     def put(self, chunk: int) -> None:
         first, ids = ((0, SOURCE[:2]), (2, SOURCE[2:]))[chunk]
@@ -138,14 +140,53 @@ async def test_after_the_last_way_broke_the_engine_recomputes_at_once() -> None:
 async def test_without_another_stream_the_grace_ends_and_the_engine_recomputes() -> None:
     world = World([Pipe(FRAMES)], ack_bytes=1 << 20)
     world.expect()
-
-    async def silent(peer: str, transfer_id: str, reason: str) -> None:
-        return
-
-    world.sender._withdraw = silent
+    world.ways.silent = True
     world.offer()
     world.put(0)
     world.put(1)
     world.sender.finish("t")
     assert await world.finish() == set(TARGET[2:])
     assert world.receiver.counts["failed"] == 1
+
+
+@pytest.mark.parametrize("ends", ["cancel", "expire", "takeover"])
+async def test_blocks_are_reported_only_when_nothing_writes_there_any_more(ends: str) -> None:
+    pipe = Pipe(None)
+    world = World([pipe])
+    world.expect()
+    world.ways.silent = True
+    began, go_on = asyncio.Event(), asyncio.Event()
+    land = pipe.far.land
+
+    async def slow(header: Header, rows: Sequence[memoryview]) -> None:
+        began.set()
+        await go_on.wait()
+        await land(header, rows)
+
+    pipe.far.land = slow  # type: ignore[method-assign]
+    world.offer()
+    world.put(0)
+    async with asyncio.timeout(WAIT_S):
+        await began.wait()
+    later = Pipe(None)
+    if ends == "cancel":
+        world.receiver.cancel("t")
+    elif ends == "expire":
+        world.receiver._expire("t")
+    else:
+        world.ways.served.append(asyncio.ensure_future(world.receiver.serve(later.far)))
+        offer = Offer("t", "p", 1, "fp", "d", len(SOURCE), LAYERS, world.io.block_bytes, attempt=1)
+        await later.write(offer_frame(offer))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert later.back.empty()  # not granted
+    assert world.receiver.take_results().finished == set()
+    assert world.ledgers[1].blocks().held == len(TARGET)
+    go_on.set()
+    if ends == "takeover":
+        async with asyncio.timeout(WAIT_S):
+            granted, _ = read_control(await later.read())
+        assert granted.kind is Kind.GRANT
+        later.close()
+    world.sender.abort("t", "client gone")
+    await world.finish()
