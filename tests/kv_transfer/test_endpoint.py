@@ -12,6 +12,7 @@ from kv_transfer.control import KVControlClient
 from kv_transfer.faults import SendFaults
 from kv_transfer.frames import blocks_header, transfer_seed
 from kv_transfer.staging import CHUNK_BYTES
+from kv_transfer.ways import host_identity
 from tests.support.kv_side import BLOCKS, LAYERS, MakeSide, Side, wait_until
 
 
@@ -276,6 +277,18 @@ async def test_control_cancel_and_stats(pair: tuple[Side, Side]) -> None:
         await client.cancel("t", "prefill worker lost")
         decode.wait_finished("t")
         assert decode.bad == {2, 0, 4}
+    finally:
+        await client.close()
+
+
+async def test_control_says_which_transports_listen(pair: tuple[Side, Side]) -> None:
+    client = KVControlClient(pair[1].address, "secret")
+    try:
+        assert await client.transports() == {
+            "host": host_identity(),
+            "epoch": 1,
+            "addresses": {"grpc": pair[1].address},
+        }
     finally:
         await client.close()
 

@@ -8,7 +8,7 @@ import grpc.aio
 import pytest
 
 from core.cluster_token import token_metadata
-from kv_transfer.frames import Kind, control_frame
+from kv_transfer.frames import Kind, Problem, control_frame, problem_frame
 from kv_transfer.grpc_transport import SERVICE
 from kv_transfer.plan import ReceiveOpen, ReceiveParams
 from tests.support.kv_peer import answer, layer_frame, offer, push, reply
@@ -168,3 +168,69 @@ def test_hand_over_registered_twice_is_computed_by_the_second_request(make_side:
     prefill.send_all("t", [5, 1])
     decode.wait_finished("t")
     assert decode.bad == {7, 8}
+
+
+async def test_later_attempt_takes_over_from_a_stream_that_is_still_open(make_side: MakeSide) -> None:
+    decode = make_side()
+    decode.expect("t", [2], lease_s=60)
+    async with push(decode) as first, push(decode) as second, push(decode) as third:
+        await first.write(offer(decode, "t", 1))
+        assert await reply(first) == (Kind.GRANT, 0)
+        await first.write(layer_frame(decode, "t", 0, [5]))
+        assert await reply(first) == (Kind.ACK, 1)
+        await second.write(offer(decode, "t", 1, attempt=1))
+        assert await reply(second) == (Kind.GRANT, 1)  # goes on after what has landed
+        assert await first.read() is grpc.aio.EOF
+        await third.write(offer(decode, "t", 1, attempt=1))  # no later than the one that is open
+        assert await answer(third) == (Kind.REFUSED, "kv_transfer_aborted")
+        for layer in range(1, LAYERS):
+            await second.write(layer_frame(decode, "t", layer, [5]))
+            assert await reply(second) == (Kind.ACK, layer + 1)
+        await second.write(control_frame(Kind.END, count=LAYERS))
+        assert await answer(second) == (Kind.LANDED, "")
+    await asyncio.to_thread(decode.wait_finished, "t")
+    assert decode.bad == set()
+
+
+@pytest.mark.parametrize(("worker", "epoch"), [("q", 1), ("p", 2)], ids=["worker", "epoch"])
+async def test_another_sender_never_takes_over(make_side: MakeSide, worker: str, epoch: int) -> None:
+    decode = make_side()
+    decode.expect("t", [2], lease_s=60)
+    async with push(decode) as first, push(decode) as second:
+        await first.write(offer(decode, "t", 1))
+        assert await reply(first) == (Kind.GRANT, 0)
+        await second.write(offer(decode, "t", 1, attempt=1, worker=worker, epoch=epoch))
+        assert await answer(second) == (Kind.REFUSED, "kv_transfer_aborted")
+        await first.write(layer_frame(decode, "t", 0, [5]))
+        assert await reply(first) == (Kind.ACK, 1)  # undisturbed
+    decode.endpoint.cancel_receive("t")
+    await asyncio.to_thread(decode.wait_finished, "t")
+
+
+async def test_older_process_of_a_worker_is_refused_and_disturbs_nothing(make_side: MakeSide) -> None:
+    decode = make_side()
+    decode.expect("t", [2], lease_s=60)
+    async with push(decode) as new, push(decode) as old:
+        await new.write(offer(decode, "u", 1, epoch=8))
+        await asyncio.to_thread(wait_until, lambda: "u" in decode.endpoint.receiver._waiting)
+        await old.write(offer(decode, "t", 1, epoch=7))
+        assert await answer(old) == (Kind.REFUSED, "kv_peer_mismatch")
+    async with push(decode) as new:
+        await new.write(offer(decode, "t", 1, epoch=8))
+        assert await reply(new) == (Kind.GRANT, 0)
+    decode.endpoint.cancel_receive("t")
+    await asyncio.to_thread(decode.wait_finished, "t")
+    assert decode.bad == set()
+
+
+async def test_sender_that_gives_up_on_its_stream_is_not_waited_for(make_side: MakeSide) -> None:
+    decode = make_side()
+    decode.expect("t", [2], lease_s=60)
+    async with push(decode) as call:
+        await call.write(offer(decode, "t", 1))
+        assert await reply(call) == (Kind.GRANT, 0)
+        await call.write(problem_frame(Kind.ABORT, Problem("kv_staging_full", "no memory")))
+        assert await answer(call) == (Kind.FAILED, "kv_transfer_aborted")
+        assert not decode.endpoint.receiver._expected
+    await asyncio.to_thread(decode.wait_finished, "t")
+    assert decode.bad == {2}

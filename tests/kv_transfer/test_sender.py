@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 
-from tests.support.kv_side import WAIT_S, MakeSide, wait_until
+from tests.support.kv_side import LAYERS, WAIT_S, MakeSide, wait_until
 
 
 def test_hand_over_offered_twice_leaves_nothing_behind(make_side: MakeSide) -> None:
@@ -34,6 +34,35 @@ def test_short_layers_leave_in_groups_and_the_rest_with_the_last(make_side: Make
     prefill.endpoint.sender.finish("t")
     decode.wait_finished("t")
     assert decode.bad == set()
+
+
+def test_acknowledged_frames_leave_the_staging_memory_before_the_hand_over_ends(make_side: MakeSide) -> None:
+    prefill, decode = make_side(seed=1), make_side(seed=2)
+    decode.expect("t", [2, 0])
+    prefill.offer(decode.address, "t", 2)
+    for layer in range(LAYERS):
+        prefill.put("t", layer, 0, [5])
+    wait_until(lambda: prefill.endpoint.sender.staged_bytes == 0)
+    assert not prefill.idle()  # it is still open
+    for layer in range(LAYERS):
+        prefill.put("t", layer, 1, [1])
+    prefill.endpoint.sender.finish("t")
+    decode.wait_finished("t")
+    assert decode.bad == set()
+
+
+def test_unacknowledged_frames_stay_until_all_has_landed(make_side: MakeSide) -> None:
+    prefill, decode = make_side(seed=1), make_side(seed=2, ack_bytes=1 << 20)
+    decode.expect("t", [2, 0])
+    prefill.offer(decode.address, "t", 2)
+    prefill.put("t", 0, 0, [5, 1])
+    wait_until(lambda: decode.endpoint.receiver.bytes_landed > 0)
+    assert prefill.endpoint.sender.staged_bytes > 0
+    for layer in range(1, LAYERS):
+        prefill.put("t", layer, 0, [5, 1])
+    prefill.endpoint.sender.finish("t")
+    decode.wait_finished("t")
+    wait_until(prefill.idle)
 
 
 def test_frame_put_when_the_hand_over_has_ended_is_given_back(make_side: MakeSide) -> None:
