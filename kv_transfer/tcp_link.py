@@ -4,8 +4,8 @@ Owns non-blocking sockets, their options and how a payload is spread over the co
 streams, tokens or what a frame means.
 
 Bytes are moved on the event loop's own thread, as many per system call as there are or fit; the call itself runs
-without the GIL. The loop is asked to wait only where nothing can be moved: for 8 MiB, some eight times. Neither larger
-socket buffers nor SO_RCVLOWAT lessened the CPU time per byte.
+without the GIL. The loop is asked to wait only where nothing can be moved. Neither larger socket buffers nor
+SO_RCVLOWAT lessened the CPU time per byte.
 """
 
 from __future__ import annotations
