@@ -269,6 +269,9 @@ class ShmTransport:
 
     def _start(self, connection: Connection, stream: Stream, mark: Mark) -> None:
         """Serve a stream in a task of its own."""
+        if self._is_closed:  # it was on its way when this end closed
+            connection.abort()
+            return
         assert self._serve is not None
         memory = next(memory for memory, users in self._memories.values() if connection in users)
         incoming = ShmIncoming(stream, memory, mark)

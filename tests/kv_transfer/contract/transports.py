@@ -10,8 +10,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import gettempdir
 
 from kv_transfer.frames import HEADER_BYTES, blocks_frame
+from kv_transfer.shm_transport import SCHEME, ShmTransport
 from kv_transfer.staging import StagingPool
 from kv_transfer.tcp_transport import TcpTransport
 from kv_transfer.transport import Incoming, Outgoing, StagedFrame, Transport
@@ -28,6 +30,14 @@ def dial_tcp(address: str) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=WAIT_S)
 
 
+def dial_unix(address: str) -> socket.socket:
+    """Connect as a stranger of the same user."""
+    stranger = socket.socket(socket.AF_UNIX)
+    stranger.settimeout(WAIT_S)
+    stranger.connect(address.removeprefix(SCHEME))
+    return stranger
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """One transport: how an end with a token and staging memory is made, and how a stranger reaches its address."""
@@ -39,6 +49,7 @@ class Case:
 TRANSPORTS = {
     "tcp": Case(lambda token, _: TcpTransport(token)),
     "tcp-1": Case(lambda token, _: TcpTransport(token, connections=1)),
+    "shm": Case(lambda token, staging: ShmTransport(token, staging, Path(gettempdir())), dial_unix),
 }
 
 
