@@ -139,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--model", metavar="PATH_OR_HUB_ID", help="serve this model; short for --set model.path=...")
     _add_json(up)
     _add_json(add("status", "show what runs", _status))
+    _add_json(add("doctor", "look for what is wrong with the KV hand-overs of what runs", _doctor))
     _add_explain(add)
     _add_json(add("down", "stop everything that `up` started", _down))
     config = add("config", "look at the configuration (`config show`)", _validate)
@@ -279,6 +280,12 @@ def _status(options: argparse.Namespace) -> int:
     from cluster import commands
 
     return commands.status(as_json=options.as_json)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from cluster import doctor
+
+    return doctor.run(as_json=options.as_json)
 
 
 def _explain(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from cluster.placement import WorkerPlacement
 from cluster.topology import Gpu
 from core.config.models import BatonConfig
-from core.types import Role
+from core.types import Fingerprint, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ class MemberStatus:
     address: str = ""  # host:port of its service
     kv_address: str = ""  # host:port where its engine receives KV
     fingerprint: str = ""  # short digest; equal ones can be paired
+    identity: Fingerprint | None = None  # what it is the digest of
     cores: tuple[int, ...] = ()  # pinned to; empty: not pinned
     gpus: tuple[Gpu, ...] = ()  # of its node
     log_path: str = ""

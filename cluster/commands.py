@@ -83,7 +83,7 @@ def status(*, as_json: bool) -> int:
     if record is None:
         return _nothing(console, f"nothing runs (no record in {state.path})")
     try:
-        found = _controller_status(record)
+        found = controller_status(record)
     except StartFailed as exc:
         return _nothing(console, f"nothing runs any more: {exc}; `down` clears what is left")
     report = ask_router(record.url) if record.url else RouterReport("starting", "", {})
@@ -115,7 +115,7 @@ def _refuse_second(state: StateDir, console: Console, interrupts: Interrupts) ->
         return
     try:
         if not record.starter.alive or record.url:
-            _controller_status(record)
+            controller_status(record)
         raise ConfigError(f"Baton runs already at {record.url or record.ray_address}; `down` stops it")
     except StartFailed:
         interrupts.install()  # asking Ray has given SIGTERM away
@@ -179,7 +179,7 @@ def _what_is_lost(record: ClusterRecord) -> str:
     return "" if ray_runtime.answers(record.url.removeprefix("http://")) else "the router does not answer"
 
 
-def _controller_status(record: ClusterRecord) -> ClusterStatus:
+def controller_status(record: ClusterRecord) -> ClusterStatus:
     """Ask the controller of `record`. Raises StartFailed when Ray or the controller is gone."""
     if not record.ray_address or (record.ray is not None and not record.ray.alive):
         raise StartFailed("its Ray is gone")

@@ -146,7 +146,7 @@ def status_lines(
     reason = f" ({report.reason})" if report.reason else ""
     lines = [f"{status.model} at {url or 'no address yet'}: {report.health}{reason}", ""]
     header = ("NAME", "STATE", "EPOCH", "PID", "PAIRING", "RUNNING", "WAITING", "KV BLOCKS", "ADDRESS", "NODE")
-    lines += _table([header, *(_row(member, report.loads.get(member.name)) for member in status.members)])
+    lines += table([header, *(_row(member, report.loads.get(member.name)) for member in status.members)])
     lines += _promise_lines(report.promises)
     ended = [f"{m.name} ended: {m.reason}; log: {m.log_path}" for m in status.members if m.state == "ended"]
     lines += ["", *ended] if ended else []
@@ -174,7 +174,7 @@ def _promise_lines(promises: Sequence[PromiseReport]) -> list[str]:
             f"trusted: {p.reason}"
             for p in doubted
         ]
-    return ["", *_table(rows), *notes]
+    return ["", *table(rows), *notes]
 
 
 def _coverage(prediction: PredictionReport) -> str:
@@ -202,6 +202,7 @@ def _row(member: MemberStatus, load: RouterLoad | None) -> tuple[str, ...]:
     return (member.name, state, str(member.epoch), pid, pairing, *loads, address, place(member))
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Align the cells of rows of equal length, two blanks apart."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -170,9 +170,13 @@ class Controller:
                 self._change(name, state="ready", address=address)
                 self._become_ready(name, f"listens on {address}")
             case WorkerReady(record, hello):
-                digest = short_digest(hello.fingerprint)
                 self._change(
-                    name, state="ready", address=record.address, kv_address=hello.kv_address, fingerprint=digest
+                    name,
+                    state="ready",
+                    address=record.address,
+                    kv_address=hello.kv_address,
+                    fingerprint=short_digest(hello.fingerprint),
+                    identity=hello.fingerprint,
                 )
                 self._publish((*self._membership.workers, replace(record, node=self._status[name].node)))
                 self._become_ready(name, f"ready at {record.address}")

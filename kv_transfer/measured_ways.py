@@ -101,14 +101,14 @@ class MeasuredWays:
         clock_s: Callable[[], float] = time.monotonic,
         max_peers: int = MAX_PEERS,
     ) -> None:
-        self._transports = {transport.name: transport for transport in transports}
+        self._transports = transports  # the owner's own list: it takes out those that cannot listen
         self._ask = ask
         self._host = host
         self._transport = transport
         self._clock_s = clock_s
         self._max_peers = max_peers
         self._peers: OrderedDict[str, _Peer] = OrderedDict()  # least recently used first
-        self.counts = {name: Count() for name in self._transports}
+        self.counts = {transport.name: Count() for transport in transports}
 
     async def open(
         self, peer: str, *, attempt: int, failed: frozenset[str], timeout_s: float, num_bytes: int | None = None
@@ -178,7 +178,7 @@ class MeasuredWays:
             raise self._nothing_left(peer, offered, trying)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                return name, await self._transports[name].connect(offered.addresses.get(name, peer), trying.timeout_s)
+                return name, await self._named(name).connect(offered.addresses.get(name, peer), trying.timeout_s)
         except (KVTransferError, Unauthorized, TimeoutError, OSError) as exc:
             logger.warning("no way to %s over %s: %s: %s", peer, name, type(exc).__name__, exc)
             self.failed(peer, name)
@@ -228,11 +228,17 @@ class MeasuredWays:
         return offered
 
     async def _answer(self, peer: str) -> Offered:
-        return _GrpcOnly({_GRPC: peer}) if list(self._transports) == [_GRPC] else await self._ask(peer)
+        if [transport.name for transport in self._transports] == [_GRPC]:
+            return _GrpcOnly({_GRPC: peer})
+        return await self._ask(peer)
+
+    def _named(self, name: str) -> Transport:
+        return next(transport for transport in self._transports if transport.name == name)
 
     def _usable(self, offered: Offered) -> tuple[str, ...]:
         """List the transports that both ends can do."""
-        shared = [name for name in self._transports if name in offered.addresses or name == _GRPC]
+        names = [transport.name for transport in self._transports]
+        shared = [name for name in names if name in offered.addresses or name == _GRPC]
         return tuple(name for name in shared if name not in _SAME_HOST_ONLY or offered.host == self._host)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-VERBS = ("validate", "plan", "profile", "up", "status", "explain", "down", "config", "keys", "version")
+VERBS = ("validate", "plan", "profile", "up", "status", "doctor", "explain", "down", "config", "keys", "version")
 GOOD = "router: {port: 8001}\nslo: {classes: {chat: {ttft_ms: 400, tpot_ms: 40}}, default: chat}\n"
 BAD = (
     "slo:\n"

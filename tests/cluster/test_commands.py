@@ -67,6 +67,12 @@ def test_status_shows_every_worker_and_its_load(running: Running) -> None:
     assert status["loads"]["decode-0"]["kv_blocks_total"] > 0
 
 
+def test_doctor_finds_nothing_wrong(running: Running) -> None:
+    answer = running.baton.result("doctor")
+    assert (answer["ok"], answer["findings"]) == (True, [])
+    assert [worker["name"] for worker in answer["workers"]] == ["prefill-0", "decode-0"]
+
+
 def test_workers_that_share_a_node_have_cores_of_their_own(running: Running) -> None:
     status = running.baton.result("status")
     cores = [tuple(member(status, name)["cores"]) for name in ("prefill-0", "decode-0")]

@@ -10,7 +10,7 @@ import pytest
 
 from core.errors import PeerMismatch, TransferAborted, TransferTimeout, Unauthorized
 from kv_transfer.measured_ways import MeasuredWays
-from kv_transfer.transport import Outgoing, Serve
+from kv_transfer.transport import Outgoing, Serve, Transport
 
 NONE: frozenset[str] = frozenset()
 PEER = "10.0.0.2:7000"
@@ -238,6 +238,15 @@ async def test_with_grpc_alone_nobody_is_asked() -> None:
     here.nets = {"grpc": Net("grpc")}
     assert (await here.ways().open(PEER, attempt=0, failed=NONE, timeout_s=10))[0] == "grpc"
     assert here.asked == []
+
+
+async def test_a_transport_that_cannot_listen_here_is_not_taken() -> None:
+    here = site(shm="unix:/s", tcp="a:1")
+    transports: list[Transport] = list(here.nets.values())
+    here.may_answer.set()
+    ways = MeasuredWays(transports, here.ask, host="here")
+    transports.remove(here.nets["shm"])  # as the endpoint does after it has tried to listen
+    assert (await ways.open(PEER, attempt=0, failed=NONE, timeout_s=10))[0] == "tcp"
 
 
 async def test_what_connects_learns_how_long_the_stream_may_live() -> None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cluster import commands
+from cluster import commands, doctor
 from core.config.load import load_config
 from core.config.models import BatonConfig, PoolsConfig
 from core.config.specs import planned_worker
@@ -75,7 +75,7 @@ def main(words: list[str]) -> int:
                 engine_args=tuple(values(rest, "--engine-arg=")),
                 planner=PLANNERS[next(values(rest, "--planner="), "")],
             )
-        return (commands.status if verb == "status" else commands.down)(as_json=as_json)
+        return {"status": commands.status, "doctor": doctor.run, "down": commands.down}[verb](as_json=as_json)
     except BatonError as exc:
         sys.stderr.write(f"{exc.name}: {exc}\n")
         return 2 if isinstance(exc, ConfigError) else 1
