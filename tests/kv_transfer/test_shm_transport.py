@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import CorruptFrame, PeerMismatch, TransferAborted, TransferTimeout, Unauthorized
-from kv_transfer.frames import HEADER_BYTES, Kind, blocks_frame, control_frame
+from kv_transfer.frames import HEADER_BYTES, Kind, blocks_header, control_frame
 from kv_transfer.shm_connection import WINDOW, offer_memory
 from kv_transfer.shm_memory import BOARD_BYTES, Board, Mark, PeerMemory
 from kv_transfer.shm_transport import SCHEME, ShmTransport, short_path
@@ -39,8 +39,8 @@ def stage(pool: StagingPool, rows: list[bytes], layer: int = 0) -> tuple[StagedF
     segment = pool.take(sum(map(len, rows)))
     assert segment is not None
     segment.view[:] = b"".join(rows)
-    message = blocks_frame(1, layer, 0, [memoryview(row) for row in rows])
-    return StagedFrame(message[:HEADER_BYTES], segment.view, segment.offset), segment
+    header = blocks_header(1, layer, 0, len(rows), segment.view)
+    return StagedFrame(header, segment.view, segment.offset), segment
 
 
 class Pair:

@@ -1,93 +1,57 @@
-"""Ways are tried in the order of the configuration; what failed in a hand-over is not tried again in it."""
+"""Which transports an engine makes, and what it believes of a peer's word on its own."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
-from core.errors import ConfigError, TransferAborted
+from core.errors import ConfigError, CorruptFrame
+from kv_transfer.grpc_transport import GrpcTransport
 from kv_transfer.staging import StagingPool
-from kv_transfer.transport import Outgoing, Serve
-from kv_transfer.ways import OrderedWays, PeerTransports, TransportContext, host_identity, make_transports
-from tests.support.pipe import Pipe
+from kv_transfer.ways import PeerTransports, TransportContext, host_identity, make_transports
 
 
-class Road:
-    """A transport that notes where it was to go."""
-
-    def __init__(self, name: str, *, is_blocked: bool = False) -> None:
-        self.name = name
-        self.is_blocked = is_blocked
-        self.asked: list[str] = []
-
-    async def listen(self, host: str, serve: Serve) -> str:
-        return host
-
-    async def connect(self, address: str, timeout_s: float) -> Outgoing:
-        self.asked.append(address)
-        if self.is_blocked:
-            raise TransferAborted("blocked")
-        return Pipe(None)
-
-    async def close(self) -> None:
-        return
-
-
-class Directory:
-    """What peers say of themselves, and how often they were asked."""
-
-    def __init__(self, **addresses: str) -> None:
-        self.addresses = addresses
-        self.calls = 0
-
-    async def ask(self, peer: str) -> PeerTransports:
-        self.calls += 1
-        return PeerTransports("h", 1, self.addresses)
-
-
-async def chosen(ways: OrderedWays, *failed: str) -> str:
-    name, _ = await ways.open("d:1", attempt=len(failed), failed=frozenset(failed), timeout_s=1.0)
-    return name
-
-
-async def test_first_way_that_both_ends_have_and_that_has_not_failed() -> None:
-    directory = Directory(tcp="d:3", grpc="d:1")
-    shm, tcp, grpc = roads = [Road("shm"), Road("tcp"), Road("grpc")]
-    ways = OrderedWays(roads, directory.ask)
-    assert [await chosen(ways), await chosen(ways, "tcp"), await chosen(ways, "tcp", "grpc")] == ["tcp", "grpc", "grpc"]
-    assert (shm.asked, tcp.asked, grpc.asked) == ([], ["d:3"], ["d:1", "d:1"])
-    assert directory.calls == 1
-    ways.failed("d:1", "tcp")
-    await chosen(ways)
-    assert directory.calls == 2  # it may be another process by now
-
-
-async def test_way_that_does_not_open_is_passed_over() -> None:
-    ways = OrderedWays([Road("tcp", is_blocked=True), Road("grpc")], Directory(tcp="d:3", grpc="d:1").ask)
-    assert await chosen(ways) == "grpc"
-
-
-async def test_no_way_at_all_is_a_transfer_error() -> None:
-    for roads in ([Road("tcp", is_blocked=True), Road("grpc", is_blocked=True)], [Road("shm")]):
-        with pytest.raises(TransferAborted, match="no way to d:1"):
-            await chosen(OrderedWays(roads, Directory(tcp="d:3", grpc="d:1").ask))
-
-
-async def test_nobody_is_asked_when_there_is_only_grpc() -> None:
-    directory, road = Directory(), Road("grpc")
-    assert await chosen(OrderedWays([road], directory.ask)) == "grpc"
-    assert (directory.calls, road.asked) == (0, ["d:1"])
-
-
-def test_transport_that_is_not_known_is_refused() -> None:
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[TransportContext]:
     pool = StagingPool(1)
-    with pytest.raises(ConfigError, match="pigeon"):
-        make_transports(("grpc", "pigeon"), TransportContext("w", 1, "", pool))
+    yield TransportContext("secret", pool, tmp_path)
     pool.close()
 
 
-def test_answer_of_a_peer_round_trips_and_nonsense_is_refused() -> None:
-    reply: dict[str, object] = {"host": host_identity(), "epoch": 3, "addresses": {"grpc": "d:1"}}
-    assert PeerTransports.parse(reply) == PeerTransports(host_identity(), 3, {"grpc": "d:1"})
-    for spoiled in ({}, reply | {"epoch": "3"}, reply | {"addresses": []}):
-        with pytest.raises((KeyError, TypeError)):
-            PeerTransports.parse(spoiled)
+async def _no_control(verb: str, arguments: dict[str, str]) -> dict[str, object]:
+    raise ValueError(verb)
+
+
+def made(context: TransportContext, wanted: str, *, encrypted: bool = False) -> list[str]:
+    grpc = GrpcTransport(_no_control, token=context.token)
+    return [transport.name for transport in make_transports(wanted, grpc, context, encrypted=encrypted)]
+
+
+def test_auto_makes_all_and_a_name_that_one_and_grpc(context: TransportContext) -> None:
+    assert made(context, "auto") == ["shm", "tcp", "grpc"]
+    assert made(context, "tcp") == ["tcp", "grpc"]
+    assert made(context, "grpc") == ["grpc"]
+
+
+def test_with_certificates_nothing_crosses_the_network_in_the_clear(context: TransportContext) -> None:
+    assert made(context, "auto", encrypted=True) == ["shm", "grpc"]
+    assert made(context, "shm", encrypted=True) == ["shm", "grpc"]
+    with pytest.raises(ConfigError, match=r"kv\.transport: tcp does not encrypt"):
+        made(context, "tcp", encrypted=True)
+
+
+def test_an_unknown_transport_is_named_with_those_that_are_known(context: TransportContext) -> None:
+    with pytest.raises(ConfigError, match=r"kv\.transport names pigeon; known are auto, shm, tcp, grpc"):
+        made(context, "pigeon")
+
+
+def test_a_peers_word_is_read_or_refused() -> None:
+    raw = {"host": host_identity(), "epoch": 3, "addresses": {"grpc": "h:1"}}
+    assert PeerTransports.parse(raw) == PeerTransports(host_identity(), 3, {"grpc": "h:1"})
+    for field, wrong in (("host", 1), ("epoch", "3"), ("addresses", ["h:1"]), ("addresses", {"grpc": 1})):
+        with pytest.raises(CorruptFrame):
+            PeerTransports.parse(raw | {field: wrong})
+    with pytest.raises(CorruptFrame):
+        PeerTransports.parse({})
