@@ -170,7 +170,7 @@ class Receiver:
         try:
             offer = await self._read_offer(incoming)
             first = asyncio.ensure_future(incoming.header())  # an offer that waits is watched: its sender may leave
-            if self._memory.has_landed(offer):
+            if offer.attempt > 0 and self._memory.has_landed(offer):  # LANDED was lost with the stream before
                 await incoming.write(control_frame(Kind.LANDED))
                 return
             expected, landing = await self._match(offer, incoming, first)
