@@ -235,6 +235,8 @@ class GrpcTransport:
         for channel in self._channels.values():
             await channel.close(None)
         self._channels.clear()
+        for serving in self._serving:
+            serving.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
 
     def _channel(self, peer: str) -> grpc.aio.Channel:

@@ -12,7 +12,7 @@ from kv_transfer.control import KVControlClient
 from kv_transfer.faults import SendFaults
 from kv_transfer.frames import blocks_header, transfer_seed
 from kv_transfer.staging import CHUNK_BYTES
-from kv_transfer.ways import host_identity
+from kv_transfer.ways import PeerTransports, host_identity
 from tests.support.kv_side import BLOCKS, LAYERS, MakeSide, Side, wait_until
 
 
@@ -273,6 +273,8 @@ async def test_control_cancel_and_stats(pair: tuple[Side, Side]) -> None:
             "bytes_landed": 0,
             "staged_bytes": 0,
             "overlap": {"num_bytes": 0, "hidden_bytes": 0, "exposed_s": 0.0},
+            "transports": {name: {"bytes": 0, "handovers": 0, "failures": 0} for name in ("shm", "tcp", "grpc")},
+            "peers": {},
         }
         await client.cancel("t", "prefill worker lost")
         decode.wait_finished("t")
@@ -284,11 +286,9 @@ async def test_control_cancel_and_stats(pair: tuple[Side, Side]) -> None:
 async def test_control_says_which_transports_listen(pair: tuple[Side, Side]) -> None:
     client = KVControlClient(pair[1].address, "secret")
     try:
-        assert await client.transports() == {
-            "host": host_identity(),
-            "epoch": 1,
-            "addresses": {"grpc": pair[1].address},
-        }
+        told = PeerTransports.parse(await client.transports())
+        assert (told.host, told.epoch, told.addresses["grpc"]) == (host_identity(), 1, pair[1].address)
+        assert list(told.addresses) == ["shm", "tcp", "grpc"]
     finally:
         await client.close()
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from tempfile import gettempdir
 
 from kv_transfer.frames import blocks_header
-from kv_transfer.grpc_transport import GrpcTransport
 from kv_transfer.shm_transport import SCHEME, ShmTransport
 from kv_transfer.staging import StagingPool
 from kv_transfer.tcp_transport import TcpTransport
@@ -47,14 +46,9 @@ class Case:
     dial: Callable[[str], socket.socket] = dial_tcp
 
 
-async def _no_control(verb: str, arguments: dict[str, str]) -> dict[str, object]:
-    raise ValueError(f"{verb} is not asked here")
-
-
 TRANSPORTS = {
     "tcp": Case(lambda token, _: TcpTransport(token)),
     "tcp-1": Case(lambda token, _: TcpTransport(token, connections=1)),
-    "grpc": Case(lambda token, _: GrpcTransport(_no_control, token=token)),
     "shm": Case(lambda token, staging: ShmTransport(token, staging, Path(gettempdir())), dial_unix),
 }
 
