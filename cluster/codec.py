@@ -6,9 +6,10 @@ only WorkerError for a role or leg that a newer peer may know and this one does 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
@@ -74,10 +75,13 @@ def headers_from_pb(headers: Iterable[pb.Header]) -> tuple[tuple[str, str], ...]
     return tuple([(header.name, header.value) for header in headers])
 
 
+_TRACEPARENT: Final = "traceparent"
+
+
 class SubmitEncoder:
     """Encodes the legs of one request; what they share is built once. Fields are set one by one, which costs half."""
 
-    __slots__ = ("_command", "_submit", "body_bytes", "prompt_tokens", "tpot_s")
+    __slots__ = ("_command", "_submit", "_trace_header", "_traceparents", "body_bytes", "prompt_tokens", "tpot_s")
 
     def __init__(
         self,
@@ -87,8 +91,12 @@ class SubmitEncoder:
         prompt_tokens: int = 0,
         slack_s: float = 0.0,
         tpot_s: float | None = None,
+        traceparents: Mapping[Leg, str] | None = None,
     ) -> None:
-        """`tpot_s` is the request's target, which stays on this side: what joins its batch must leave room for it."""
+        """Take what the legs share, and the `traceparents` in which they differ; None: the header is as in `call`.
+
+        `tpot_s` is the request's target, which stays on this side: what joins its batch must leave room for it.
+        """
         self.body_bytes = len(call.body)
         self.prompt_tokens = prompt_tokens
         self.tpot_s = tpot_s
@@ -104,6 +112,10 @@ class SubmitEncoder:
             header = submit.headers.add()
             header.name = name
             header.value = value
+        self._traceparents = traceparents
+        if traceparents is not None:
+            given = (header for header in submit.headers if header.name == _TRACEPARENT)
+            self._trace_header = next(given, None) or submit.headers.add(name=_TRACEPARENT)
         if handover is not None:
             ticket = submit.handover
             ticket.transfer_id = handover.transfer_id
@@ -113,6 +125,8 @@ class SubmitEncoder:
     def encode(self, call_id: int, leg: Leg) -> bytes:
         """Write the command that submits one leg."""
         self._submit.call_id = call_id
+        if self._traceparents is not None:
+            self._trace_header.value = self._traceparents[leg]
         self._submit.leg = pb.DECODE if leg is Leg.DECODE else pb.PREFILL if leg is Leg.PREFILL else pb.WHOLE
         return self._command.SerializeToString()
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from cluster import ray_runtime
 from cluster.cluster_status import ClusterStatus
 from cluster.console import Console, RouterReport, ready_lines, status_lines
+from cluster.front import curl_line, front_of
 from cluster.interrupts import Interrupted, Interrupts
 from cluster.router_probe import ask_router
 from cluster.startup import ASK_S, Startup, UpRequest
@@ -86,7 +88,7 @@ def status(*, as_json: bool) -> int:
         found = controller_status(record)
     except StartFailed as exc:
         return _nothing(console, f"nothing runs any more: {exc}; `down` clears what is left")
-    report = ask_router(record.url) if record.url else RouterReport("starting", "", {})
+    report = ask_router(front_of(record.url, Path(record.run_dir))) if record.url else RouterReport("starting", "", {})
     console.block(status_lines(found, report, url=record.url, ray_tools=_ray_tools(record), plan=record.plan))
     console.result(
         {
@@ -147,7 +149,16 @@ def _announce(
     console: Console, config: BatonConfig, record: ClusterRecord, found: ClusterStatus, *, foreground: bool
 ) -> None:
     stop = "Ctrl-C stops everything." if foreground else "Stop everything with: python baton.py down"
-    lines = ready_lines(config, found, url=record.url, run_dir=record.run_dir, ray_tools=_ray_tools(record), stop=stop)
+    run_dir = Path(record.run_dir)
+    lines = ready_lines(
+        config,
+        found,
+        url=record.url,
+        curl=curl_line(front_of(record.url, run_dir), run_dir),
+        run_dir=record.run_dir,
+        ray_tools=_ray_tools(record),
+        stop=stop,
+    )
     console.stage("ready", "requests are served")
     console.block(lines)
     console.result(
@@ -176,7 +187,7 @@ def _what_is_lost(record: ClusterRecord) -> str:
         return "Ray ended"
     if not ray_runtime.answers(record.ray_address):
         return f"Ray at {record.ray_address} does not answer"
-    return "" if ray_runtime.answers(record.url.removeprefix("http://")) else "the router does not answer"
+    return "" if ray_runtime.answers(urlsplit(record.url).netloc) else "the router does not answer"
 
 
 def controller_status(record: ClusterRecord) -> ClusterStatus:

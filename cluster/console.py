@@ -114,9 +114,9 @@ class RouterReport:
 
 
 def ready_lines(
-    config: BatonConfig, status: ClusterStatus, *, url: str, run_dir: str, ray_tools: str, stop: str
+    config: BatonConfig, status: ClusterStatus, *, url: str, curl: str, run_dir: str, ray_tools: str, stop: str
 ) -> list[str]:
-    """Write the block that ends a start: all that is needed to use what runs."""
+    """Write the block that ends a start: all that is needed to use what runs; `curl` is a command up to a path."""
     workers = [member for member in status.members if member.role]
     router = Path(run_dir) / "router.log"
     lines = [f"Ready: {url}", f"  model      {status.model}"]
@@ -128,7 +128,12 @@ def ready_lines(
         lines.append(f"  promise    {name}: TTFT {promise.ttft_ms:g} ms, TPOT {promise.tpot_ms:g} ms, {share}")
     lines += [f"  logs       {run_dir} (requests: {router.name})", f"  Ray        {ray_tools}", ""]
     body = json.dumps({"model": status.model, "prompt": "To be, or not to be", "max_tokens": 16})
-    lines += [f"curl {url}/v1/completions -H 'Content-Type: application/json' \\", f"  -d '{body}'", ""]
+    key = '  -H "Authorization: Bearer $BATON_API_KEY" \\'
+    lines += [
+        f"{curl}/v1/completions -H 'Content-Type: application/json' \\",
+        *([key] if config.router.tenants else []),
+    ]
+    lines += [f"  -d '{body}'", ""]
     return [*lines, stop]
 
 

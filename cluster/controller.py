@@ -132,6 +132,7 @@ class Controller:
             order.config,
             membership_address=self._membership_address,
             run_dir=order.run_dir,
+            base=Path(order.base),
             token=order.token,
             tls=self._tls,
         )

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from urllib.parse import quote, urlsplit
 
 from cluster.console import PredictionReport, PromiseReport, RouterLoad, RouterReport
+from cluster.front import Front
 from core.errors import BatonError, SLOInfeasible, StartFailed
 
 ASK_S = 5.0
@@ -22,19 +23,11 @@ PROMPT = "To be, or not to be"
 MAX_TOKENS = 4
 
 
-def router_url(address: str) -> str:
-    """Make the URL at which this machine reaches a router that listens on `address`, a host:port."""
-    host, _, port = address.rpartition(":")
-    if host in ("0.0.0.0", "", "[::]", "::"):
-        host = "127.0.0.1"
-    return f"http://{host}:{port}"
-
-
-def ask_router(url: str) -> RouterReport:
+def ask_router(front: Front) -> RouterReport:
     """Ask for health and load; a router that does not answer is a report too."""
     try:
-        _, health = _ask(url, "GET", "/health", None, ASK_S)
-        _, workers = _ask(url, "GET", "/workers", None, ASK_S)
+        _, health = _ask(front, "GET", "/health", None, ASK_S)
+        _, workers = _ask(front, "GET", "/workers", None, ASK_S)
         loads = {
             w["worker_id"]: RouterLoad(
                 running=w["running"],
@@ -45,7 +38,7 @@ def ask_router(url: str) -> RouterReport:
             )
             for w in json.loads(workers)["workers"]
         }
-        _, promises = _ask(url, "GET", "/status", None, ASK_S)
+        _, promises = _ask(front, "GET", "/status", None, ASK_S)
         answer = json.loads(health)
         return RouterReport(answer["status"], answer["reason"], loads, _promises(promises))
     except (OSError, http.client.HTTPException, ValueError, KeyError) as exc:
@@ -75,15 +68,12 @@ def _promises(answer: bytes) -> tuple[PromiseReport, ...]:
     )
 
 
-def ask_explanation(url: str, request_id: str, *, key: str = "", tls: ssl.SSLContext | None = None) -> bytes:
-    """Ask why a request went where it did; return the JSON.
-
-    An https router must show a certificate that `tls` trusts (None: one that this machine trusts). Raises BatonError
-    when the router cannot say.
-    """
+def ask_explanation(front: Front, request_id: str) -> bytes:
+    """Ask why a request went where it did; return the JSON. Raises BatonError when the router cannot say."""
+    url = front.url
     path = f"/v1/requests/{quote(request_id, safe='')}/explain"
     try:
-        status, body = _ask(url, "GET", path, None, ASK_S, key=key, tls=tls)
+        status, body = _ask(front, "GET", path, None, ASK_S)
     except ssl.SSLCertVerificationError as exc:
         remedy = "name the file of the authority that signed it with --ca, and the router as its certificate does"
         raise BatonError(f"the certificate of {url} is not trusted ({exc.verify_message}); {remedy}") from exc
@@ -104,28 +94,28 @@ def _message(body: bytes) -> str:
         return body.decode(errors="replace")[:200]
 
 
-def wait_until_healthy(url: str, timeout_s: float, check: Callable[[], None]) -> None:
+def wait_until_healthy(front: Front, timeout_s: float, check: Callable[[], None]) -> None:
     """Wait until GET /health says 200. `check` may raise to give up. Raises StartFailed."""
     deadline = time.monotonic() + timeout_s
     while True:
         check()
         try:
-            status, body = _ask(url, "GET", "/health", None, ASK_S)
+            status, body = _ask(front, "GET", "/health", None, ASK_S)
         except (OSError, http.client.HTTPException) as exc:
             status, body = 0, str(exc).encode()
         if status == 200:
             return
         if time.monotonic() > deadline:
-            raise StartFailed(f"{url}/health does not become 200: {body.decode(errors='replace')}")
+            raise StartFailed(f"{front.url}/health does not become 200: {body.decode(errors='replace')}")
         time.sleep(POLL_S)  # the router tells nobody when it becomes healthy
 
 
-def complete_once(url: str, model: str, timeout_s: float) -> float:
+def complete_once(front: Front, model: str, timeout_s: float) -> float:
     """Ask for one short completion; return the seconds it took. Raises StartFailed unless tokens come back."""
     request = json.dumps({"model": model, "prompt": PROMPT, "max_tokens": MAX_TOKENS, "temperature": 0}).encode()
-    begin_s = time.monotonic()
+    url, begin_s = front.url, time.monotonic()
     try:
-        status, body = _ask(url, "POST", "/v1/completions", request, timeout_s)
+        status, body = _ask(front, "POST", "/v1/completions", request, timeout_s)
     except (OSError, http.client.HTTPException) as exc:
         raise StartFailed(f"the first completion at {url} failed: {exc}") from exc
     if status != 200 or not json.loads(body).get("choices"):
@@ -141,27 +131,18 @@ def _remedy(answer: str) -> str:
     return "; change slo.classes, or set router.admission to false, so that nothing is refused for its SLO"
 
 
-def _ask(
-    url: str,
-    method: str,
-    path: str,
-    body: bytes | None,
-    timeout_s: float,
-    *,
-    key: str = "",
-    tls: ssl.SSLContext | None = None,
-) -> tuple[int, bytes]:
-    parts = urlsplit(url)
+def _ask(front: Front, method: str, path: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes]:
+    parts = urlsplit(front.url)
     host = parts.hostname or ""
     if parts.scheme == "https":
-        trusted = tls or ssl.create_default_context()
+        trusted = front.tls or ssl.create_default_context()
         connection: http.client.HTTPConnection = http.client.HTTPSConnection(
             host, parts.port, timeout=timeout_s, context=trusted
         )
     else:
         connection = http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
     try:
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {front.key}"} if front.key else {})
         connection.request(method, path, body, headers)
         answer = connection.getresponse()
         return answer.status, answer.read()

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 from cluster import preflight, ray_runtime
 from cluster.cluster_status import ClusterStatus, StartOrder
 from cluster.console import Console
+from cluster.front import Front, front_at, keep_for_commands
 from cluster.interrupts import Interrupts
 from cluster.placement import Node, WorkerPlacement, place_workers
 from cluster.planning import PlannedConfig, describe_inventory, plan_pools, take_inventory
 from cluster.ray_head import HeadOptions, OwnRay, start_own_ray
-from cluster.router_probe import complete_once, router_url, wait_until_healthy
+from cluster.router_probe import complete_once, wait_until_healthy
 from cluster.state import ClusterRecord, ProcessIdentity, StateDir
 from core.config.models import BatonConfig
 from core.config.specs import served_model_name, with_absolute_profile
@@ -76,10 +77,12 @@ class Startup:
         record = self._join(record, base) if address is not None else self._start_ray(record)
         record = record if self._plan is None else self._keep_plan(record, self._plan)
         order = self._order(record, base)
+        run_dir = Path(record.run_dir)
+        keep_for_commands(order.config, base=base, run_dir=run_dir, token=order.token)
         controller = self._create_controller(order)
-        url = router_url(self._follow(controller))
-        status = self._prove(controller, url)
-        record = replace(record, url=url, model=status.model)
+        front = front_at(self._follow(controller), run_dir)
+        status = self._prove(controller, front)
+        record = replace(record, url=front.url, model=status.model)
         self._state.write(record)
         return record, status
 
@@ -217,12 +220,12 @@ class Startup:
             if time.monotonic() > deadline:
                 raise StartFailed(f"the controller says nothing of its start after {timeout_s:g} s")
 
-    def _prove(self, controller: Handle, url: str) -> ClusterStatus:
+    def _prove(self, controller: Handle, front: Front) -> ClusterStatus:
         """Show that requests are served: the router is healthy and one completion goes through."""
         from cluster import ray_actors
 
-        wait_until_healthy(url, HEALTHY_S, self._interrupts.check)
-        took_s = complete_once(url, served_model_name(self._config), FIRST_COMPLETION_S)
+        wait_until_healthy(front, HEALTHY_S, self._interrupts.check)
+        took_s = complete_once(front, served_model_name(self._config), FIRST_COMPLETION_S)
         self._interrupts.check()
         self._console.stage("check", f"one completion in {took_s * 1000:.0f} ms, /health is 200")
         status = ray_actors.fetch(controller.status.remote(), ASK_S)

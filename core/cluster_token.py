@@ -1,4 +1,7 @@
-"""The shared secret of a cluster: as it travels in the metadata of gRPC calls, and as proofs that do not reveal it."""
+"""The shared secret of a cluster: as it travels in the metadata of gRPC calls, and as proofs that do not reveal it.
+
+Owns what is derived from it, too: the key by which a cluster's own commands ask its router.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,11 @@ def token_presented(metadata: Iterable[tuple[str, str | bytes]] | None, token: s
     expected = f"Bearer {token}".encode()
     given = next((value for name, value in metadata or () if name == "authorization"), "")
     return hmac.compare_digest(given.encode() if isinstance(given, str) else given, expected)
+
+
+def operator_key(token: str) -> str:
+    """Make the API key of whoever started the cluster; it reveals nothing of `token`. Empty for an empty token."""
+    return "baton-operator-" + hmac.digest(token.encode(), b"operator's API key", "sha256").hex() if token else ""
 
 
 def proof_of(token: str, speaker: str, nonces: bytes) -> bytes:

@@ -68,11 +68,14 @@ class RouterSpec:
         *,
         membership_address: str,
         run_dir: str,
+        base: Path | None = None,
         token: str = "",
         tls: ComponentTLS | None = None,
         events_fd: int | None = None,
     ) -> RouterSpec:
         """Take what the router needs out of the configuration, and out of the profile if the policy needs that.
+
+        Relative paths start at `base` (default: the working directory), else at the checkout.
 
         Raises ConfigError for a profile that cannot be read, or that lacks the size of a pool.
         """
@@ -99,9 +102,9 @@ class RouterSpec:
             max_held_requests=config.router.max_held_requests,
             prefix_index_bytes=int(config.router.prefix_index_mb * (1 << 20)),
             explained_requests=config.router.explained_requests,
-            tenants_file=_absolute(config.router.tenants),
-            tls_cert=_absolute(config.router.tls_cert),
-            tls_key=_absolute(config.router.tls_key),
+            tenants_file=_absolute(config.router.tenants, base),
+            tls_cert=_absolute(config.router.tls_cert, base),
+            tls_key=_absolute(config.router.tls_key, base),
             otlp_endpoint=config.router.otlp_endpoint or "",
             token=token,
             tls=tls,
@@ -122,8 +125,8 @@ class RouterSpec:
         return cls(**raw)
 
 
-def _absolute(path: str | None) -> str:
-    return file_location(path) if path else ""
+def _absolute(path: str | None, base: Path | None) -> str:
+    return file_location(path, base) if path else ""
 
 
 def _policy_context(config: BatonConfig, classes: tuple[SLOTarget, ...]) -> PolicyContext:

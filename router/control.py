@@ -93,12 +93,13 @@ def control_app(
     breakers: Breakers,
     explainer: Explainer | None = None,
     calibration: Calibration | None = None,
-    tenant_of: Callable[[Request], str] = without_keys,
+    tenant_of: Callable[[Request], str | None] = without_keys,
     num_inflight: Callable[[], int] | None = None,
 ) -> FastAPI:
     """Make the application that serves everything but the relayed routes.
 
-    `tenant_of` names the tenant that a control request's key stands for, and raises HTTPException for none.
+    `tenant_of` names the tenant that a control request's key stands for, None for who sees all, and raises
+    HTTPException where it stands for nobody.
     """
     app = FastAPI(title=_TITLE, version=VERSION, docs_url=None, redoc_url=None)
     _add_health(app, readiness)

@@ -7,6 +7,7 @@ asking the pure policy again, with the very objects that it decided on. Must not
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from operator import is_
 from typing import Final
 
@@ -83,15 +84,21 @@ class Explainer:
         while len(self._ended) > self._max_requests or self._bytes > self._max_bytes:
             self._bytes -= self._ended.pop(next(iter(self._ended)))[1]
 
-    def explain(self, request_id: str, tenant: str) -> Explanation | None:
-        """Explain a request of this tenant; None when it is not known, or another's."""
-        record = self._running.get((tenant, request_id))
+    def explain(self, request_id: str, tenant: str | None) -> Explanation | None:
+        """Explain a request of this tenant, None: the latest of anybody; None when it is not known, or another's."""
+        key = self._latest_key(request_id) if tenant is None else (tenant, request_id)
+        record = self._running.get(key)
         if record is None:
-            found = self._ended.get((tenant, request_id))
+            found = self._ended.get(key)
             if found is None:
                 return None
             record = found[0]
         return self._explanation(record)
+
+    def _latest_key(self, request_id: str) -> _Key:
+        """Find whose request it is; running ones first, for they began last."""
+        keys = chain(reversed(self._running), reversed(self._ended))
+        return next((key for key in keys if key[1] == request_id), ("", request_id))
 
     def _size(self, record: RequestRecord) -> int:
         workers, before = record.view.workers, self._last_view.workers

@@ -11,6 +11,7 @@ import os
 import ssl
 from pathlib import Path
 
+from cluster.front import Front, front_of
 from cluster.router_probe import ask_explanation
 from cluster.state import StateDir
 from core.errors import BatonError, ConfigError
@@ -24,21 +25,27 @@ def answer(options: argparse.Namespace) -> str:
     Raises ConfigError when no router is named and none runs, or a file cannot be read; BatonError for what the
     router does not explain.
     """
-    url = _running_url() if options.url is None else options.url
-    found = ask_explanation(url, options.request_id, key=_key_in(options.key_file), tls=_trusting(options.ca))
+    front = _front(options)
+    found = ask_explanation(front, options.request_id)
     if options.as_json:
         return json.dumps(json.loads(found), indent=2, ensure_ascii=False)
     try:
         return "\n".join(explanation_lines(explanation_of(found)))
     except ValueError as exc:
-        raise BatonError(f"the router at {url} answers in another form than this version reads: {exc}") from exc
+        raise BatonError(f"the router at {front.url} answers in another form than this version reads: {exc}") from exc
 
 
-def _running_url() -> str:
+def _front(options: argparse.Namespace) -> Front:
+    """Reach the router that is named, else the one that runs from this checkout; what is given by a flag holds."""
+    front = _running_front() if options.url is None else Front(options.url)
+    return Front(front.url, _trusting(options.ca) or front.tls, _key_in(options.key_file) or front.key)
+
+
+def _running_front() -> Front:
     record = StateDir.find(os.environ).read()
     if record is None or not record.url:
         raise ConfigError("nothing runs from this checkout; name the router with --url http://HOST:PORT")
-    return record.url
+    return front_of(record.url, Path(record.run_dir))
 
 
 def _trusting(ca: Path | None) -> ssl.SSLContext | None:

@@ -112,8 +112,8 @@ def add_status(
         return StatusBody(held_requests=len(view().held.keys_s), classes=classes)
 
 
-def add_explain(app: FastAPI, explainer: Explainer, tenant_of: Callable[[Request], str]) -> None:
-    """Serve explanations, to each tenant those of its own requests."""
+def add_explain(app: FastAPI, explainer: Explainer, tenant_of: Callable[[Request], str | None]) -> None:
+    """Serve explanations, to each tenant those of its own requests; to whom `tenant_of` calls None, all."""
 
     async def explain(request_id: str, request: Request) -> Response:
         """Tell why a request was routed as it was and where its time went; a tenant sees only its own requests."""

@@ -58,14 +58,16 @@ class Legs:
             await answer.out()
         finally:
             answer.abort()
+            _ended(life, Leg.WHOLE)
             life.decode_facts = answer.facts
 
     async def _run_pair(self, life: Life, call: HttpCall, prefill: WorkerSession, decode: WorkerSession) -> None:
         handover = Handover(self._ids.new(), decode.hello.kv_address, self._lease_s)
-        order = _order(life, call, handover, prefill)
+        order = _order(life, call, handover, prefill, decode)
 
         def prefilled(outcome: str, reason: str, error: BatonError | None) -> None:
             self._metrics.handed_over(outcome)
+            _ended(life, Leg.PREFILL)
             if reason:
                 decode.cancel_transfer(handover.transfer_id, reason)
             if outcome == "ok":
@@ -83,6 +85,7 @@ class Legs:
         finally:
             answer.abort()
             prefill_leg.abort()
+            _ended(life, Leg.DECODE)
             life.decode_facts, life.prefill_facts = answer.facts, prefill_leg.facts
             if not is_answered:
                 # The prefill leg may be done and its KV wait for a request that never came to be scheduled.
@@ -97,10 +100,35 @@ class Legs:
             leg.end(exc)
 
 
-def _order(life: Life, call: HttpCall, handover: Handover | None, prompting: WorkerSession) -> SubmitEncoder:
-    """Encode what both legs share; the worker that computes the prompt orders its queue by the slack that is left."""
+def _order(
+    life: Life,
+    call: HttpCall,
+    handover: Handover | None,
+    prompting: WorkerSession,
+    decode: WorkerSession | None = None,
+) -> SubmitEncoder:
+    """Encode what both legs share, and the trace in which they differ; without `decode` there is one leg.
+
+    The worker that computes the prompt orders its queue by the slack that is left.
+    """
+    trace, now_s = life.record.trace, time.monotonic()
+    traceparents = None
+    if trace is not None:
+        legs = {Leg.WHOLE: prompting} if decode is None else {Leg.PREFILL: prompting, Leg.DECODE: decode}
+        traceparents = trace.begin({leg: worker.record.worker_id for leg, worker in legs.items()}, now_s)
     uncached = life.facts.prompt_tokens - life.record.believed_cached(prompting.record.worker_id)
     tpot_s = None if life.slo.tier is Tier.BEST_EFFORT else life.slo.tpot_s
     return SubmitEncoder(
-        call, handover, prompt_tokens=max(1, uncached), slack_s=life.slack_s(time.monotonic()), tpot_s=tpot_s
+        call,
+        handover,
+        prompt_tokens=max(1, uncached),
+        slack_s=life.slack_s(now_s),
+        tpot_s=tpot_s,
+        traceparents=traceparents,
     )
+
+
+def _ended(life: Life, leg: Leg) -> None:
+    """Note the end of a leg, if the request is traced."""
+    if life.record.trace is not None:
+        life.record.trace.end(leg, time.monotonic())

@@ -14,6 +14,7 @@ from core.policy.calibration import AS_PREDICTED
 from core.router_spec import SLOTarget
 from core.types import ClusterView, Decision, Forecast, Hold, LegFacts, Rejection, RequestShape, Route
 from router.timeline import Marks, Timeline, timeline_of
+from router.trace_context import TraceContext
 
 MAX_HOLDS: Final = 8  # kept of one request; it may be asked about each time that a worker has room
 NO_VIEW: Final = ClusterView()
@@ -90,7 +91,7 @@ class RequestRecord:
         self.e2e_s = 0.0
         self.output_tokens = 0
         self.kept: bool | None = None  # its SLO; None: it runs, or its client is why it cannot be said
-        self.trace: object | None = None  # what router.tracing needs; None: it is not traced
+        self.trace: TraceContext | None = None  # None: it is not traced
 
     def decided(
         self, shape: RequestShape, view: ClusterView, excluded: Collection[str], now_s: float, decision: Decision

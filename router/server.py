@@ -23,6 +23,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 
 from cluster.pool import WorkerPool
+from core.cluster_token import operator_key
 from core.errors import ConfigError, Unauthorized, WorkerDraining
 from core.policy.breaker import Breakers
 from core.router_spec import RouterSpec
@@ -37,7 +38,7 @@ from router.http_protocol import HttpProtocol, WaitingRoom
 from router.knowledge import Knowledge
 from router.observer import Observer
 from router.placing import Placer
-from router.tenants import Tenants
+from router.tenants import OPERATOR, Tenants
 from router.tls import server_context
 
 BACKLOG: Final = 2048
@@ -59,7 +60,11 @@ class RouterServer:
         self._spec = spec
         self._pool = pool
         self._readiness = Readiness(pool.view, one_pool=spec.one_pool)
-        self._tenants = Tenants(spec.tenants_file, slo_classes=[c.name for c in spec.slo_classes])
+        self._tenants = Tenants(
+            spec.tenants_file,
+            slo_classes=[c.name for c in spec.slo_classes],
+            operator_key=operator_key(spec.token),
+        )
         self._event_log = _event_log(spec)
         self._policy = AdaptingPolicy(spec.policy, spec.policy_context, self._event_log)
         pool.watch = self._policy
@@ -153,13 +158,17 @@ class RouterServer:
         """Read the tenants file again."""
         self._tenants.reload()
 
-    def _tenant_of(self, request: Request) -> str:
-        """Name the tenant of a control request. Raises HTTPException where its key is missing or unknown."""
+    def _tenant_of(self, request: Request) -> str | None:
+        """Name the tenant of a control request; None: the operator, who sees all.
+
+        Raises HTTPException where its key is missing or unknown.
+        """
         headers = request.headers
         try:
-            return self._tenants.authenticate(headers.get("authorization"), headers.get("x-api-key")).name
+            tenant = self._tenants.authenticate(headers.get("authorization"), headers.get("x-api-key"))
         except Unauthorized as exc:
             raise HTTPException(HTTPStatus.UNAUTHORIZED, str(exc)) from exc
+        return None if tenant is OPERATOR else tenant.name
 
     async def failed(self) -> None:
         """Wait until the HTTP server ends without being asked to."""

@@ -49,21 +49,27 @@ class Tenant:
 
 
 ANYBODY: Final = Tenant()
+# Whoever started the cluster: no limits, all classes. No tenant of a file can have this name.
+OPERATOR: Final = Tenant("(operator)")
 
 
 class Tenants:
     """The tenants of one file, or nobody in particular where there is none."""
 
-    def __init__(self, file: str = "", *, slo_classes: Collection[str] = ()) -> None:
+    def __init__(self, file: str = "", *, slo_classes: Collection[str] = (), operator_key: str = "") -> None:
         """Read the file, if one is named; its classes must be among `slo_classes`, if any are given.
 
-        Raises ConfigErrors with every problem of it.
+        `operator_key` is one more key, of whoever started the cluster; empty: there is none.
+
+        Raises ConfigErrors with every problem of the file.
         """
         self._file = file
         self._slo_classes = slo_classes
+        digest = digest_of(operator_key)
+        self._operator = {digest: (digest, OPERATOR)} if operator_key else {}
         self._by_name: Mapping[str, Tenant] = {}
-        # All and only the keys of the file, hashed. A look-up tells nothing about keys by the time it takes: it
-        # compares hashes, and finds their place by Python's own hash of them, which is seeded for each process.
+        # All and only the keys of the file, and the operator's, hashed. A look-up tells nothing about keys by the time
+        # it takes: it compares hashes, and finds their place by Python's own hash of them, seeded for each process.
         self._by_digest: Mapping[bytes, tuple[bytes, Tenant]] = {}
         if file:
             self._load()
@@ -110,7 +116,7 @@ class Tenants:
         config = read_tenants(Path(self._file), slo_classes=self._slo_classes)
         by_name = {name: _tenant(name, given) for name, given in config.tenants.items()}
         digests = ((bytes.fromhex(key), by_name[name]) for name, given in config.tenants.items() for key in given.keys)
-        self._by_digest = {digest: (digest, tenant) for digest, tenant in digests}
+        self._by_digest = {digest: (digest, tenant) for digest, tenant in digests} | self._operator
         self._by_name = by_name
 
 

@@ -1,8 +1,7 @@
 """OpenTelemetry traces of requests: the incoming trace continued, one span for each stage, sent by OTLP over HTTP.
 
-Owns trace context (W3C Trace Context, level 1), the spans of a request and their JSON form (OTLP 1.x, JSON Protobuf
-encoding). Spans are made of the record when the request has ended, in the exporter's thread. Must not delay any
-request, nor know who sends.
+Owns which traces are joined, the spans of a request and their JSON form (OTLP 1.x, JSON Protobuf encoding). Spans are
+made of the record when the request has ended, in the exporter's thread. Must not delay any request, nor know who sends.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 import orjson
@@ -20,11 +18,13 @@ from core.types import Route
 from router import VERSION
 from router.record import RequestRecord, verdict_of
 from router.timeline import STAGES
+from router.trace_context import TraceContext
 
 _TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
 _SAMPLED: Final = 1
 _INTERNAL: Final = 1  # SpanKind
 _SERVER: Final = 2
+_CLIENT: Final = 3
 _ERROR: Final = 2  # StatusCode
 # Stages in the order in which they follow one another, by the span that shows them; time of no span is the request's.
 _SPAN_OF_STAGE: Final = {
@@ -36,21 +36,6 @@ _SPAN_OF_STAGE: Final = {
 }
 _OPERATIONS: Final = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
 Value = str | int | float | bool
-
-
-@dataclass(frozen=True, slots=True)
-class TraceContext:
-    """Where the spans of one request hang."""
-
-    trace_id: str  # 32 hexadecimal digits
-    span_id: str  # of the request's own span, 16
-    parent_id: str  # of the caller's; empty: there is none
-    wall_offset_ns: int  # from the monotonic clock to Unix time
-
-    @property
-    def traceparent(self) -> str:
-        """The header to send on: workers' spans hang below the request's."""
-        return f"00-{self.trace_id}-{self.span_id}-01"
 
 
 class SpanSink(Protocol):
@@ -89,9 +74,9 @@ class Tracer:
 
 
 def spans_of(record: RequestRecord) -> Iterator[dict[str, object]]:
-    """Write the spans of an ended request: its own, one for each stage that took time, and one for the output."""
+    """Write the spans of an ended request: its own, one for each leg, for each stage that took time, for the output."""
     context, line, marks = record.trace, record.timeline, record.marks
-    if not isinstance(context, TraceContext) or line is None or marks.ended_s is None:
+    if context is None or line is None or marks.ended_s is None:
         return
 
     def at(seconds: float) -> int:
@@ -104,6 +89,14 @@ def spans_of(record: RequestRecord) -> Iterator[dict[str, object]]:
         span_id=context.span_id, parent_id=context.parent_id, kind=_SERVER, error=record.error if failed else None,
         attributes=_request_attributes(record, operation),
     )  # fmt: skip
+    for leg in context.legs:
+        told: dict[str, Value] = {"baton.worker": leg.worker_id}
+        end_s = marks.ended_s if leg.end_s is None else min(leg.end_s, marks.ended_s)
+        begin_ns = at(leg.begin_s)
+        yield _span(
+            context, f"leg.{leg.leg}", begin_ns, max(begin_ns, at(end_s)),
+            span_id=leg.span_id, kind=_CLIENT, attributes=told,
+        )  # fmt: skip
     cursor_us = 0
     for stage, us in zip(STAGES, line.stages_us, strict=True):
         name = _SPAN_OF_STAGE.get(stage)

@@ -37,6 +37,16 @@ def test_submission_survives_the_wire(value: codec.Submission) -> None:
     assert decoded.order == LegOrder(value.slack_s, value.prompt_tokens)
 
 
+@pytest.mark.parametrize("given", [(), (("traceparent", "of the request"),)])
+def test_each_leg_carries_its_own_place_in_the_trace(given: tuple[tuple[str, str], ...]) -> None:
+    traceparents = {Leg.PREFILL: "of prefill", Leg.DECODE: "of decode"}
+    call = HttpCall("r", "POST", "/", (("accept", "x"), *given), b"")
+    order = codec.SubmitEncoder(call, None, traceparents=traceparents)
+    for leg in (Leg.DECODE, Leg.PREFILL):
+        decoded = codec.submission_from_pb(pb.Command.FromString(order.encode(1, leg)).submit)
+        assert decoded.call.headers == (("accept", "x"), ("traceparent", traceparents[leg]))
+
+
 @given(hellos)
 def test_hello_survives_the_wire(value: WorkerHello) -> None:
     assert codec.hello_from_pb(pb.Hello.FromString(codec.hello_to_pb(value).SerializeToString())) == value

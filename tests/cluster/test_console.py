@@ -16,7 +16,7 @@ from cluster.console import (
     ready_lines,
     status_lines,
 )
-from core.config.models import BatonConfig
+from core.config.models import BatonConfig, RouterConfig
 from core.types import Role
 
 STATUS = ClusterStatus(
@@ -85,13 +85,30 @@ def test_status_says_why_planned_pools_are_what_they_are() -> None:
 
 
 def test_the_ready_block_holds_all_that_is_needed() -> None:
-    lines = ready_lines(BatonConfig(), STATUS, url="http://h:1", run_dir="/r", ray_tools="none", stop="Stop: down")
+    lines = ready_lines(
+        BatonConfig(),
+        STATUS,
+        url="http://h:1",
+        curl="curl http://h:1",
+        run_dir="/r",
+        ray_tools="none",
+        stop="Stop: down",
+    )
     assert lines[:2] == ["Ready: http://h:1", "  model      demo"]
     assert "  promise    interactive: TTFT 1000 ms, TPOT 100 ms, 90% of requests" in lines
     curl = lines.index("curl http://h:1/v1/completions -H 'Content-Type: application/json' \\")
     body = json.loads(lines[curl + 1].partition("'")[2].rstrip("'"))
     assert body == {"model": "demo", "prompt": "To be, or not to be", "max_tokens": 16}
     assert lines[-1] == "Stop: down"
+
+
+def test_the_ready_block_says_where_the_key_goes_that_a_router_asks_for() -> None:
+    config = BatonConfig(router=RouterConfig(tenants="tenants.yaml"))
+    lines = ready_lines(
+        config, STATUS, url="https://h:1", curl="curl --cacert c https://h:1", run_dir="/r", ray_tools="", stop=""
+    )
+    curl = lines.index("curl --cacert c https://h:1/v1/completions -H 'Content-Type: application/json' \\")
+    assert lines[curl + 1] == '  -H "Authorization: Bearer $BATON_API_KEY" \\'
 
 
 def test_json_alone_goes_to_stdout() -> None:

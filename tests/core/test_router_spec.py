@@ -122,3 +122,14 @@ def test_profile_without_the_size_of_a_pool_is_named(profile: Path) -> None:
     config = slo_aware(profile, prefill={"tensor_parallel": 2}, decode={"tensor_parallel": 2})
     with pytest.raises(ConfigError, match=r"plan\.profile: .* no tp2 pp1; .*`baton profile`"):
         RouterSpec.from_config(config, membership_address="h:1", run_dir="/run")
+
+
+def test_paths_start_at_the_folder_where_up_was_called(tmp_path: Path) -> None:
+    for name in ("front.crt", "front.key", "tenants.yaml"):
+        (tmp_path / name).touch()
+    config = BatonConfig.model_validate(
+        {"router": {"tls_cert": "front.crt", "tls_key": "front.key", "tenants": "tenants.yaml"}}
+    )
+    spec = RouterSpec.from_config(config, membership_address="h:1", run_dir="/run", base=tmp_path)
+    files = (spec.tls_cert, spec.tls_key, spec.tenants_file)
+    assert files == tuple(str(tmp_path / name) for name in ("front.crt", "front.key", "tenants.yaml"))

@@ -170,6 +170,8 @@ def test_the_ring_keeps_the_latest_of_each_tenant(requests: list[tuple[str, str]
         for tenant in ("", "t", "u"):
             found = made.explain(request_id, tenant)
             assert (found is not None) == ((request_id, tenant) in latest)
+        owner = next((tenant for found_id, tenant in latest if found_id == request_id), None)
+        assert made.explain(request_id, None) == (None if owner is None else made.explain(request_id, owner))
     assert (made.kept_bytes == 0) == (len(made) == 0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cluster.front import keep_for_commands
+from cluster.state import STATE_DIR_VARIABLE, ClusterRecord, ProcessIdentity, StateDir
+from core.config.models import BatonConfig, RouterConfig
 from core.errors import BatonError, ConfigError
 from router import explain_command
 from tests.support.certificates import Pair, make_pair
@@ -33,7 +37,7 @@ async def secure(pair: Pair) -> AsyncIterator[Site]:
     await site.stop()
 
 
-async def explain(url: str, request_id: str, *, ca: Path | None = None) -> str:
+async def explain(url: str | None, request_id: str, *, ca: Path | None = None) -> str:
     options = argparse.Namespace(url=url, request_id=request_id, ca=ca, key_file=None, as_json=True)
     async with asyncio.timeout(WAIT_S):
         return await asyncio.to_thread(explain_command.answer, options)
@@ -70,3 +74,18 @@ async def test_a_file_that_cannot_be_read_is_named(pair: Pair, tmp_path: Path) -
         await explain("https://127.0.0.1:1", "r", ca=tmp_path / "none")
     with pytest.raises(ConfigError, match=r"^--ca: .* holds no certificate"):
         await explain("https://127.0.0.1:1", "r", ca=pair.key)
+
+
+async def test_the_router_of_this_checkout_needs_no_flags(
+    secure: Site, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(STATE_DIR_VARIABLE, str(tmp_path))
+    config = BatonConfig(router=RouterConfig(tls_cert=str(pair.cert), tls_key=str(pair.key)))
+    keep_for_commands(config, base=tmp_path, run_dir=tmp_path, token="")
+    starter = ProcessIdentity.of(os.getpid())
+    assert starter is not None
+    StateDir(tmp_path).write(ClusterRecord("", False, str(tmp_path), None, starter, url=secure.url))
+    with pytest.raises(BatonError, match=r"answered 404: no request 'r9' is known here"):
+        await explain(None, "r9")
+    with pytest.raises(BatonError, match=r"is not trusted .*--ca"):
+        await explain(None, "r9", ca=make_pair(tmp_path, "other").cert)

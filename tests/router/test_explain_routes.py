@@ -17,15 +17,15 @@ from router.explain_text import explanation_of
 from router.metrics import RouterMetrics
 from tests.support.records import FORECAST, SLO, TablePolicy, begun, held, streamed
 
-KEYS = {"Bearer of-a": "a", "Bearer of-b": "b"}
+KEYS = {"Bearer of-a": "a", "Bearer of-b": "b", "Bearer of-all": None}
 VIEW = ClusterView(held=HeldWork((1.0, 2.0), (0, 10, 20)))
 
 
-def tenant_of(request: Request) -> str:
-    tenant = KEYS.get(request.headers.get("authorization", ""))
-    if tenant is None:
+def tenant_of(request: Request) -> str | None:
+    key = request.headers.get("authorization", "")
+    if key not in KEYS:
         raise HTTPException(401, "no key")
-    return tenant
+    return KEYS[key]
 
 
 @pytest.fixture
@@ -58,6 +58,13 @@ async def test_a_tenant_is_told_of_its_own_requests_only(client: httpx.AsyncClie
         assert reply.status_code == 404
         assert reply.json()["error"]["message"].startswith(f"no request '{request_id}' is known here")
     assert (await client.get(path)).status_code == 401
+
+
+async def test_who_sees_all_is_told_of_every_request(client: httpx.AsyncClient) -> None:
+    told = await client.get("/v1/requests/chat%2F1:x/explain", headers={"authorization": "Bearer of-all"})
+    assert explanation_of(told.content).request_id == "chat/1:x"
+    unknown = await client.get("/v1/requests/r9/explain", headers={"authorization": "Bearer of-all"})
+    assert unknown.status_code == 404
 
 
 async def test_the_answer_has_the_form_that_the_schema_says(client: httpx.AsyncClient) -> None:

@@ -11,11 +11,13 @@ import pytest
 
 from core.engine import HttpCall, ReplySink
 from core.errors import EngineFailed
-from tests.support.router_site import MODEL, NEVER, Site
+from tests.support.collector import Collector
+from tests.support.router_site import MODEL, NEVER, WAIT_S, Site
 
 PROMPT = "the sea was calm"
 SLOW = ("--step-ms", "20")
 LONG = {"model": MODEL, "prompt": PROMPT, "max_tokens": 4000, "stream": True}
+CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 SSE = (("content-type", "text/event-stream"),)
 
 
@@ -305,3 +307,42 @@ async def test_client_that_leaves_before_any_answer_ends_both_legs(site: Site, c
     await site.until_idle()
     assert decode.engine.cancelled  # KV that is already on its way finds nobody
     assert await site.metric("baton_handover_total", outcome="cancelled") == 1
+
+
+# -- traces ----------------------------------------------------------------------------------------------------------
+
+
+async def test_each_leg_has_a_span_that_its_worker_hangs_its_own_below() -> None:
+    collector, site = Collector(), Site()
+    try:
+        await site.start_router(otlp_endpoint=collector.url)
+        workers = [await site.add_worker(worker_id) for worker_id in ("prefill-0", "decode-0")]
+        async with httpx.AsyncClient(base_url=site.url, timeout=WAIT_S) as client:
+            reply = await client.post(
+                "/v1/completions", json={"prompt": PROMPT, "max_tokens": 4}, headers={"traceparent": CALLER}
+            )
+        assert reply.status_code == 200
+        await site.until_idle()
+        given = [dict(worker.engine.calls[-1].headers)["traceparent"].split("-") for worker in workers]
+    finally:
+        await site.stop()  # it sends what waits
+        collector.close()
+    root, *parts = collector.spans()
+    legs = {span["spanId"]: span for span in parts if span["name"].startswith("leg.")}
+    prefill, decode = (legs[span_id] for _, _, span_id, _ in given)
+    assert (prefill["name"], decode["name"], len(legs)) == ("leg.prefill", "leg.decode", 2)
+    for span, (_, trace_id, _, flags) in zip((prefill, decode), given, strict=True):
+        assert (trace_id, flags) == (CALLER.split("-")[1], "01")
+        assert (span["traceId"], span["parentSpanId"], span["kind"]) == (trace_id, root["spanId"], 3)
+        begin, end = int(span["startTimeUnixNano"]), int(span["endTimeUnixNano"])
+        assert int(root["startTimeUnixNano"]) <= begin < end <= int(root["endTimeUnixNano"])
+
+
+async def test_without_a_collector_every_leg_carries_what_the_client_sent(
+    site: Site, client: httpx.AsyncClient
+) -> None:
+    workers = [await site.add_worker(worker_id) for worker_id in ("prefill-0", "decode-0")]
+    body = {"prompt": PROMPT, "max_tokens": 4}
+    assert (await client.post("/v1/completions", json=body, headers={"traceparent": CALLER})).status_code == 200
+    await site.until_idle()
+    assert [dict(worker.engine.calls[-1].headers)["traceparent"] for worker in workers] == [CALLER, CALLER]

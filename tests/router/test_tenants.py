@@ -11,7 +11,7 @@ from core.config.problems import ConfigErrors
 from core.config.tenants import digest_of
 from core.errors import Forbidden, Unauthorized
 from router.keys import new_key
-from router.tenants import ANYBODY, Tenant, Tenants
+from router.tenants import ANYBODY, OPERATOR, Tenant, Tenants
 
 
 @pytest.fixture
@@ -59,6 +59,25 @@ def test_all_else_is_refused_without_a_word_of_the_key(file: Path, header: str |
 def test_the_hash_of_a_key_opens_nothing(file: Path) -> None:
     with pytest.raises(Unauthorized):
         Tenants(str(write(file, acme="k1"))).authenticate("Bearer " + digest_of("k1").hex())
+
+
+def test_the_operators_key_opens_beside_those_of_the_file(file: Path) -> None:
+    tenants = Tenants(str(write(file, acme="k1")), operator_key="o1")
+    assert tenants.reload()
+    assert tenants.authenticate("Bearer o1") is OPERATOR
+    assert OPERATOR.is_unlimited
+    OPERATOR.check_class("anything")
+    assert tenants.authenticate("Bearer k1").name == "acme"
+    assert tenants.weights == {"acme": 2}
+    with pytest.raises(Unauthorized):
+        Tenants(str(file)).authenticate("Bearer o1")
+
+
+def test_nobody_is_the_operator_of_a_router_without_its_key(file: Path) -> None:
+    tenants = Tenants(str(write(file, acme="k1")), operator_key="")
+    for header in ("Bearer ", "Bearer", None):
+        with pytest.raises(Unauthorized):
+            tenants.authenticate(header, "")
 
 
 def test_a_made_key_opens_and_no_two_are_equal(file: Path) -> None:

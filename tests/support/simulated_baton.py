@@ -1,11 +1,12 @@
 """Baton's command line with simulated engines, for tests of Ray: `python -m tests.support.simulated_baton VERB ...`.
 
 `up [--foreground] [--json] [--engine-arg=FLAG]... [--planner=NAME] [--config=FILE] KEY=VALUE...`, `status [--json]`,
-`down [--json]`.
+`down [--json]`, `explain ID [--json]`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -55,6 +56,15 @@ def values(words: list[str], flag: str) -> Iterator[str]:
     return (word.removeprefix(flag) for word in words if word.startswith(flag))
 
 
+def explain(request_id: str, *, as_json: bool) -> str:
+    """Explain a request as the command line does where no flag is given."""
+    from router import explain_command
+
+    return explain_command.answer(
+        argparse.Namespace(request_id=request_id, url=None, ca=None, key_file=None, as_json=as_json)
+    )
+
+
 def main(words: list[str]) -> int:
     """Run one verb; 2 for an error in the configuration, 1 for any other."""
     verb, *rest = words
@@ -75,6 +85,9 @@ def main(words: list[str]) -> int:
                 engine_args=tuple(values(rest, "--engine-arg=")),
                 planner=PLANNERS[next(values(rest, "--planner="), "")],
             )
+        if verb == "explain":
+            sys.stdout.write(explain(rest[0], as_json=as_json) + "\n")
+            return 0
         return {"status": commands.status, "doctor": doctor.run, "down": commands.down}[verb](as_json=as_json)
     except BatonError as exc:
         sys.stderr.write(f"{exc.name}: {exc}\n")
