@@ -37,7 +37,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "ray": ("cluster/",),
     "vllm": ("engine/", "kv_transfer/connector.py"),
     "fastapi": ("router/",),
-    "grpc": ("cluster/", "kv_transfer/"),
+    "grpc": ("cluster/", "kv_transfer/", "bench/kv/peers_grpc.py"),
 }
 # What must not even be loaded by importing any module of a package.
 NEVER_LOADED: Mapping[str, tuple[str, ...]] = {
