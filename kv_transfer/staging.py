@@ -7,6 +7,7 @@ engine thread, given back by the KV thread.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import threading
@@ -15,6 +16,22 @@ from dataclasses import dataclass
 from typing import Final
 
 CHUNK_BYTES: Final = 64 << 10  # what the region is divided into
+SIZE_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW  # who reads mapped memory that shrank dies of SIGBUS
+
+
+def sealed_memory(name: str, size: int) -> int:
+    """Allocate memory that can be mapped by other processes and never changes its size; return its descriptor.
+
+    Every page is allocated at once: no page fault later, no SIGBUS when memory ends. Raises OSError.
+    """
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.posix_fallocate(fd, 0, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SIZE_SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +50,8 @@ class StagingPool:
         """Allocate and touch the region, rounded up to whole chunks. Raises MemoryError or OSError."""
         self._num_chunks = -(-size_bytes // CHUNK_BYTES)
         self.size_bytes = self._num_chunks * CHUNK_BYTES
-        self.fd = os.memfd_create("baton-kv-staging", os.MFD_CLOEXEC)
+        self.fd = sealed_memory("baton-kv-staging", self.size_bytes)
         try:
-            os.posix_fallocate(
-                self.fd, 0, self.size_bytes
-            )  # touches it: no page fault later, no SIGBUS when memory ends
             self._map = mmap.mmap(self.fd, self.size_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         except BaseException:
             os.close(self.fd)

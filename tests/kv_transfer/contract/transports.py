@@ -1,0 +1,155 @@
+"""The transports that the contract is tested on, and the two ends of a stream as a test holds them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kv_transfer.frames import HEADER_BYTES, blocks_frame
+from kv_transfer.staging import StagingPool
+from kv_transfer.tcp_transport import TcpTransport
+from kv_transfer.transport import Incoming, Outgoing, StagedFrame, Transport
+
+TOKEN = "secret"
+WAIT_S = 20.0  # for what takes milliseconds on a machine that is not busy
+_ROOT = Path(__file__).resolve().parents[3]
+SEED = 7  # of checksums, which no transport looks at
+
+
+def dial_tcp(address: str) -> socket.socket:
+    """Connect as a stranger."""
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=WAIT_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One transport: how an end with a token and staging memory is made, and how a stranger reaches its address."""
+
+    make: Callable[[str, StagingPool], Transport]
+    dial: Callable[[str], socket.socket] = dial_tcp
+
+
+TRANSPORTS = {
+    "tcp": Case(lambda token, _: TcpTransport(token)),
+    "tcp-1": Case(lambda token, _: TcpTransport(token, connections=1)),
+}
+
+
+def stage(pool: StagingPool, payload: bytes, *, layer: int = 0) -> StagedFrame:
+    """Stage one BLOCKS frame of one block; its memory is given back with the pool."""
+    segment = pool.take(len(payload))
+    assert segment is not None
+    segment.view[:] = payload
+    header = blocks_frame(SEED, layer, 0, [segment.view])[:HEADER_BYTES]
+    return StagedFrame(header, segment.view, segment.offset)
+
+
+async def take_blocks(stream: Incoming, cuts: Sequence[int] = ()) -> bytes:
+    """Land the next frame in rows that end at `cuts` and at its end."""
+    header = await stream.header()
+    data = bytearray(header.size)
+    ends = [*sorted(cut % (header.size + 1) for cut in cuts), header.size]
+    starts = [0, *ends[:-1]]
+    await stream.land(header, [memoryview(data)[a:b] for a, b in zip(starts, ends, strict=True)])
+    return bytes(data)
+
+
+@dataclass
+class Ends:
+    """A transport that listens and one that connects, with every stream that came in."""
+
+    case: Case
+    pool: StagingPool
+    token: str = TOKEN
+    accepted: asyncio.Queue[Incoming] = field(default_factory=asyncio.Queue)
+
+    async def start(self) -> None:
+        self.listening = self.case.make(TOKEN, self.pool)
+        self.connecting = self.case.make(self.token, self.pool)
+        self.address = await self.listening.listen("127.0.0.1", self._serve)
+
+    async def close(self) -> None:
+        async with asyncio.timeout(WAIT_S):
+            await self.connecting.close()
+            await self.listening.close()
+
+    async def open(self) -> tuple[Outgoing, Incoming]:
+        outgoing = await self.connecting.connect(self.address, WAIT_S)
+        return outgoing, await self.accepted.get()
+
+    async def _serve(self, stream: Incoming) -> None:
+        served = Served(stream)
+        self.accepted.put_nowait(served)
+        await served.closed.wait()
+
+
+class Served:
+    """An Incoming whose serving ends as the test closes it."""
+
+    def __init__(self, stream: Incoming) -> None:
+        self.closed = asyncio.Event()
+        self._stream = stream
+        self.header, self.payload, self.land, self.write = stream.header, stream.payload, stream.land, stream.write
+
+    def close(self) -> None:
+        self._stream.close()
+        self.closed.set()
+
+
+@asynccontextmanager
+async def ends(case: Case, *, staging_bytes: int = 8 << 20, token: str = TOKEN) -> AsyncIterator[Ends]:
+    """Open both ends for a test that is through within WAIT_S; afterwards no task and no descriptor is left."""
+    pool = StagingPool(staging_bytes)
+    num_descriptors, tasks = count_descriptors(), asyncio.all_tasks()
+    both = Ends(case, pool, token)
+    try:
+        async with asyncio.timeout(3 * WAIT_S):
+            await both.start()
+            try:
+                yield both
+            finally:
+                await both.close()
+            await _until(lambda: count_descriptors() <= num_descriptors and asyncio.all_tasks() <= tasks)
+    finally:
+        pool.close()
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    """Check what other tasks bring about, at their pace, within a bound."""
+    for _ in range(int(WAIT_S / 0.005)):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("tasks or descriptors were left behind")
+
+
+def count_descriptors() -> int:
+    """Count what this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+@asynccontextmanager
+async def peer_process(name: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run peer.py with a transport, to be killed; its first line has been printed when it starts to wait."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.kv_transfer.contract.peer",
+        name,
+        *arguments,
+        cwd=_ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
