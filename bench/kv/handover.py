@@ -14,9 +14,11 @@ from typing import Final
 from bench.kv.cache import LAYERS, Bytes, Job
 from bench.kv.kv_thread import STAGING_BYTES, WAIT_S, block_io, frames_of, wait_for_layer
 from bench.kv.side import Side, Span
+from core.errors import TransferAborted
 from kv_transfer.endpoint import EndpointConfig, KVEndpoint
 from kv_transfer.frames import Offer
 from kv_transfer.plan import ReceiveOpen, ReceiveParams
+from kv_transfer.transport import Outgoing
 
 _FULL_WAIT_S: Final = 0.0002
 _DIGEST: Final = "bench"
@@ -30,6 +32,17 @@ def sender(cache: Bytes, options: dict[str, str]) -> Side:
 def receiver(cache: Bytes, options: dict[str, str]) -> Side:
     """Build the decode side."""
     return _Decode(cache, options["transport"])
+
+
+async def _refuse(address: str, timeout_s: float) -> Outgoing:
+    raise TransferAborted("this transport is not the one that is measured")
+
+
+def _allow_only(endpoint: KVEndpoint, transport: str) -> None:
+    """Have a hand-over fail rather than go on over a transport that is not measured."""
+    for other in endpoint._transports:
+        if other.name != transport:
+            other.connect = _refuse  # type: ignore[method-assign]
 
 
 class _End:
@@ -48,6 +61,7 @@ class _End:
             transports=(transport,),
         )
         self._endpoint = KVEndpoint(config, block_io(cache))
+        _allow_only(self._endpoint, transport)
         self.address = self._endpoint.start()
         self._peer = ""
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from bench.kv.iperf3 import is_installed
+
 LIMIT: Final = "limit"
 OURS: Final = "Baton"
 PEER: Final = "peer"
@@ -57,6 +59,7 @@ LIMITS: Final = (
     System(MEMCPY, LIMIT, "bench.kv.limits", {"limit": "memcpy"}),
     System(TCP2, LIMIT, "bench.kv.limits", {"limit": "tcp"}),
 )
+IPERF3: Final = System("iperf3, 2 streams", LIMIT, "bench.kv.iperf3", {"limit": "tcp"})
 PEERS: Final[Mapping[str, System]] = {
     "grpc-plain": System(PLAIN_GRPC, PEER, "bench.kv.peers_grpc", {"style": "plain"}),
     "grpc-tuned": System(TUNED_GRPC, PEER, "bench.kv.peers_grpc", {"style": "tuned"}, _KEEP_MEMORY),
@@ -71,6 +74,8 @@ PEERS: Final[Mapping[str, System]] = {
 def systems(transports: Sequence[str], peers: Sequence[str]) -> Iterator[System]:
     """Yield the limits, Baton over each of `transports`, and the peers named."""
     yield from LIMITS
+    if is_installed():
+        yield IPERF3
     for transport in transports:
         yield System(at_seam(transport), OURS, "bench.kv.seam", {"transport": transport})
         yield System(whole(transport), OURS, "bench.kv.handover", {"transport": transport})
