@@ -42,30 +42,50 @@ class BlockIO:
         # Copies on a GPU run beside the forward pass; created where they are used, from the KV thread.
         self._stream: torch.cuda.Stream | None = None if self._on_host else torch.cuda.Stream(first.device)
 
-    def gather(self, layer: int, block_ids: Sequence[int]) -> list[memoryview]:
-        """Return the bytes of some blocks of one layer, a row each.
+    def gather_into(self, layer: int, block_ids: Sequence[int], view: memoryview) -> None:
+        """Copy blocks of one layer to `view`, back to back; they are there on return.
 
-        On a CPU the rows view the live cache: the caller must copy them before the engine may write there again.
-        On a GPU they are a copy, ordered after the kernels launched so far on the calling thread's stream.
+        On a GPU the copy is ordered after the kernels launched so far on the calling thread's stream.
         """
         if self._on_host:
-            view, size = self._host_views[layer], self.block_bytes
-            return [view[block_id * size : (block_id + 1) * size] for block_id in block_ids]
-        ids = torch.tensor(block_ids, device=self._rows[layer].device)
-        host = self._rows[layer].index_select(0, ids).cpu()  # (len(block_ids), block_bytes)
-        view, size = memoryview(host.view(-1).numpy()), self.block_bytes
-        return [view[index * size : (index + 1) * size] for index in range(len(block_ids))]
-
-    def scatter(self, layer: int, block_ids: Sequence[int], payload: memoryview) -> None:
-        """Write blocks of one layer; returns when the bytes are in the cache. `payload` holds them back to back."""
-        size = self.block_bytes
-        if self._stream is None:
-            view = self._host_views[layer]
-            for index, block_id in enumerate(block_ids):
-                view[block_id * size : (block_id + 1) * size] = payload[index * size : (index + 1) * size]
+            start = 0
+            for row in self._host_rows(layer, block_ids):
+                view[start : start + row.nbytes] = row
+                start += row.nbytes
             return
         rows = self._rows[layer]
+        picked = rows.index_select(0, torch.tensor(block_ids, device=rows.device))  # (len(block_ids), block_bytes)
+        torch.frombuffer(view, dtype=torch.uint8).view(picked.shape).copy_(picked)
+
+    def writable(self, layer: int, block_ids: Sequence[int]) -> list[memoryview]:
+        """Return memory for blocks of one layer, in their order; they count once `commit` has been called with it.
+
+        On a CPU it is the cache itself; on a GPU pinned memory of the host.
+        """
+        if self._on_host:
+            return self._host_rows(layer, block_ids)
+        host = torch.empty(len(block_ids) * self.block_bytes, dtype=torch.uint8, pin_memory=True)
+        return [memoryview(host.numpy())]
+
+    def commit(self, layer: int, block_ids: Sequence[int], rows: Sequence[memoryview]) -> None:
+        """Take what was written to the rows of `writable` into the cache; it is there on return."""
+        if self._stream is None:
+            return
+        (host,) = rows
+        cache = self._rows[layer]
         with torch.cuda.stream(self._stream):
-            data = torch.frombuffer(bytearray(payload), dtype=torch.uint8).view(len(block_ids), size)
-            rows.index_copy_(0, torch.tensor(block_ids, device=rows.device), data.to(rows.device))
+            data = torch.frombuffer(host, dtype=torch.uint8).view(len(block_ids), self.block_bytes)
+            ids = torch.tensor(block_ids, device=cache.device)
+            cache.index_copy_(0, ids, data.to(cache.device, non_blocking=True))
         self._stream.synchronize()
+
+    def _host_rows(self, layer: int, block_ids: Sequence[int]) -> list[memoryview]:
+        """View blocks of the cache in their order; neighbours are one row."""
+        view, size = self._host_views[layer], self.block_bytes
+        rows = []
+        start = 0
+        for index in range(1, len(block_ids) + 1):
+            if index == len(block_ids) or block_ids[index] != block_ids[index - 1] + 1:
+                rows.append(view[block_ids[start] * size : (block_ids[index - 1] + 1) * size])
+                start = index
+        return rows

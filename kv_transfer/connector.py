@@ -21,7 +21,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from kv_transfer.block_io import BlockIO
 from kv_transfer.endpoint import EndpointConfig, KVEndpoint
 from kv_transfer.faults import SendFaults
-from kv_transfer.frames import Offer, blocks_frame, transfer_seed
+from kv_transfer.frames import Offer
 from kv_transfer.plan import (
     HandoverPlanner,
     ReceiveParams,
@@ -200,6 +200,7 @@ class _WorkerHalf:
             token=str(extra.get("token", "")),
             lease_s=float(extra.get("lease_s", 30.0)),
             staging_bytes=int(extra.get("staging_bytes", 1 << 30)),
+            transports=tuple(str(extra.get("transports", "grpc")).split(",")),
         )
         self._rank = rank
         self._io = BlockIO(kv_caches)
@@ -253,14 +254,8 @@ class _WorkerHalf:
             first = self.endpoint.sender.wants(part.transfer_id, part.first_block, len(part.block_ids))
             if first is None:
                 continue
-            rows = self._io.gather(layer, part.block_ids[first - part.first_block :])
-            frame = blocks_frame(transfer_seed(part.transfer_id), layer, first, rows)
-            if (faults := self._faulty.get(part.transfer_id)) is not None:
-                faulty = _spoil(frame, faults, part.transfer_id, layer, first, rows)
-                if faulty is None:
-                    continue
-                frame = faulty
-            self.endpoint.sender.put(part.transfer_id, first, first + len(rows), frame)
+            ids = part.block_ids[first - part.first_block :]
+            self.endpoint.stage(part.transfer_id, layer, first, ids, self._faulty.get(part.transfer_id))
 
     def end_step(self) -> None:
         for part in self._ranges:
@@ -279,20 +274,6 @@ class _WorkerHalf:
     def take_bad_blocks(self) -> set[int]:
         bad, self._bad_blocks = self._bad_blocks, set()
         return bad
-
-
-def _spoil(
-    frame: bytes, faults: SendFaults, transfer_id: str, layer: int, first: int, rows: list[memoryview]
-) -> bytes | None:
-    """Apply an injected fault to a frame; None drops it."""
-    if faults.zero_blocks:
-        zeros = [memoryview(bytes(row.nbytes)) for row in rows]
-        return blocks_frame(transfer_seed(transfer_id), layer, first, zeros)
-    if faults.drop_layer == layer + 1:
-        return None
-    if faults.corrupt_layer == layer + 1:
-        return frame[:-1] + bytes([frame[-1] ^ 0xFF])
-    return frame
 
 
 def _receive_params(request: Request) -> ReceiveParams | None:

@@ -29,6 +29,10 @@ class KVControlClient:
         """Report the ledger and counters of the first rank."""
         return (await self._call("stats", {}))[0]
 
+    async def transports(self) -> dict[str, object]:
+        """Report the ways to the first rank: host identity, epoch, and addresses by name."""
+        return (await self._call("transports", {}))[0]
+
     async def inject(self, faults: Mapping[str, int]) -> None:
         """Replace the injected faults (kv_transfer.faults); does nothing unless the worker's spec allows it."""
         await self._call("faults", {name: str(value) for name, value in faults.items()})

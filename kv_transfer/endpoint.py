@@ -1,29 +1,43 @@
-"""The worker half's own thread: one event loop with the receiver, the sender and the server they share.
+"""The worker half's own thread: one event loop with the receiver, the sender and the transports they share.
 
-The engine thread calls the methods here; each posts to the loop and returns at once.
+Owns the staging pool, which transports listen, and what peers are told of them. The engine thread calls the methods
+here; each posts to the loop and returns at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from core.errors import StartFailed
+from core.errors import ConfigError, CorruptFrame, StartFailed
 from kv_transfer.block_io import BlockIO
 from kv_transfer.faults import SendFaults
-from kv_transfer.frames import MAX_ID_CHARS
-from kv_transfer.grpc_transport import GrpcPeers, GrpcServer
+from kv_transfer.frames import MAX_ID_CHARS, blocks_header, transfer_seed
+from kv_transfer.grpc_transport import NAME as GRPC
+from kv_transfer.grpc_transport import GrpcTransport
+from kv_transfer.landing import ACK_BYTES
 from kv_transfer.ledger import LeaseLedger
 from kv_transfer.plan import ReceiveOpen
 from kv_transfer.receiver import Receiver, Results
 from kv_transfer.sender import GROUP_BYTES, Sender
+from kv_transfer.staging import StagingPool
+from kv_transfer.transport import Transport
+from kv_transfer.ways import (
+    OrderedWays,
+    PeerTransports,
+    TransportContext,
+    host_identity,
+    make_transports,
+)
 
+logger = logging.getLogger(__name__)
 _START_TIMEOUT_S = 30.0
 
 
@@ -41,6 +55,8 @@ class EndpointConfig:
     lease_s: float
     staging_bytes: int
     group_bytes: int = GROUP_BYTES
+    ack_bytes: int = ACK_BYTES
+    transports: tuple[str, ...] = (GRPC,)  # most wanted first
 
 
 class KVEndpoint:
@@ -52,17 +68,25 @@ class KVEndpoint:
         self.faults = faults or SendFaults()
         self.fingerprint = f"{config.fingerprint}|{io.layout}"
         self.ledger = LeaseLedger(time.monotonic)
-        self.receiver = Receiver(io, fingerprint=self.fingerprint, ledger=self.ledger)
+        self.receiver = Receiver(
+            io, fingerprint=self.fingerprint, ledger=self.ledger, wait_s=config.lease_s, ack_bytes=config.ack_bytes
+        )
         self._loop = asyncio.new_event_loop()
-        self._peers = GrpcPeers(config.token)
+        self._pool = StagingPool(config.staging_bytes)
+        self._grpc = GrpcTransport(self._control, token=config.token, port=config.port)
+        context = TransportContext(config.worker_id, config.epoch, config.token, self._pool)
+        others = {transport.name: transport for transport in make_transports(config.transports, context)}
+        order = (*config.transports, *({GRPC} - set(config.transports)))
+        self._transports: list[Transport] = [self._grpc if name == GRPC else others[name] for name in order]
+        self._addresses: dict[str, str] = {}  # all and only transports that listen
         self.sender = Sender(
             self._loop,
-            self._peers,
+            OrderedWays(self._transports, self._ask),
+            self._grpc.refuse,
             ledger=self.ledger,
-            staging_bytes=config.staging_bytes,
+            pool=self._pool,
             group_bytes=config.group_bytes,
         )
-        self._server = GrpcServer(self._serve, self._control, token=config.token)
         self._thread = threading.Thread(target=self._run, name="baton-kv", daemon=True)
 
     @property
@@ -73,18 +97,36 @@ class KVEndpoint:
     def start(self) -> str:
         """Listen and write the endpoint file; return the address. Raises StartFailed."""
         self._thread.start()
-        starting = asyncio.run_coroutine_threadsafe(self._server.start(self.config.host, self.config.port), self._loop)
+        starting = asyncio.run_coroutine_threadsafe(self._listen(), self._loop)
         try:
-            port = starting.result(_START_TIMEOUT_S)
+            address = starting.result(_START_TIMEOUT_S)
         except (OSError, TimeoutError) as exc:
             raise StartFailed(f"the KV endpoint of {self.config.worker_id} did not start: {exc}") from exc
-        address = f"{self.config.host}:{port}"
         _write_atomically(Path(self.config.endpoint_file), json.dumps({"address": address, "layout": self.io.layout}))
         return address
 
     def expect(self, opened: ReceiveOpen) -> None:
         """Register reserved blocks."""
         self._loop.call_soon_threadsafe(self.receiver.expect, opened)
+
+    def stage(
+        self, transfer_id: str, layer: int, first_block: int, block_ids: Sequence[int], faults: SendFaults | None = None
+    ) -> None:
+        """Copy blocks of one layer out of the cache for a hand-over; they are the caller's again on return."""
+        if faults is not None and faults.drops(layer):
+            return
+        segment = self.sender.take(transfer_id, len(block_ids) * self.io.block_bytes)
+        if segment is None:
+            return
+        self.io.gather_into(layer, block_ids, segment.view)
+        if faults is not None:
+            faults.spoil_blocks(segment.view)
+        header = blocks_header(transfer_seed(transfer_id), layer, first_block, len(block_ids), segment.view)
+        if faults is not None:
+            faults.spoil_frame(segment.view, layer)
+        self.sender.put(
+            transfer_id, segment, layer=layer, first_block=first_block, num_blocks=len(block_ids), header=header
+        )
 
     def cancel_receive(self, transfer_id: str) -> None:
         """Give up an expected hand-over."""
@@ -107,18 +149,36 @@ class KVEndpoint:
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(5.0)
+            if not self._thread.is_alive():
+                self._loop.close()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
 
+    async def _listen(self) -> str:
+        """Start every transport that this machine can do; return the address of the control calls."""
+        self._addresses[GRPC] = await self._grpc.listen(self.config.host, self.receiver.serve)
+        for transport in [other for other in self._transports if other is not self._grpc]:
+            try:
+                self._addresses[transport.name] = await transport.listen(self.config.host, self.receiver.serve)
+            except (ConfigError, OSError) as exc:
+                logger.warning("KV transport %s is not used here: %s", transport.name, exc)
+                self._transports.remove(transport)
+        return self._addresses[GRPC]
+
     async def _shut(self) -> None:
         await self.sender.close()
-        await self._server.stop()
-        await self._peers.close()
+        for transport in self._transports:
+            await transport.close()
+        self._pool.close()
 
-    def _serve(self, messages: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        return self.receiver.serve(messages, wait_s=self.config.lease_s)
+    async def _ask(self, peer: str) -> PeerTransports:
+        reply = await self._grpc.call(peer, "transports", {})
+        try:
+            return PeerTransports.parse(reply)
+        except (KeyError, TypeError) as exc:
+            raise CorruptFrame(f"{peer} described its transports in another form") from exc
 
     async def _control(self, verb: str, arguments: dict[str, str]) -> dict[str, object]:
         if verb == "cancel" and len(arguments["transfer_id"]) <= MAX_ID_CHARS:
@@ -127,6 +187,8 @@ class KVEndpoint:
             return {}
         if verb == "stats":
             return self.stats()
+        if verb == "transports":
+            return {"host": host_identity(), "epoch": self.config.epoch, "addresses": self._addresses}
         if verb == "faults":
             if self.faults.runtime:
                 self.faults = SendFaults.parse(arguments | {"runtime": "1"})
@@ -136,14 +198,20 @@ class KVEndpoint:
     def stats(self) -> dict[str, object]:
         """Report ledger and counters."""
         now_s = time.monotonic()
-        leases = [asdict(lease) | {"age_s": now_s - lease.granted_s} for lease in self.ledger.open_leases]
+        leases = [
+            asdict(lease) | {"age_s": now_s - lease.granted_s, "silent_s": now_s - lease.progress_s}
+            for lease in self.ledger.open_leases
+        ]
         return {
             "blocks": asdict(self.ledger.blocks()),
             "bytes": asdict(self.ledger.bytes()),
             "imbalance_blocks": self.ledger.blocks().imbalance,
+            "imbalances": self.ledger.imbalances,
             "leases": leases,
+            "states": dict(self.ledger.reached),
             "receives": self.receiver.counts,
             "sends": self.sender.counts,
+            "resumed": self.sender.resumed,
             "bytes_sent": self.sender.bytes_sent,
             "bytes_landed": self.receiver.bytes_landed,
             "staged_bytes": self.sender.staged_bytes,

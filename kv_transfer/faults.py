@@ -46,3 +46,17 @@ class SendFaults:
         self.only -= 1
         active = self.drop_layer or self.corrupt_layer or self.zero_blocks or self.never_offer
         return self if active else None
+
+    def drops(self, layer: int) -> bool:
+        """Whether a layer (from 0) is never sent."""
+        return self.drop_layer == layer + 1
+
+    def spoil_blocks(self, view: memoryview) -> None:
+        """Change copied blocks before their checksum is made."""
+        if self.zero_blocks:
+            view[:] = bytes(view.nbytes)
+
+    def spoil_frame(self, view: memoryview, layer: int) -> None:
+        """Change copied blocks of a layer (from 0) after their checksum was made."""
+        if self.corrupt_layer == layer + 1:
+            view[-1] ^= 0xFF

@@ -1,13 +1,14 @@
 """The wire format of a hand-over.
 
-One hand-over is one bidirectional byte stream. A message holds one or more frames; a frame is a fixed header and a
-payload:
+One hand-over is one bidirectional stream of frames at a time; a frame is a fixed header and a payload:
 
     prefill -> decode:  OFFER  BLOCKS*  (END | ABORT)
-    decode -> prefill:  (GRANT | REFUSED)  (LANDED | FAILED)
+    decode -> prefill:  (GRANT | REFUSED | LANDED)  ACK*  (LANDED | FAILED)
 
 BLOCKS carries whole KV blocks of one layer, back to back. Its checksum is seeded by transfer id, layer and position,
-so a frame that lands in the wrong transfer or place is as wrong as one with flipped bits.
+so a frame that lands in the wrong transfer or place is as wrong as one with flipped bits. The order of a hand-over's
+BLOCKS is fixed, so a count of them says where another stream has to go on: ACK and GRANT carry how many have landed in
+all streams so far, END how many there are. LANDED answers an offer when nothing of it is missing any more.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from __future__ import annotations
 import enum
 import json
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 
 import xxhash
 
@@ -25,10 +26,10 @@ from core.errors import CorruptFrame
 # kind, version, layer, first block, number of blocks, payload bytes, checksum
 _HEADER = struct.Struct("<BBHIIQQ")
 HEADER_BYTES = _HEADER.size
-VERSION = 1
+VERSION = 2
 MAX_PAYLOAD_BYTES = 1 << 30  # a frame that claims more is refused before anything is allocated
 MAX_CONTROL_BYTES = 1 << 16  # of a frame without KV, likewise
-MAX_ID_CHARS = 256  # of a transfer id: the receiving side remembers those that failed
+MAX_ID_CHARS = 256  # of a transfer or worker id: the receiving side remembers them
 
 
 class Kind(enum.IntEnum):
@@ -42,6 +43,7 @@ class Kind(enum.IntEnum):
     REFUSED = 6
     LANDED = 7
     FAILED = 8
+    ACK = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Offer:
     num_blocks: int
     num_layers: int
     block_bytes: int  # of one layer
+    attempt: int = 0  # streams tried before for the same hand-over
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +70,13 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """One decoded frame; `payload` views the message it came in."""
-
-    kind: Kind
-    layer: int
-    first_block: int  # position in the request's block list, not a physical block id
-    num_blocks: int
-    checksum: int
-    payload: memoryview
-
-
-@dataclass(frozen=True, slots=True)
 class Header:
     """What precedes the payload of a frame."""
 
     kind: Kind
     layer: int
     first_block: int  # position in the request's block list, not a physical block id
-    num_blocks: int
+    num_blocks: int  # of a frame without KV: its count
     size: int  # of the payload, bytes
     checksum: int
 
@@ -106,34 +97,28 @@ def transfer_seed(transfer_id: str) -> int:
 
 
 def _checksum(seed: int, layer: int, first_block: int, chunks: Sequence[bytes | memoryview]) -> int:
+    """Digest bytes and their place; frames without KV have their count for a layer."""
     digest = xxhash.xxh3_64(seed=(seed ^ (layer << 32) ^ first_block) & 0xFFFF_FFFF_FFFF_FFFF)
     for chunk in chunks:
         digest.update(chunk)
     return int(digest.intdigest())
 
 
-def blocks_frame(seed: int, layer: int, first_block: int, rows: Sequence[memoryview]) -> bytes:
-    """Encode blocks of one layer; each row is one whole block. The bytes are copied once."""
-    size = sum(row.nbytes for row in rows)
-    header = _HEADER.pack(
-        Kind.BLOCKS, VERSION, layer, first_block, len(rows), size, _checksum(seed, layer, first_block, rows)
-    )
-    return b"".join((header, *rows))
+def blocks_header(seed: int, layer: int, first_block: int, num_blocks: int, payload: memoryview) -> bytes:
+    """Encode what precedes `num_blocks` blocks of one layer."""
+    checksum = _checksum(seed, layer, first_block, (payload,))
+    return _HEADER.pack(Kind.BLOCKS, VERSION, layer, first_block, num_blocks, payload.nbytes, checksum)
 
 
-def without_first_blocks(frame: bytes, seed: int, count: int) -> bytes:
-    """Encode a BLOCKS frame again without its first `count` blocks."""
-    _, _, layer, first_block, num_blocks, size, _ = _HEADER.unpack_from(frame)
-    rows = memoryview(frame)[HEADER_BYTES + size // num_blocks * count :]
-    kept_size = len(rows)
-    checksum = _checksum(seed, layer, first_block + count, (rows,))
-    header = _HEADER.pack(Kind.BLOCKS, VERSION, layer, first_block + count, num_blocks - count, kept_size, checksum)
-    return b"".join((header, rows))
+def verify_blocks(header: Header, seed: int, rows: Sequence[memoryview]) -> None:
+    """Check the rows that a BLOCKS frame landed in. Raises CorruptFrame."""
+    if _checksum(seed, header.layer, header.first_block, rows) != header.checksum:
+        raise CorruptFrame(f"checksum of layer {header.layer}, block {header.first_block} does not match")
 
 
 def control_frame(kind: Kind, payload: bytes = b"", *, first_block: int = 0, count: int = 0) -> bytes:
-    """Encode a frame without KV; END carries the number of BLOCKS frames in `count`."""
-    checksum = _checksum(0, 0, first_block, (payload,))
+    """Encode a frame without KV; END, ACK and GRANT carry a number of BLOCKS frames in `count`."""
+    checksum = _checksum(0, count, first_block, (payload,))
     return _HEADER.pack(kind, VERSION, 0, first_block, count, len(payload), checksum) + payload
 
 
@@ -147,55 +132,42 @@ def problem_frame(kind: Kind, problem: Problem) -> bytes:
     return control_frame(kind, json.dumps(asdict(problem)).encode())
 
 
-def read_frames(message: bytes) -> Iterator[Frame]:
-    """Decode the frames of one message, checking lengths but not the checksum of BLOCKS (see `verify_blocks`).
-
-    Raises CorruptFrame when the message is cut, of another version, or claims more than it holds.
-    """
-    view = memoryview(message)
-    offset = 0
-    while offset < len(view):
-        if len(view) - offset < HEADER_BYTES:
-            raise CorruptFrame("a frame header is cut")
-        kind, version, layer, first, count, size, checksum = _HEADER.unpack_from(view, offset)
-        offset += HEADER_BYTES
-        if version != VERSION or kind not in Kind._value2member_map_:
-            raise CorruptFrame(f"unknown frame (kind {kind}, version {version})")
-        if size > min(MAX_PAYLOAD_BYTES, len(view) - offset):
-            raise CorruptFrame("a frame claims more bytes than the message holds")
-        payload = view[offset : offset + size]
-        offset += size
-        frame = Frame(Kind(kind), layer, first, count, checksum, payload)
-        if frame.kind is not Kind.BLOCKS and _checksum(0, 0, first, (payload,)) != checksum:
-            raise CorruptFrame(f"checksum of a {frame.kind.name} frame does not match")
-        yield frame
+def verify_control(header: Header, payload: bytes) -> None:
+    """Check the checksum of a frame without KV. Raises CorruptFrame."""
+    if _checksum(0, header.num_blocks, header.first_block, (payload,)) != header.checksum:
+        raise CorruptFrame(f"checksum of a {header.kind.name} frame does not match")
 
 
-def verify_blocks(frame: Frame, seed: int) -> None:
-    """Check the checksum of a BLOCKS frame. Raises CorruptFrame."""
-    if _checksum(seed, frame.layer, frame.first_block, (frame.payload,)) != frame.checksum:
-        raise CorruptFrame(f"checksum of layer {frame.layer}, block {frame.first_block} does not match")
+def read_control(message: bytes) -> tuple[Header, bytes]:
+    """Decode one whole frame without KV: header and payload. Raises CorruptFrame."""
+    if len(message) < HEADER_BYTES:
+        raise CorruptFrame("a frame header is cut")
+    header, payload = read_header(message[:HEADER_BYTES]), message[HEADER_BYTES:]
+    if header.kind is Kind.BLOCKS or header.size != len(payload):
+        raise CorruptFrame(f"a {header.kind.name} frame of {header.size} bytes came in {len(payload)}")
+    verify_control(header, payload)
+    return header, payload
 
 
-def read_offer(frame: Frame) -> Offer:
-    """Decode an offer. Raises CorruptFrame when a field is missing or of the wrong type."""
-    if frame.kind is not Kind.OFFER:
-        raise CorruptFrame(f"expected an offer, got {frame.kind.name}")
+def read_offer(payload: bytes) -> Offer:
+    """Decode the payload of an offer. Raises CorruptFrame when a field is missing or of the wrong type."""
     try:
-        offer = Offer(**json.loads(bytes(frame.payload)))
+        offer = Offer(**json.loads(payload))
     except (ValueError, TypeError, RecursionError) as exc:
         raise CorruptFrame("the offer is malformed") from exc
-    for name, kind in (("num_blocks", int), ("num_layers", int), ("block_bytes", int), ("transfer_id", str)):
-        if not isinstance(getattr(offer, name), kind):
-            raise CorruptFrame(f"the offer's {name} is malformed")
-    if len(offer.transfer_id) > MAX_ID_CHARS:
-        raise CorruptFrame(f"the offer's transfer_id has more than {MAX_ID_CHARS} characters")
+    for field in fields(Offer):
+        kind = int if field.type == "int" else str
+        if type(getattr(offer, field.name)) is not kind:
+            raise CorruptFrame(f"the offer's {field.name} is malformed")
+    for name in ("transfer_id", "worker_id"):
+        if len(getattr(offer, name)) > MAX_ID_CHARS:
+            raise CorruptFrame(f"the offer's {name} has more than {MAX_ID_CHARS} characters")
     return offer
 
 
-def read_problem(frame: Frame) -> Problem:
-    """Decode why a hand-over ended."""
+def read_problem(payload: bytes) -> Problem:
+    """Decode why a hand-over ended. Raises CorruptFrame."""
     try:
-        return Problem(**json.loads(bytes(frame.payload)))
+        return Problem(**json.loads(payload))
     except (ValueError, TypeError, RecursionError) as exc:
         raise CorruptFrame("a problem report is malformed") from exc

@@ -1,48 +1,45 @@
-"""The decode side: expected hand-overs, the bytes that land, and what becomes of each.
+"""The decode side: expected hand-overs, who may send them, and what becomes of each.
 
 All state changes happen on the KV thread's event loop; the engine thread only posts commands and takes results. A
 hand-over ends exactly once: landed, failed (the engine recomputes what is missing) or cancelled. Blocks are reported
-to the engine only after the last byte was written, so no block is freed under a running write.
+to the engine only after the last byte was written, so no block is freed under a running write. A stream that breaks
+may be followed by another of the same sender within a short grace.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any, Final
 
-from core.errors import (
-    CorruptFrame,
-    KVExpired,
-    KVTransferError,
-    PeerMismatch,
-    TransferAborted,
-    TransferTimeout,
-)
+from core.errors import CorruptFrame, KVExpired, KVTransferError, PeerMismatch, TransferAborted, TransferTimeout
 from kv_transfer.block_io import BlockIO
 from kv_transfer.frames import (
-    Frame,
+    MAX_CONTROL_BYTES,
+    Header,
     Kind,
     Offer,
     Problem,
     control_frame,
     problem_frame,
-    read_frames,
     read_offer,
-    read_problem,
     transfer_seed,
-    verify_blocks,
+    verify_control,
 )
+from kv_transfer.landing import ACK_BYTES, Aborted, Landed, Landing, Stopped
 from kv_transfer.ledger import End, LeaseLedger, Side
+from kv_transfer.memory import Memory
 from kv_transfer.plan import ReceiveOpen
+from kv_transfer.transport import Incoming
 
 logger = logging.getLogger(__name__)
-_MAX_TOMBSTONES = 8192
-_MAX_REASON_CHARS = 500  # of what a peer says, kept in a tombstone
+RESUME_S: Final = 0.5  # how long a hand-over whose stream broke waits for the next one
+_ANSWER_S: Final = 1.0  # how long a sender may take to take a refusal
 _OFFERED_TWICE = "this hand-over is already offered by another stream"
+_ENDED = "the hand-over has ended on this side"
 
 
 @dataclass(slots=True)
@@ -51,11 +48,28 @@ class _Expected:
 
     open: ReceiveOpen
     expiry: asyncio.TimerHandle
-    layers_landed: list[int]  # per block of open.block_ids, a bit for each layer in the cache
-    frames_landed: int = 0
-    claimed: bool = False  # a stream serves it
-    scope: asyncio.Timeout | None = None  # set exactly while that stream is read
-    ended: bool = False
+    landed: Landed
+    sender: tuple[str, int] | None = None  # worker and epoch of the first stream: the others must be of the same
+    attempt: int = -1  # the highest that was let in
+    landing: Landing | None = None  # the stream that is open
+    end: tuple[End, set[int]] | None = None  # how it ended, and the blocks to compute
+
+    @property
+    def transfer_id(self) -> str:
+        return self.open.params.transfer_id
+
+    def check_open(self) -> None:
+        """Raises KVExpired when the hand-over has ended."""
+        if self.end is not None:
+            raise KVExpired(_ENDED)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiter:
+    """An offer that came before the engine was ready."""
+
+    offer: Offer
+    arrival: asyncio.Future[_Expected]
 
 
 @dataclass(slots=True)
@@ -67,16 +81,23 @@ class Results:
 
 
 class Receiver:
-    """Lands hand-overs in the blocks the scheduler reserved for them."""
+    """Lands hand-overs in the blocks the scheduler reserved for them.
 
-    def __init__(self, io: BlockIO, *, fingerprint: str, ledger: LeaseLedger) -> None:
+    `wait_s` bounds how long an offer may be in coming, and then how long it may wait for its request.
+    """
+
+    def __init__(
+        self, io: BlockIO, *, fingerprint: str, ledger: LeaseLedger, wait_s: float, ack_bytes: int = ACK_BYTES
+    ) -> None:
         self._io = io
         self._fingerprint = fingerprint
         self._ledger = ledger
-        self._all_layers = (1 << io.num_layers) - 1
+        self._wait_s = wait_s
+        self._ack_bytes = ack_bytes
         self._expected: dict[str, _Expected] = {}  # all and only open receives, by transfer id
-        self._waiting: dict[str, asyncio.Future[_Expected]] = {}  # offers that came before the engine was ready
-        self._dead: OrderedDict[str, str] = OrderedDict()  # transfer id -> why it will never happen; bounded
+        self._waiting: dict[str, _Waiter] = {}  # all and only offers without a request, by transfer id
+        self._graces: dict[str, asyncio.TimerHandle] = {}  # hand-overs whose stream broke, until the next or the end
+        self._memory = Memory()
         self._lock = threading.Lock()
         self._results = Results()
         self._ended = threading.Event()  # set while results wait to be taken
@@ -111,7 +132,7 @@ class Receiver:
             return
         loop = asyncio.get_running_loop()
         expiry = loop.call_later(opened.params.lease_s, self._expire, transfer_id)
-        expected = _Expected(opened, expiry, [0] * len(opened.block_ids))
+        expected = _Expected(opened, expiry, Landed(self._io, opened.block_ids, opened.first_block))
         self._expected[transfer_id] = expected
         num_blocks = len(opened.block_ids)
         num_bytes = num_blocks * self._io.block_bytes * self._io.num_layers
@@ -123,10 +144,10 @@ class Receiver:
             num_bytes=num_bytes,
             lease_s=opened.params.lease_s,
         )
-        if (reason := self._dead.get(transfer_id)) is not None:
+        if (reason := self._memory.why_dead(transfer_id)) is not None:
             self._fail(expected, TransferAborted(reason))
-        elif (waiter := self._waiting.pop(transfer_id, None)) is not None and not waiter.done():
-            waiter.set_result(expected)
+        elif (waiter := self._waiting.pop(transfer_id, None)) is not None and not waiter.arrival.done():
+            waiter.arrival.set_result(expected)
 
     def cancel(self, transfer_id: str) -> None:
         """Give up a hand-over whose request ended; its blocks may be freed afterwards."""
@@ -143,39 +164,86 @@ class Receiver:
             self._fail(expected, TransferAborted(reason))
         self._bury(transfer_id, reason)
 
-    async def serve(self, messages: AsyncIterator[bytes], *, wait_s: float) -> AsyncGenerator[bytes, None]:
-        """Answer one incoming hand-over stream; yields the frames to send back.
-
-        `wait_s` bounds how long the offer may be in coming, and then how long it may wait for its request to be
-        scheduled here.
-        """
-        expected: _Expected | None = None
+    async def serve(self, incoming: Incoming) -> None:
+        """Answer one stream, from its offer to the last word; returns when it does nothing any more."""
+        first: asyncio.Future[Header] | None = None
         try:
-            offer = read_offer(_only(await _first(messages, wait_s)))
-            expected = await self._match(offer, wait_s)
-            yield control_frame(Kind.GRANT, first_block=expected.open.first_block)
-            await self._land(expected, messages, transfer_seed(offer.transfer_id))
-            yield control_frame(Kind.LANDED)
+            offer = await self._read_offer(incoming)
+            first = asyncio.ensure_future(incoming.header())  # an offer that waits is watched: its sender may leave
+            if self._memory.has_landed(offer):
+                await incoming.write(control_frame(Kind.LANDED))
+                return
+            expected, landing = await self._match(offer, incoming, first)
         except KVTransferError as exc:
-            logger.warning("hand-over failed: %s: %s", exc.name, exc)
-            kind = Kind.REFUSED if expected is None else Kind.FAILED
-            if expected is not None:
-                self._fail(expected, exc)
-            yield problem_frame(kind, Problem(exc.name, str(exc)))
+            logger.warning("offer refused: %s: %s", exc.name, exc)
+            await _answer(incoming, Kind.REFUSED, exc)
+        else:
+            await self._serve_granted(expected, landing, first)
         finally:
-            # Reached with an open hand-over when the stream broke, wherever that was.
-            if expected is not None and not expected.ended:
-                self._fail(expected, TransferAborted("the sender went away"))
+            if first is not None:
+                await _drop(first)
+            incoming.close()
 
-    async def _match(self, offer: Offer, wait_s: float) -> _Expected:
+    async def _serve_granted(self, expected: _Expected, landing: Landing, first: asyncio.Future[Header]) -> None:
+        error: KVTransferError | None = None
+        try:
+            count = expected.landed.num_frames
+            expected.check_open()
+            await landing.incoming.write(control_frame(Kind.GRANT, first_block=expected.open.first_block, count=count))
+            await landing.run(
+                first,
+                expected.landed,
+                self._io,
+                seed=transfer_seed(expected.transfer_id),
+                ack_bytes=self._ack_bytes,
+                progress=lambda size: self._note_landed(expected.transfer_id, size),
+            )
+            expected.check_open()
+            self._complete(expected)
+            await landing.incoming.write(control_frame(Kind.LANDED))
+        except Stopped:
+            error = KVExpired(_ENDED)
+        except (CorruptFrame, KVExpired, Aborted) as exc:
+            self._fail(expected, exc)
+            error = exc
+        except KVTransferError as exc:
+            logger.info("a stream of hand-over %s broke: %s", expected.transfer_id, exc)
+        finally:
+            self._leave(expected, landing)
+        if error is not None:
+            await _answer(landing.incoming, Kind.FAILED, error)
+
+    def _leave(self, expected: _Expected, landing: Landing) -> None:
+        landing.leave()
+        if expected.landing is landing:
+            expected.landing = None
+            if expected.end is None:
+                self._wait_for_next(expected.transfer_id)
+            else:
+                self._settle(expected)
+
+    async def _read_offer(self, incoming: Incoming) -> Offer:
+        try:
+            async with asyncio.timeout(self._wait_s):
+                header = await incoming.header()
+                if header.kind is not Kind.OFFER or header.size > MAX_CONTROL_BYTES:
+                    raise CorruptFrame(f"expected an offer, got {header.kind.name}")
+                payload = await incoming.payload(header)
+        except TimeoutError as exc:
+            raise TransferTimeout(f"no offer came within {self._wait_s:g} s") from exc
+        verify_control(header, payload)
+        return read_offer(payload)
+
+    async def _match(
+        self, offer: Offer, incoming: Incoming, first: asyncio.Future[Header]
+    ) -> tuple[_Expected, Landing]:
+        self._memory.check_epoch(offer)
         if offer.fingerprint != self._fingerprint:
             reason = f"fingerprint of {offer.worker_id} is {offer.fingerprint}, here {self._fingerprint}"
             self.refuse(offer.transfer_id, reason)
             raise PeerMismatch(reason)
-        expected = await self._when_expected(offer.transfer_id, wait_s)
-        if expected.claimed:
-            raise TransferAborted(_OFFERED_TWICE)
-        expected.claimed = True
+        expected = await self._when_expected(offer, first)
+        landing = await self._take_over(expected, offer, incoming)
         opened = expected.open
         problem = None
         if (offer.block_bytes, offer.num_layers) != (self._io.block_bytes, self._io.num_layers):
@@ -185,83 +253,90 @@ class Receiver:
         if problem is not None:
             error = PeerMismatch(problem)
             self._fail(expected, error)
+            self._leave(expected, landing)
             raise error
-        return expected
+        self._ledger.transferring(Side.RECEIVE, offer.transfer_id, peer=offer.worker_id, epoch=offer.epoch)
+        return expected, landing
 
-    async def _when_expected(self, transfer_id: str, wait_s: float) -> _Expected:
-        if transfer_id in self._dead:
-            raise TransferAborted(self._dead[transfer_id])
+    async def _take_over(self, expected: _Expected, offer: Offer, incoming: Incoming) -> Landing:
+        """Let a stream in; one of an earlier attempt is ended and has stopped writing before this returns."""
+        sender = (offer.worker_id, offer.epoch)
+        if expected.sender not in (None, sender) or offer.attempt <= expected.attempt:
+            raise TransferAborted(_OFFERED_TWICE)
+        expected.sender, expected.attempt = sender, offer.attempt
+        self._end_grace(offer.transfer_id)
+        while (earlier := expected.landing) is not None:
+            earlier.stop()
+            earlier.incoming.close()
+            await earlier.gone.wait()
+            if expected.attempt != offer.attempt:
+                raise TransferAborted(_OFFERED_TWICE)
+        expected.check_open()
+        self._end_grace(offer.transfer_id)
+        expected.landing = Landing(incoming, offer.attempt)
+        return expected.landing
+
+    async def _when_expected(self, offer: Offer, first: asyncio.Future[Header]) -> _Expected:
+        transfer_id = offer.transfer_id
+        if (reason := self._memory.why_dead(transfer_id)) is not None:
+            raise TransferAborted(reason)
         if (expected := self._expected.get(transfer_id)) is not None:
             return expected
-        if transfer_id in self._waiting:
-            raise TransferAborted(_OFFERED_TWICE)
-        waiter: asyncio.Future[_Expected] = asyncio.get_running_loop().create_future()
-        self._waiting[transfer_id] = waiter
+        if (other := self._waiting.get(transfer_id)) is not None:
+            self._supersede(other, offer)
+        arrival: asyncio.Future[_Expected] = asyncio.get_running_loop().create_future()
+        waiter = self._waiting[transfer_id] = _Waiter(offer, arrival)
+        self._end_grace(transfer_id)
         try:
-            async with asyncio.timeout(wait_s):
-                return await waiter
-        except TimeoutError as exc:
-            reason = f"no request took the offer within {wait_s:g} s"
+            watched: set[asyncio.Future[Any]] = {arrival, first}
+            await asyncio.wait(watched, timeout=self._wait_s, return_when=asyncio.FIRST_COMPLETED)
+            if arrival.done():
+                return arrival.result()
+            if first.done():
+                first.result()  # raises what became of the stream
+                raise CorruptFrame("the sender spoke out of turn")
+            reason = f"no request took the offer within {self._wait_s:g} s"
             self.refuse(transfer_id, reason)
-            raise TransferTimeout(reason) from exc
-        except asyncio.CancelledError:
-            self.refuse(transfer_id, "the sender went away")
-            raise
+            raise TransferTimeout(reason)
         finally:
-            self._waiting.pop(transfer_id, None)
+            if self._waiting.get(transfer_id) is waiter:
+                del self._waiting[transfer_id]
+                self._wait_for_next(transfer_id)
+            if not arrival.cancel():
+                arrival.exception()  # known already; taken, so that nobody misses it
 
-    async def _land(self, expected: _Expected, messages: AsyncIterator[bytes], seed: int) -> None:
-        """Read the stream until the hand-over ends, on this side too: a sender that is silent is not waited for."""
-        if expected.ended:
-            raise KVExpired("the hand-over had ended on this side")
-        try:
-            async with asyncio.timeout(None) as expected.scope:
-                await self._read_blocks(expected, messages, seed)
-        except TimeoutError as exc:
-            raise KVExpired("the hand-over has ended on this side") from exc
-        finally:
-            expected.scope = None
+    @staticmethod
+    def _supersede(waiter: _Waiter, offer: Offer) -> None:
+        known = waiter.offer
+        same = (known.worker_id, known.epoch) == (offer.worker_id, offer.epoch)
+        if not same or offer.attempt <= known.attempt:
+            raise TransferAborted(_OFFERED_TWICE)
+        if not waiter.arrival.done():
+            waiter.arrival.set_exception(TransferAborted(_OFFERED_TWICE))
 
-    async def _read_blocks(self, expected: _Expected, messages: AsyncIterator[bytes], seed: int) -> None:
-        async for message in messages:
-            for frame in read_frames(message):
-                if expected.ended:
-                    raise KVExpired("the hand-over had ended on this side")
-                if frame.kind is Kind.BLOCKS:
-                    verify_blocks(frame, seed)
-                    self._write(expected, frame)
-                elif frame.kind is Kind.ABORT:
-                    problem = read_problem(frame)
-                    raise TransferAborted(f"{problem.error}: {problem.message}")
-                elif frame.kind is Kind.END:
-                    self._complete(expected, frame.num_blocks)
-                    return
-                else:
-                    raise CorruptFrame(f"unexpected {frame.kind.name} frame")
-        raise TransferAborted("the stream ended before the last block")
+    def _wait_for_next(self, transfer_id: str) -> None:
+        """Give the sender of a stream that broke the time to offer again; then the engine recomputes."""
+        self._end_grace(transfer_id)
+        loop = asyncio.get_running_loop()
+        self._graces[transfer_id] = loop.call_later(RESUME_S, self._sender_left, transfer_id)
 
-    def _write(self, expected: _Expected, frame: Frame) -> None:
-        ids = expected.open.block_ids
-        start = frame.first_block - expected.open.first_block
-        end = start + frame.num_blocks
-        if frame.layer >= self._io.num_layers or start < 0 or end > len(ids):
-            raise CorruptFrame("a frame points outside the reserved blocks")
-        if frame.payload.nbytes != frame.num_blocks * self._io.block_bytes:
-            raise CorruptFrame("a frame's size does not match its blocks")
-        self._io.scatter(frame.layer, ids[start:end], frame.payload)
-        for index in range(start, end):
-            expected.layers_landed[index] |= 1 << frame.layer
-        expected.frames_landed += 1
-        self.bytes_landed += frame.payload.nbytes
+    def _sender_left(self, transfer_id: str) -> None:
+        del self._graces[transfer_id]
+        self.refuse(transfer_id, "the sender went away")
 
-    def _complete(self, expected: _Expected, frames_sent: int) -> None:
-        missing = sum(1 for landed in expected.layers_landed if landed != self._all_layers)
-        if missing or frames_sent != expected.frames_landed:
-            raise CorruptFrame(
-                f"{missing} blocks are incomplete; {expected.frames_landed} of {frames_sent} frames came"
-            )
+    def _end_grace(self, transfer_id: str) -> None:
+        if (grace := self._graces.pop(transfer_id, None)) is not None:
+            grace.cancel()
+
+    def _note_landed(self, transfer_id: str, size: int) -> None:
+        self.bytes_landed += size
+        self._ledger.progress(Side.RECEIVE, transfer_id)
+
+    def _complete(self, expected: _Expected) -> None:
+        assert expected.sender is not None, "a stream that landed was let in"
         self.counts["landed"] += 1
-        expected.scope = None
+        self._memory.note_landed(expected.transfer_id, expected.sender)
+        self._ledger.landed(Side.RECEIVE, expected.transfer_id)
         self._end(expected, End.RELEASED)
 
     def _expire(self, transfer_id: str) -> None:
@@ -271,25 +346,33 @@ class Receiver:
 
     def _fail(self, expected: _Expected, error: KVTransferError, how: End = End.RELEASED) -> None:
         """End a hand-over without (all of) its bytes: the engine computes from the first incomplete block on."""
-        if expected.ended:
+        if expected.end is not None:
             return
         self.counts["failed"] += 1
         logger.warning("request %s recomputes its prompt: %s: %s", expected.open.request_id, error.name, error)
-        ids = expected.open.block_ids
-        bad = {ids[i] for i, landed in enumerate(expected.layers_landed) if landed != self._all_layers}
-        self._bury(expected.open.params.transfer_id, f"{error.name}: {error}")
-        self._end(expected, how, bad or set(ids[-1:]))
+        self._bury(expected.transfer_id, f"{error.name}: {error}")
+        self._end(expected, how, expected.landed.incomplete_blocks() or set(expected.open.block_ids[-1:]))
 
     def _end(self, expected: _Expected, how: End, bad_blocks: set[int] | None = None) -> None:
-        if expected.ended:
+        """End a hand-over; it is reported now, or when the frame that is in landing has ended."""
+        if expected.end is not None:
             return
-        expected.ended = True
+        expected.end = how, bad_blocks or set()
         expected.expiry.cancel()
-        if expected.scope is not None:
-            expected.scope.reschedule(asyncio.get_running_loop().time())
-        del self._expected[expected.open.params.transfer_id]
-        self._ledger.end(Side.RECEIVE, expected.open.params.transfer_id, how)
-        self._report(expected.open.request_id, bad_blocks or set())
+        self._end_grace(expected.transfer_id)
+        del self._expected[expected.transfer_id]
+        if expected.landing is not None:
+            expected.landing.stop()
+            if expected.landing.writing:
+                return
+            expected.landing = None
+        self._settle(expected)
+
+    def _settle(self, expected: _Expected) -> None:
+        assert expected.end is not None, "only what has ended is settled"
+        how, bad_blocks = expected.end
+        self._ledger.end(Side.RECEIVE, expected.transfer_id, how)
+        self._report(expected.open.request_id, bad_blocks)
 
     def _report(self, request_id: str, bad_blocks: set[int]) -> None:
         with self._lock:
@@ -298,26 +381,20 @@ class Receiver:
             self._ended.set()
 
     def _bury(self, transfer_id: str, reason: str) -> None:
-        self._dead[transfer_id] = reason = reason[:_MAX_REASON_CHARS]
-        if len(self._dead) > _MAX_TOMBSTONES:
-            self._dead.popitem(last=False)
+        reason = self._memory.bury(transfer_id, reason)
         waiter = self._waiting.pop(transfer_id, None)
-        if waiter is not None and not waiter.done():
-            waiter.set_exception(TransferAborted(reason))
+        if waiter is not None and not waiter.arrival.done():
+            waiter.arrival.set_exception(TransferAborted(reason))
 
 
-async def _first(messages: AsyncIterator[bytes], wait_s: float) -> bytes:
-    try:
-        async with asyncio.timeout(wait_s):
-            async for message in messages:
-                return message
-    except TimeoutError as exc:
-        raise TransferTimeout(f"no offer came within {wait_s:g} s") from exc
-    raise TransferAborted("the stream ended before its offer")
+async def _answer(incoming: Incoming, kind: Kind, error: KVTransferError) -> None:
+    """Say why a hand-over ended, if the sender can still be told."""
+    with contextlib.suppress(KVTransferError, TimeoutError):
+        async with asyncio.timeout(_ANSWER_S):
+            await incoming.write(problem_frame(kind, Problem(error.name, str(error))))
 
 
-def _only(message: bytes) -> Frame:
-    frames = list(read_frames(message))
-    if len(frames) != 1:
-        raise CorruptFrame(f"expected one frame, got {len(frames)}")
-    return frames[0]
+async def _drop(reading: asyncio.Future[Header]) -> None:
+    """Stop waiting for a frame, and take what has come instead."""
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)

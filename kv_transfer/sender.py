@@ -1,63 +1,60 @@
 """The prefill side: blocks copied out of the cache as they are computed, sent when the decode side grants.
 
-The engine thread copies (so its blocks are free at once) and posts; everything else happens on the KV thread's event
-loop. Staged bytes are bounded: a hand-over that would exceed the bound is given up and the decode side recomputes.
+The engine thread copies to staging memory (so its blocks are free at once) and posts; everything else happens on the
+KV thread's event loop. Staging is bounded: a hand-over that finds it full is given up and the decode side recomputes.
+When a stream breaks, the hand-over goes on over the next way that is open, from the frames that have not landed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
-from collections import deque
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
 
-from core.errors import KVTransferError, PeerMismatch, StagingFull, TransferAborted, TransferTimeout
+from core.errors import CorruptFrame, KVTransferError, PeerMismatch, StagingFull, TransferAborted
 from kv_transfer.frames import (
+    Header,
     Kind,
     Offer,
     control_frame,
     offer_frame,
-    read_frames,
+    read_control,
     read_problem,
     transfer_seed,
-    without_first_blocks,
 )
 from kv_transfer.ledger import End, LeaseLedger, Side
+from kv_transfer.send_queue import SendQueue
+from kv_transfer.staging import Segment, StagingPool
+from kv_transfer.transport import Outgoing
 
 logger = logging.getLogger(__name__)
-GROUP_BYTES = 256 << 10  # a layer of a short prompt waits for the next: sending one costs 0.4 ms of the engine's core
-_MESSAGE_BYTES = 1 << 20  # small frames are joined up to this size: one message costs 30-60 us whatever its size
+GROUP_BYTES: Final = 256 << 10  # a layer of a short prompt waits for the next: sending one costs 0.4 ms of the core
+MAX_ATTEMPTS: Final = 3  # streams that one hand-over may use up
+_BATCH_BYTES: Final = 1 << 20  # frames are handed on together up to this size: each hand-on costs 30-60 us
+_LAST_WORD_S: Final = 0.5  # how long the peer's verdict may follow the break of its stream
+
+Withdraw = Callable[[str, str, str], Awaitable[None]]  # peer, transfer id, reason; never raises a KVTransferError
 
 
-class Stream(Protocol):
-    """One open hand-over stream to a peer."""
-
-    async def write(self, message: bytes) -> None:
-        """Send one message. Raises a KVTransferError when the peer is gone."""
-        ...
-
-    async def read(self) -> bytes:
-        """Wait for one message. Raises a KVTransferError when the stream ended."""
-        ...
-
-    def close(self) -> None:
-        """End the stream at once; idempotent."""
-        ...
-
-
-class Peers(Protocol):
+class Ways(Protocol):
     """The ways to reach decode engines."""
 
-    def connect(self, peer: str, timeout_s: float) -> Stream:
-        """Open a hand-over stream that lives at most `timeout_s`."""
+    async def open(self, peer: str, *, attempt: int, failed: frozenset[str], timeout_s: float) -> tuple[str, Outgoing]:
+        """Open a stream for one attempt at a hand-over; return it with the name of its transport.
+
+        `failed` names the transports whose streams broke in this hand-over. Raises a KVTransferError when none is left.
+        """
         ...
 
-    async def refuse(self, peer: str, transfer_id: str, reason: str) -> None:
-        """Tell a peer, as well as can be, that an offer is withdrawn; never raises a KVTransferError."""
+    def done(self, peer: str, name: str, num_bytes: int, seconds: float) -> None:
+        """Note that a hand-over landed; `seconds` without the time it waited for prefill to compute."""
+        ...
+
+    def failed(self, peer: str, name: str) -> None:
+        """Note that a stream broke."""
         ...
 
 
@@ -77,55 +74,55 @@ class Overlap:
 
 
 @dataclass(slots=True)
-class _Outgoing:
-    """One hand-over on its way out. `frames` is appended by the engine thread and popped by the KV thread."""
+class _Handover:
+    """One hand-over on its way out."""
 
     offer: Offer
     request_id: str
     peer: str
     lease_s: float
-    frames: deque[tuple[int, int, bytes]] = field(default_factory=deque)  # (first block, end block, encoded)
-    staged_bytes: int = 0
+    queue: SendQueue
     unannounced_bytes: int = 0  # staged since the KV thread was last woken
     complete: bool = False  # the engine put the last frame
     completed_s: float = 0.0  # when it did
     sent_before_complete: int = 0  # bytes that had left by then: the part hidden behind the computation
-    num_bytes: int = 0  # sent in all
-    problem: KVTransferError | None = None
-    ended: bool = False  # nothing is staged any more; changed under the sender's lock
-    first_needed: int = 0  # blocks before it are on the decode side already
+    busy_s: float = 0.0  # spent sending, and waiting for the last word
+    problem: KVTransferError | None = None  # why the engine gave it up
+    running: bool = False  # the task has begun and has not ended: a task cancelled before would release nothing
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
 
 class Sender:
-    """Streams hand-overs out, at most `staging_bytes` of them waiting at any time."""
+    """Streams hand-overs out of one staging pool."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        peers: Peers,
+        ways: Ways,
+        withdraw: Withdraw,
         *,
         ledger: LeaseLedger,
-        staging_bytes: int,
+        pool: StagingPool,
         group_bytes: int = GROUP_BYTES,
     ) -> None:
         self._loop = loop
-        self._peers = peers
+        self._ways = ways
+        self._withdraw = withdraw
         self._ledger = ledger
-        self._staging_bytes = staging_bytes
+        self._pool = pool
         self._group_bytes = group_bytes
-        self._lock = threading.Lock()
-        self._staged = 0
-        self._outgoing: dict[str, _Outgoing] = {}  # all and only unfinished sends, by transfer id
+        self._open: dict[str, _Handover] = {}  # all and only unfinished sends, by transfer id
+        self._tasks: set[asyncio.Task[None]] = set()  # all and only those that run
         self.counts = {"sent": 0, "declined": 0, "failed": 0}
         self.bytes_sent = 0
+        self.resumed = 0  # streams that went on with a hand-over whose stream had broken
         self.overlap = Overlap()
 
     @property
     def staged_bytes(self) -> int:
-        """Bytes copied out of the cache and not yet sent or dropped."""
-        return self._staged
+        """Staging memory in use: copied out of the cache and neither landed nor dropped."""
+        return self._pool.used_bytes
 
     # Engine thread
 
@@ -134,213 +131,229 @@ class Sender:
 
         One that is open already goes on as it is: a prompt computed again after a preemption has the same blocks.
         """
-        if offer.transfer_id in self._outgoing:
+        if offer.transfer_id in self._open:
             logger.warning("hand-over %s is under way already", offer.transfer_id)
             return
-        outgoing = _Outgoing(offer, request_id, peer, lease_s)
-        self._outgoing[offer.transfer_id] = outgoing
-        self._loop.call_soon_threadsafe(self._start, outgoing)
+        queue = SendQueue(self._pool, seed=transfer_seed(offer.transfer_id), block_bytes=offer.block_bytes)
+        handover = _Handover(offer, request_id, peer, lease_s, queue)
+        self._open[offer.transfer_id] = handover
+        self._loop.call_soon_threadsafe(self._start, handover)
 
     def wants(self, transfer_id: str, first_block: int, num_blocks: int) -> int | None:
         """Say from which block of a range on bytes are wanted, or None when none are."""
-        outgoing = self._outgoing.get(transfer_id)
-        if outgoing is None or outgoing.problem is not None:
+        handover = self._open.get(transfer_id)
+        if handover is None or handover.problem is not None:
             return None
-        wanted = max(first_block, outgoing.first_needed)
+        wanted = max(first_block, handover.queue.first_needed)
         return wanted if wanted < first_block + num_blocks else None
 
-    def put(self, transfer_id: str, first_block: int, end_block: int, frame: bytes) -> None:
-        """Stage one encoded frame of blocks first_block..end_block - 1; gives up at the staging bound."""
-        outgoing = self._outgoing.get(transfer_id)
-        if outgoing is None or outgoing.problem is not None:
+    def take(self, transfer_id: str, size: int) -> Segment | None:
+        """Take memory for one frame, to be filled and `put`; None when no frame is wanted. Full, it gives up."""
+        handover = self._open.get(transfer_id)
+        if handover is None or handover.problem is not None:
+            return None
+        segment = self._pool.take(size)
+        if segment is None:
+            full = f"{self._pool.used_bytes} of {self._pool.size_bytes} bytes of KV wait to land; raise kv.staging_mb"
+            self._give_up(handover, StagingFull(full))
+        return segment
+
+    def put(
+        self, transfer_id: str, segment: Segment, *, layer: int, first_block: int, num_blocks: int, header: bytes
+    ) -> None:
+        """Hand a filled segment over, in the order of the frames; once for each that was taken."""
+        handover = self._open.get(transfer_id)
+        if handover is None:
+            self._pool.give_back(segment)
             return
-        with self._lock:
-            if outgoing.ended:  # since the look above
-                return
-            full = self._staged + len(frame) > self._staging_bytes
-            if not full:
-                self._staged += len(frame)
-                outgoing.staged_bytes += len(frame)
-                outgoing.frames.append((first_block, end_block, frame))
-        if full:
-            outgoing.problem = StagingFull(f"more than {self._staging_bytes} bytes of KV wait to be sent")
-        else:
-            outgoing.unannounced_bytes += len(frame)
-        if full or outgoing.unannounced_bytes >= self._group_bytes:
-            outgoing.unannounced_bytes = 0
-            self._loop.call_soon_threadsafe(outgoing.wake.set)
+        handover.queue.put(segment, layer=layer, first_block=first_block, num_blocks=num_blocks, header=header)
+        handover.unannounced_bytes += segment.view.nbytes
+        if handover.unannounced_bytes >= self._group_bytes:
+            handover.unannounced_bytes = 0
+            self._loop.call_soon_threadsafe(handover.wake.set)
 
     def finish(self, transfer_id: str) -> None:
         """Note that the last frame of a hand-over was put."""
-        outgoing = self._outgoing.get(transfer_id)
-        if outgoing is not None:
-            outgoing.completed_s = time.monotonic()
-            outgoing.complete = True
-            self._loop.call_soon_threadsafe(outgoing.wake.set)
+        handover = self._open.get(transfer_id)
+        if handover is not None:
+            handover.completed_s = time.monotonic()
+            handover.complete = True
+            self._loop.call_soon_threadsafe(handover.wake.set)
 
     def abort(self, transfer_id: str, reason: str) -> None:
         """Give a hand-over up; from any thread."""
-        outgoing = self._outgoing.get(transfer_id)
-        if outgoing is not None:
-            outgoing.problem = outgoing.problem or TransferAborted(reason)
-            self._loop.call_soon_threadsafe(outgoing.wake.set)
+        handover = self._open.get(transfer_id)
+        if handover is not None:
+            self._give_up(handover, TransferAborted(reason))
+
+    def _give_up(self, handover: _Handover, problem: KVTransferError) -> None:
+        if handover.problem is None:
+            handover.problem = problem
+            self._loop.call_soon_threadsafe(self._stop, handover)
 
     # KV thread
 
     async def close(self) -> None:
         """Give up what is still open, and wait until it is."""
-        tasks = [outgoing.task for outgoing in self._outgoing.values() if outgoing.task is not None]
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _start(self, outgoing: _Outgoing) -> None:
-        offer = outgoing.offer
+    def _stop(self, handover: _Handover) -> None:
+        if handover.task is not None and handover.running:
+            handover.task.cancel()
+
+    def _start(self, handover: _Handover) -> None:
+        offer = handover.offer
         self._ledger.grant(
             Side.SEND,
             offer.transfer_id,
-            owner=outgoing.request_id,
+            owner=handover.request_id,
             num_blocks=offer.num_blocks,
             num_bytes=offer.num_blocks * offer.block_bytes * offer.num_layers,
-            lease_s=outgoing.lease_s,
+            lease_s=handover.lease_s,
+            peer=handover.peer,
+            epoch=offer.epoch,
         )
-        outgoing.task = self._loop.create_task(self._run(outgoing), name=f"kv-send-{offer.transfer_id}")
+        handover.task = self._loop.create_task(self._run(handover), name=f"kv-send-{offer.transfer_id}")
+        self._tasks.add(handover.task)
+        handover.task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, outgoing: _Outgoing) -> None:
+    async def _run(self, handover: _Handover) -> None:
         """Own one hand-over from offer to end; every way out releases its lease and its staged bytes."""
         how, outcome = End.RELEASED, "failed"
-        transfer_id = outgoing.offer.transfer_id
+        transfer_id = handover.offer.transfer_id
+        lost: KVTransferError | None = None  # why the peer cannot know that the hand-over is over
+        handover.running = True
         try:
-            async with asyncio.timeout(outgoing.lease_s):
-                await self._send(outgoing)
+            if handover.problem is not None:
+                raise handover.problem
+            async with asyncio.timeout(handover.lease_s):
+                await self._deliver(handover)
             outcome = "sent"
         except TimeoutError:
             how = End.EXPIRED
-            logger.warning("hand-over %s expired after %g s", transfer_id, outgoing.lease_s)
-        except _Declined as exc:
-            outcome = "declined"
-            logger.info("hand-over %s declined: %s", transfer_id, exc)
+            logger.warning("hand-over %s expired after %g s", transfer_id, handover.lease_s)
+        except _Verdict as verdict:
+            outcome = "declined" if verdict.declines else "failed"
+            level = logging.INFO if verdict.declines else logging.WARNING
+            logger.log(level, "hand-over %s %s: %s", transfer_id, outcome, verdict.error)
         except KVTransferError as exc:
-            logger.warning("hand-over %s failed: %s: %s", transfer_id, exc.name, exc)
+            lost = exc
+        except asyncio.CancelledError:
+            lost = handover.problem
+            if lost is None:  # not given up: the endpoint closes
+                raise
         finally:
+            handover.running = False
             self.counts[outcome] += 1
-            outgoing.problem = outgoing.problem or TransferAborted("the hand-over has ended")
-            self._outgoing.pop(transfer_id, None)
-            with self._lock:
-                outgoing.ended = True
-                outgoing.frames.clear()
-                self._staged -= outgoing.staged_bytes
-                outgoing.staged_bytes = 0
+            self._open.pop(transfer_id, None)
+            handover.queue.close()
+            if outcome == "sent":
+                self._ledger.landed(Side.SEND, transfer_id)
             self._ledger.end(Side.SEND, transfer_id, how)
+        if lost is not None:
+            logger.warning("hand-over %s failed: %s: %s", transfer_id, lost.name, lost)
+            await self._withdraw(handover.peer, transfer_id, f"{lost.name}: {lost}")
 
-    async def _send(self, outgoing: _Outgoing) -> None:
-        stream = self._peers.connect(outgoing.peer, outgoing.lease_s)
-        granted = False
-        try:
-            await stream.write(offer_frame(outgoing.offer))
-            outgoing.first_needed = _check_reply(await self._reply(outgoing, stream), Kind.GRANT)
-            granted = True
-            # The decode side may end the hand-over at any time, so its last word is awaited from here on.
-            verdict = asyncio.ensure_future(stream.read())
-            verdict.add_done_callback(lambda _: outgoing.wake.set())
+    async def _deliver(self, handover: _Handover) -> None:
+        """Try one stream after the other until all has landed."""
+        peer, failed = handover.peer, frozenset[str]()
+        for attempt in range(MAX_ATTEMPTS):
+            name, stream = await self._ways.open(peer, attempt=attempt, failed=failed, timeout_s=handover.lease_s)
             try:
-                num_frames = 0
-                async for message, frames in self._messages(outgoing, verdict):
-                    await stream.write(message)
-                    num_frames += frames
-                if not verdict.done():
-                    await stream.write(control_frame(Kind.END, count=num_frames))
-                _check_reply(await verdict, Kind.LANDED)
-                self.overlap.add(outgoing.num_bytes, outgoing.sent_before_complete, outgoing.completed_s)
+                await self._exchange(handover, stream, attempt)
+            except KVTransferError as exc:
+                self._ways.failed(peer, name)
+                failed |= {name}
+                broken = exc
+            else:
+                self._ways.done(peer, name, handover.queue.num_bytes, handover.busy_s)
+                self.overlap.add(handover.queue.num_bytes, handover.sent_before_complete, handover.completed_s)
+                return
             finally:
-                _give_up(verdict)
-        finally:
-            stream.close()
-            if not granted and outgoing.problem is not None:
-                # The offer may not even have left: closing the stream alone might tell the decode side nothing.
-                await self._peers.refuse(outgoing.peer, outgoing.offer.transfer_id, str(outgoing.problem))
+                stream.close()
+            logger.warning("stream %d of %s over %s broke: %s", attempt + 1, handover.offer.transfer_id, name, broken)
+        raise TransferAborted(f"{MAX_ATTEMPTS} streams broke, the last one: {broken}") from broken
 
-    async def _reply(self, outgoing: _Outgoing, stream: Stream) -> bytes:
-        """Wait for the answer to the offer. Raises what made the engine give the hand-over up meanwhile."""
-        reply = asyncio.ensure_future(stream.read())
-        reply.add_done_callback(lambda _: outgoing.wake.set())
+    async def _exchange(self, handover: _Handover, stream: Outgoing, attempt: int) -> None:
+        """Send over one stream to the peer's last word. Raises _Verdict, or a KVTransferError if the stream broke."""
+        offer = handover.offer
+        await stream.write(offer_frame(replace(offer, attempt=attempt)))
+        reply = _checked(await stream.read(), Kind.GRANT, Kind.LANDED)
+        if reply.kind is Kind.LANDED:  # the last stream broke with the word on its way
+            return
+        handover.queue.go_on(first_needed=reply.first_block, landed=reply.num_blocks)
+        self.resumed += attempt > 0
+        self._ledger.transferring(Side.SEND, offer.transfer_id, peer=handover.peer, epoch=offer.epoch)
+        # The decode side may end the hand-over at any time, so its words are awaited from here on.
+        reading = asyncio.ensure_future(self._read(handover, stream))
+        writing = asyncio.ensure_future(self._write(handover, stream))
         try:
-            while not reply.done():
-                await outgoing.wake.wait()
-                outgoing.wake.clear()
-                if outgoing.problem is not None:
-                    raise outgoing.problem
-            return reply.result()
+            await asyncio.wait({reading, writing}, return_when=asyncio.FIRST_COMPLETED)
+            if writing.done() and (broken := writing.exception()) is not None:
+                await asyncio.wait({reading}, timeout=_LAST_WORD_S)
+                if not reading.done():
+                    raise broken
+            await reading
         finally:
-            _give_up(reply)
+            reading.cancel()
+            writing.cancel()
+            await asyncio.gather(reading, writing, return_exceptions=True)
 
-    async def _messages(self, outgoing: _Outgoing, verdict: asyncio.Future[bytes]) -> AsyncIterator[tuple[bytes, int]]:
-        """Yield what is staged as messages of about _MESSAGE_BYTES with their number of frames.
+    async def _read(self, handover: _Handover, stream: Outgoing) -> None:
+        """Take acknowledgements until the word that all has landed."""
+        while True:
+            reply = _checked(await stream.read(), Kind.ACK, Kind.LANDED)
+            if reply.kind is Kind.LANDED:
+                return
+            handover.queue.acknowledge(reply.num_blocks)
+            self._ledger.progress(Side.SEND, handover.offer.transfer_id)
 
-        Ends after the last frame, or when the decode side has spoken its verdict.
-        """
-        while not verdict.done():
-            outgoing.wake.clear()
-            if outgoing.problem is not None:
-                raise outgoing.problem
-            complete = outgoing.complete  # read before the queue: the engine sets it after the last put
-            batch, staged_bytes = _take_batch(outgoing)
+    async def _write(self, handover: _Handover, stream: Outgoing) -> None:
+        """Send what is staged, and END after the last frame."""
+        queue = handover.queue
+        while True:
+            handover.wake.clear()
+            complete = handover.complete  # read before the queue: the engine sets it after the last put
+            batch = queue.take(_BATCH_BYTES)
             if batch:
-                yield batch[0] if len(batch) == 1 else b"".join(batch), len(batch)
-                self._note_sent(outgoing, sum(map(len, batch)))
-            with self._lock:
-                self._staged -= staged_bytes
-                outgoing.staged_bytes -= staged_bytes
-            if not staged_bytes:
-                if complete:
-                    return
-                if not verdict.done():
-                    await outgoing.wake.wait()
+                began_s = time.monotonic()
+                await stream.write_blocks(batch)
+                handover.busy_s += time.monotonic() - began_s
+                self._note_sent(handover, sum(frame.payload.nbytes for frame in batch))
+            elif complete:
+                await stream.write(control_frame(Kind.END, count=queue.num_frames))
+                return
+            else:
+                await handover.wake.wait()
 
-    def _note_sent(self, outgoing: _Outgoing, num_bytes: int) -> None:
+    def _note_sent(self, handover: _Handover, num_bytes: int) -> None:
         self.bytes_sent += num_bytes
-        outgoing.num_bytes += num_bytes
-        if not outgoing.complete:
-            outgoing.sent_before_complete = outgoing.num_bytes
+        if not handover.complete:
+            handover.sent_before_complete = handover.queue.num_bytes
 
 
-def _take_batch(outgoing: _Outgoing) -> tuple[list[bytes], int]:
-    """Take staged frames for about one message; return what of them the decode side needs, and the bytes taken."""
-    batch: list[bytes] = []
-    size = taken = 0
-    while outgoing.frames and size < _MESSAGE_BYTES:
-        first_block, end_block, frame = outgoing.frames.popleft()
-        taken += len(frame)
-        if end_block <= outgoing.first_needed:
-            continue
-        if (known := outgoing.first_needed - first_block) > 0:  # staged before the grant came
-            frame = without_first_blocks(frame, transfer_seed(outgoing.offer.transfer_id), known)
-        batch.append(frame)
-        size += len(frame)
-    return batch, taken
+class _Verdict(Exception):
+    """The decode side has ended the hand-over; another stream would not change its mind."""
+
+    def __init__(self, error: KVTransferError, *, declines: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.declines = declines  # it needs nothing: its request ended, or has the whole prompt cached
 
 
-def _give_up(reading: asyncio.Future[bytes]) -> None:
-    """Stop waiting for a message; an error that has come instead is no longer of interest, but must be taken."""
-    if not reading.cancel() and not reading.cancelled():
-        reading.exception()
-
-
-class _Declined(Exception):
-    """The decode side needs nothing: its request ended, or has the whole prompt cached."""
-
-
-def _check_reply(message: bytes, wanted: Kind) -> int:
-    """Return `first_block` of the wanted reply; raise what the peer reports instead."""
-    for frame in read_frames(message):
-        if frame.kind is wanted:
-            return frame.first_block
-        if frame.kind in (Kind.REFUSED, Kind.FAILED):
-            problem = read_problem(frame)
-            text = f"the decode side says {problem.error}: {problem.message}"
-            if problem.error == PeerMismatch.name:
-                raise PeerMismatch(text)
-            if frame.kind is Kind.REFUSED and problem.error == TransferAborted.name:
-                raise _Declined(text)
-            raise TransferAborted(text)
-    raise TransferTimeout("the decode side answered out of turn")
+def _checked(message: bytes, *wanted: Kind) -> Header:
+    """Return a reply of the wanted kind. Raises _Verdict with what the peer reports instead, or CorruptFrame."""
+    header, payload = read_control(message)
+    if header.kind in wanted:
+        return header
+    if header.kind in (Kind.REFUSED, Kind.FAILED):
+        problem = read_problem(payload)
+        text = f"the decode side says {problem.error}: {problem.message}"
+        if problem.error == PeerMismatch.name:
+            raise _Verdict(PeerMismatch(text), declines=False)
+        declines = header.kind is Kind.REFUSED and problem.error == TransferAborted.name
+        raise _Verdict(TransferAborted(text), declines=declines)
+    raise CorruptFrame(f"the decode side answered out of turn: {header.kind.name}")

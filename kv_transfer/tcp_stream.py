@@ -35,7 +35,8 @@ class TcpStream:
         self._header = bytearray(HEADER_BYTES)
         self._num_header_bytes = 0  # of the next header, that have come
         self._owed_bytes = 0  # of the payload that follows the last header
-        self._num_cut = 0  # frames that are half through; what follows one cannot be told
+        self._num_moving = 0  # frames that are half through
+        self._is_cut = False  # one stayed so: what follows it cannot be told
         self._is_closed = False
         self._peer_has_ended = False
 
@@ -84,7 +85,7 @@ class TcpStream:
         if self._is_closed:
             return
         self._is_closed = True
-        if self._num_cut or self._num_header_bytes:
+        if self._is_cut or self._num_moving or self._num_header_bytes:
             self._link.close()
         else:
             self._link.interrupt()
@@ -123,7 +124,7 @@ class TcpStream:
         try:
             header = read_header(view)
         except CorruptFrame:
-            self._num_cut += 1
+            self._is_cut = True
             raise
         self._owed_bytes = header.size
         return header
@@ -145,13 +146,20 @@ class TcpStream:
     def _whole(self) -> Iterator[None]:
         """Know of the frame inside when it is left half done."""
         self._check_open()
-        self._num_cut += 1
-        yield
-        self._num_cut -= 1
+        self._num_moving += 1
+        try:
+            yield
+        except BaseException:
+            self._is_cut = True
+            raise
+        finally:
+            self._num_moving -= 1
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise TransferAborted("the stream is closed")
+        if self._is_cut:
+            raise TransferAborted("a frame of the stream was broken off")
 
 
 class _PeerEnded(TransferAborted):

@@ -210,8 +210,8 @@ class _Listener:
         if self._num_strangers >= MAX_STRANGERS:
             sock.close()
             return
-        self._num_strangers += 1
         connection = Connection(sock)
+        self._num_strangers += 1
         task = self._loop.create_task(self._admit(connection), name="kv-tcp-serve")
         self._tasks.add(task)
 

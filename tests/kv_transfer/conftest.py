@@ -30,10 +30,11 @@ def make_side(tmp_path: Path) -> Iterator[MakeSide]:
         *,
         fingerprint: str = "fp",
         token: str = "secret",
-        staging_bytes: int = 1 << 20,
+        staging_bytes: int = 8 << 20,
         seed: int = 0,
         lease_s: float = 5.0,
         group_bytes: int = 0,  # every frame leaves at once
+        ack_bytes: int = 1,  # every frame is acknowledged
     ) -> Side:
         generator = torch.Generator().manual_seed(seed)
         cache = {
@@ -42,7 +43,17 @@ def make_side(tmp_path: Path) -> Iterator[MakeSide]:
         }
         file = tmp_path / f"{len(sides)}.json"
         config = EndpointConfig(
-            f"w{len(sides)}", 1, "127.0.0.1", 0, str(file), fingerprint, token, lease_s, staging_bytes, group_bytes
+            f"w{len(sides)}",
+            1,
+            "127.0.0.1",
+            0,
+            str(file),
+            fingerprint,
+            token,
+            lease_s,
+            staging_bytes,
+            group_bytes,
+            ack_bytes,
         )
         endpoint = KVEndpoint(config, BlockIO(cache))
         address = endpoint.start()
@@ -59,6 +70,7 @@ def make_side(tmp_path: Path) -> Iterator[MakeSide]:
             assert side.endpoint.ledger.blocks().imbalance == 0
             assert side.endpoint.ledger.bytes().imbalance == 0
             assert side.endpoint.ledger.blocks().held == 0
+            assert side.endpoint.ledger.imbalances == 0
     finally:
         for side in sides:
             side.endpoint.close()

@@ -9,7 +9,9 @@ import torch
 
 from core.errors import Unauthorized
 from kv_transfer.control import KVControlClient
-from kv_transfer.frames import blocks_frame, transfer_seed
+from kv_transfer.faults import SendFaults
+from kv_transfer.frames import blocks_header, transfer_seed
+from kv_transfer.staging import CHUNK_BYTES
 from tests.support.kv_side import BLOCKS, LAYERS, MakeSide, Side, wait_until
 
 
@@ -106,8 +108,7 @@ def test_corrupt_frame_is_never_served(pair: tuple[Side, Side]) -> None:
     prefill, decode = pair
     decode.expect("t", [2, 0])
     prefill.offer(decode.address, "t", 2)
-    frame = _frame(prefill, "t", 0, [5, 1])
-    prefill.endpoint.sender.put("t", 0, 2, frame[:-1] + bytes([frame[-1] ^ 1]))
+    prefill.endpoint.stage("t", 0, 0, [5, 1], SendFaults(corrupt_layer=1))
     decode.wait_finished("t")
     assert decode.bad == {2, 0}
     prefill.endpoint.sender.finish("t")
@@ -117,7 +118,12 @@ def test_frame_of_another_transfer_is_never_served(pair: tuple[Side, Side]) -> N
     prefill, decode = pair
     decode.expect("t", [2, 0])
     prefill.offer(decode.address, "t", 2)
-    prefill.endpoint.sender.put("t", 0, 2, _frame(prefill, "other", 0, [5, 1]))
+    sender, io = prefill.endpoint.sender, prefill.endpoint.io
+    segment = sender.take("t", 2 * io.block_bytes)
+    assert segment is not None
+    io.gather_into(0, [5, 1], segment.view)
+    header = blocks_header(transfer_seed("other"), 0, 0, 2, segment.view)
+    sender.put("t", segment, layer=0, first_block=0, num_blocks=2, header=header)
     decode.wait_finished("t")
     assert decode.bad == {2, 0}
 
@@ -226,8 +232,10 @@ def test_decode_that_is_not_there_fails_fast(pair: tuple[Side, Side]) -> None:
 
 
 def test_staging_is_bounded(make_side: MakeSide) -> None:
-    prefill, decode = make_side(staging_bytes=1000), make_side()
+    prefill, decode = make_side(staging_bytes=3 * CHUNK_BYTES), make_side()
     prefill.offer(decode.address, "t", 8, lease_s=60)
+    prefill.put("t", 0, 0, list(range(4)))
+    prefill.put("t", 0, 4, list(range(4, 8)))
     prefill.send_all("t", list(range(8)))
     wait_until(prefill.idle)
     decode.expect("t", list(range(8)), lease_s=60)
@@ -254,9 +262,12 @@ async def test_control_cancel_and_stats(pair: tuple[Side, Side]) -> None:
             "blocks": {"granted": 3, "held": 3, "released": 0, "expired": 0},
             "bytes": {"granted": 576, "held": 576, "released": 0, "expired": 0},
             "imbalance_blocks": 0,
+            "imbalances": 0,
             "leases": None,
+            "states": {"granted": 1, "transferring": 0, "landed": 0, "released": 0, "expired": 0},
             "receives": {"landed": 0, "failed": 0, "cancelled": 0},
             "sends": {"sent": 0, "declined": 0, "failed": 0},
+            "resumed": 0,
             "bytes_sent": 0,
             "bytes_landed": 0,
             "staged_bytes": 0,
@@ -276,7 +287,3 @@ async def test_control_needs_the_token(pair: tuple[Side, Side]) -> None:
             await client.stats()
     finally:
         await client.close()
-
-
-def _frame(side: Side, transfer_id: str, layer: int, block_ids: list[int]) -> bytes:
-    return blocks_frame(transfer_seed(transfer_id), layer, 0, side.endpoint.io.gather(layer, block_ids))

@@ -12,7 +12,7 @@ from grpc._cython import cygrpc
 
 from core.cluster_token import token_metadata
 from core.errors import KVTransferError, TransferAborted
-from kv_transfer.grpc_transport import SERVICE, GrpcPeers, control_request
+from kv_transfer.grpc_transport import SERVICE, GrpcTransport, control_request
 from tests.support.kv_peer import push
 from tests.support.kv_side import WAIT_S, MakeSide
 
@@ -54,15 +54,19 @@ async def test_peer_without_the_token_is_turned_away(make_side: MakeSide) -> Non
 
 async def test_write_to_a_stream_that_has_ended_is_a_transfer_error(make_side: MakeSide) -> None:
     decode = make_side(token="another")
-    peers = GrpcPeers("wrong")
+    transport = GrpcTransport(_no_verb, token="wrong")
     try:
-        stream = peers.connect(decode.address, WAIT_S)
+        stream = await transport.connect(decode.address, WAIT_S)
         with pytest.raises(KVTransferError):
             await stream.read()
         with pytest.raises(TransferAborted):
             await stream.write(b"x")
     finally:
-        await peers.close()
+        await transport.close()
+
+
+async def _no_verb(verb: str, arguments: dict[str, str]) -> dict[str, object]:
+    raise ValueError(verb)
 
 
 async def test_peer_that_leaves_with_its_answer_is_no_error(

@@ -17,7 +17,7 @@ def test_hand_over_offered_twice_leaves_nothing_behind(make_side: MakeSide) -> N
     decode.wait_finished("t")
     assert decode.bad == set()
     wait_until(prefill.idle)
-    wait_until(lambda: not prefill.endpoint.sender._outgoing)
+    wait_until(lambda: not prefill.endpoint.sender._open)
 
 
 def test_short_layers_leave_in_groups_and_the_rest_with_the_last(make_side: MakeSide) -> None:
@@ -25,7 +25,7 @@ def test_short_layers_leave_in_groups_and_the_rest_with_the_last(make_side: Make
     layer_bytes = 2 * prefill.endpoint.io.block_bytes
     decode.expect("t", [2, 0])
     prefill.offer(decode.address, "t", 2)
-    wait_until(lambda: (known := decode.endpoint.receiver._expected.get("t")) is not None and known.claimed)
+    wait_until(lambda: (known := decode.endpoint.receiver._expected.get("t")) is not None and known.landing)
     prefill.put("t", 0, 0, [5, 1])
     assert decode.endpoint.receiver.bytes_landed == 0
     prefill.put("t", 1, 0, [5, 1])  # two layers with their headers are more than a group
@@ -36,30 +36,22 @@ def test_short_layers_leave_in_groups_and_the_rest_with_the_last(make_side: Make
     assert decode.bad == set()
 
 
-def test_frame_put_while_the_hand_over_ends_is_not_counted_as_staged(make_side: MakeSide) -> None:
+def test_frame_put_when_the_hand_over_has_ended_is_given_back(make_side: MakeSide) -> None:
     prefill, decode = make_side(), make_side()
-    sender = prefill.endpoint.sender
+    sender, io = prefill.endpoint.sender, prefill.endpoint.io
     prefill.offer(decode.address, "t", 2)
-    wait_until(lambda: "t" in decode.endpoint.receiver._waiting)
-
-    class LateLock:
-        """Lets the KV thread end the hand-over between the engine thread's look and its entry."""
-
-        def __init__(self) -> None:
-            self.inner, self.armed = sender._lock, True
-
-        def __enter__(self) -> None:
-            if self.armed:
-                self.armed = False
-                sender.abort("t", "client gone")
-                wait_until(lambda: not sender._outgoing)
-            self.inner.acquire()
-
-        def __exit__(self, *_: object) -> None:
-            self.inner.release()
-
-    sender._lock = LateLock()  # type: ignore[assignment]
-    prefill.put("t", 0, 0, [5, 1])
+    known = sender._open["t"]
+    segments = [sender.take("t", io.block_bytes) for _ in range(2)]
+    sender.abort("t", "client gone")
+    wait_until(lambda: not sender._open)
+    for segment in segments:
+        assert segment is not None
+        sender.put("t", segment, layer=0, first_block=0, num_blocks=1, header=b"")
+        assert sender.take("t", io.block_bytes) is None
+    assert sender.staged_bytes == 0
+    late = prefill.endpoint._pool.take(1)
+    assert late is not None
+    known.queue.put(late, layer=0, first_block=0, num_blocks=1, header=b"")  # the look came before the end
     assert sender.staged_bytes == 0
 
 

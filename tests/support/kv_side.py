@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from kv_transfer.endpoint import KVEndpoint
-from kv_transfer.frames import Offer, blocks_frame, transfer_seed
+from kv_transfer.frames import Offer
 from kv_transfer.plan import ReceiveOpen, ReceiveParams
 
 LAYERS, BLOCKS, SHAPE = 3, 16, (2, 4, 8)
@@ -32,9 +32,7 @@ class Side:
         self.endpoint.sender.open(offer, request_id=f"req-{transfer_id}", peer=peer, lease_s=lease_s)
 
     def put(self, transfer_id: str, layer: int, first: int, block_ids: list[int]) -> None:
-        rows = self.endpoint.io.gather(layer, block_ids)
-        frame = blocks_frame(transfer_seed(transfer_id), layer, first, rows)
-        self.endpoint.sender.put(transfer_id, first, first + len(rows), frame)
+        self.endpoint.stage(transfer_id, layer, first, block_ids)
 
     def send_all(self, transfer_id: str, block_ids: list[int]) -> None:
         for layer in range(LAYERS):
