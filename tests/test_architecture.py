@@ -27,7 +27,7 @@ LAYERS: Mapping[str, frozenset[str]] = {
     "cluster": frozenset({"core", "kv_transfer", "engine", "prefill_workers", "decode_workers"}),
     "router": frozenset({"core", "cluster"}),
     "sim": frozenset({"core"}),
-    "bench": frozenset({"core", "sim", "engine", "cluster"}),
+    "bench": frozenset({"core", "kv_transfer", "sim", "engine", "cluster"}),
     "deploy": frozenset(),
     "baton": frozenset({"core", "cluster", "router", "engine", "sim", "bench"}),
 }

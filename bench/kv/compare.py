@@ -44,6 +44,7 @@ class Comparison:
         self._plan = plan
         self.notes: list[str] = []
         self._failed: set[str] = set()  # systems that are left out from now on
+        self._at_once: set[tuple[str, int, int]] = set()  # system, tokens and round of all that was taken without pace
         self._programs: Path | None = None
 
     def sizes(self) -> Iterator[Taken]:
@@ -54,7 +55,7 @@ class Comparison:
                 yield from self._one(chosen[(place + index) % len(chosen)], index)
 
     def overlap(self) -> Iterator[Taken]:
-        """Hand over while layers are computed, and all at once for comparison, by every transport."""
+        """Hand over while layers are computed, by every transport; all at once too, where `sizes` has not done so."""
         names = {whole(transport) for transport in self._plan.transports}
         chosen = [system for system in systems(self._plan.transports, ()) if system.name in names]
         for index in range(self._plan.rounds):
@@ -78,8 +79,10 @@ class Comparison:
         largest = max(tokens for tokens, _ in self._plan.paces) if paced else max(self._plan.sizes)
         try:
             with open_pair(system, largest, self._programs if system.in_peers_venv else None) as pair:
-                for taken in self._paced(pair, index) if paced else self._sized(pair, index):
+                for taken in self._paced(pair, system.name, index) if paced else self._sized(pair, index):
                     _show(taken)
+                    if not taken.layer_ms:
+                        self._at_once.add((taken.system, taken.tokens, taken.round))
                     yield taken
         except PairFailed as exc:
             self._failed.add(system.name)
@@ -89,10 +92,11 @@ class Comparison:
         for tokens in self._plan.sizes:
             yield pair.take(tokens, index, repeats=self._plan.repeats)
 
-    def _paced(self, pair: Pair, index: int) -> Iterator[Taken]:
+    def _paced(self, pair: Pair, name: str, index: int) -> Iterator[Taken]:
         repeats = self._plan.repeats or _PACED_REPEATS
         for tokens in dict.fromkeys(tokens for tokens, _ in self._plan.paces):
-            yield pair.take(tokens, index, repeats=repeats)
+            if (name, tokens, index) not in self._at_once:
+                yield pair.take(tokens, index, repeats=repeats)
         for tokens, layer_ms in self._plan.paces:
             yield pair.take(tokens, index, layer_ms=layer_ms, repeats=repeats)
 
