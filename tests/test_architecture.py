@@ -27,7 +27,7 @@ LAYERS: Mapping[str, frozenset[str]] = {
     "cluster": frozenset({"core", "kv_transfer", "engine", "prefill_workers", "decode_workers"}),
     "router": frozenset({"core", "cluster"}),
     "sim": frozenset({"core"}),
-    "bench": frozenset({"core", "sim", "engine", "cluster"}),
+    "bench": frozenset({"core", "kv_transfer", "sim", "engine", "cluster"}),
     "deploy": frozenset(),
     "baton": frozenset({"core", "cluster", "router", "engine", "sim", "bench"}),
 }
@@ -37,7 +37,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "ray": ("cluster/",),
     "vllm": ("engine/", "kv_transfer/connector.py"),
     "fastapi": ("router/",),
-    "grpc": ("cluster/", "kv_transfer/"),
+    "grpc": ("cluster/", "kv_transfer/", "bench/kv/peers_grpc.py"),
 }
 # What must not even be loaded by importing any module of a package.
 NEVER_LOADED: Mapping[str, tuple[str, ...]] = {

@@ -1,0 +1,128 @@
+"""Baton's whole hand-over between two KV endpoints, driven as an engine thread drives them.
+
+From opening the transfer and copying the first block out of the prefill side's cache until the decode side's engine
+thread hears that every block is in its own: what an engine waits for.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+from bench.kv.cache import LAYERS, Bytes, Job
+from bench.kv.kv_thread import STAGING_BYTES, WAIT_S, block_io, frames_of, wait_for_layer
+from bench.kv.side import Side, Span
+from core.errors import TransferAborted
+from kv_transfer.endpoint import EndpointConfig, KVEndpoint
+from kv_transfer.frames import Offer
+from kv_transfer.plan import ReceiveOpen, ReceiveParams
+from kv_transfer.transport import Outgoing
+
+_FULL_WAIT_S: Final = 0.0002
+_DIGEST: Final = "bench"
+
+
+def sender(cache: Bytes, options: dict[str, str]) -> Side:
+    """Build the prefill side."""
+    return _Prefill(cache, options["transport"])
+
+
+def receiver(cache: Bytes, options: dict[str, str]) -> Side:
+    """Build the decode side."""
+    return _Decode(cache, options["transport"])
+
+
+async def _refuse(address: str, timeout_s: float) -> Outgoing:
+    raise TransferAborted("this transport is not the one that is measured")
+
+
+def _allow_only(endpoint: KVEndpoint, transport: str) -> None:
+    """Have a hand-over fail rather than go on over a transport that is not measured."""
+    for other in endpoint._transports:
+        if other.name != transport:
+            other.connect = _refuse  # type: ignore[method-assign]
+
+
+class _End:
+    def __init__(self, cache: Bytes, transport: str, worker_id: str, staging_bytes: int) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="baton-bench-kv-")
+        config = EndpointConfig(
+            worker_id=worker_id,
+            epoch=1,
+            host="127.0.0.1",
+            port=0,
+            endpoint_file=str(Path(self._folder.name) / "endpoint.json"),
+            fingerprint="bench",
+            token="bench",
+            lease_s=WAIT_S,
+            staging_bytes=staging_bytes,
+            transports=(transport,),
+        )
+        self._endpoint = KVEndpoint(config, block_io(cache))
+        _allow_only(self._endpoint, transport)
+        self.address = self._endpoint.start()
+        self._peer = ""
+
+    def meet(self, address: str) -> None:
+        self._peer = address
+
+    def close(self) -> None:
+        self._endpoint.close()
+        self._folder.cleanup()
+
+
+class _Prefill(_End):
+    def __init__(self, cache: Bytes, transport: str) -> None:
+        super().__init__(cache, transport, "prefill", STAGING_BYTES)
+
+    def prepare(self, job: Job) -> None:
+        """Nothing is prepared: the offer is part of what is timed."""
+
+    def run(self, job: Job) -> Span:
+        ids, name = job.source.tolist(), str(job.number)
+        io = self._endpoint.io
+        offer = Offer(
+            name, "prefill", 1, self._endpoint.fingerprint, _DIGEST, job.num_blocks, io.num_layers, io.block_bytes
+        )
+        began_s = time.monotonic()
+        self._endpoint.sender.open(offer, request_id=name, peer=self._peer, lease_s=WAIT_S)
+        for layer in range(LAYERS):
+            wait_for_layer(began_s, layer, job.layer_ms)
+            computed_s = time.monotonic()
+            for first, count in frames_of(job.num_blocks):
+                self._wait_for_staging(count * io.block_bytes)
+                self._endpoint.stage(name, layer, first, ids[first : first + count])
+        self._endpoint.sender.finish(name)
+        return Span(computed_s if job.layer_ms else began_s)
+
+    def _wait_for_staging(self, size: int) -> None:
+        """Wait while staging memory is full; an engine would give up, but does not prefill as fast as this."""
+        deadline_s = time.monotonic() + WAIT_S
+        while self._endpoint.sender.staged_bytes + size > STAGING_BYTES:
+            if time.monotonic() > deadline_s:
+                raise TimeoutError("the decode side acknowledges nothing")
+            time.sleep(_FULL_WAIT_S)
+
+
+class _Decode(_End):
+    def __init__(self, cache: Bytes, transport: str) -> None:
+        super().__init__(cache, transport, "decode", 1 << 20)
+
+    def prepare(self, job: Job) -> None:
+        """Reserve the blocks, as decode does before prefill starts."""
+        name = str(job.number)
+        params = ReceiveParams(name, WAIT_S)
+        self._endpoint.expect(ReceiveOpen(params, name, _DIGEST, 0, job.num_blocks, tuple(job.target.tolist())))
+
+    def run(self, job: Job) -> Span:
+        deadline_s = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline_s:
+            self._endpoint.wait_results(WAIT_S)
+            results = self._endpoint.take_results()
+            if results.bad_blocks:
+                raise RuntimeError(f"{len(results.bad_blocks)} blocks did not land")
+            if str(job.number) in results.finished:
+                return Span(ended_s=time.monotonic())
+        raise TimeoutError("the hand-over did not end")
