@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,7 @@ from core.errors import TransferAborted
 from kv_transfer.endpoint import EndpointConfig, KVEndpoint
 from kv_transfer.frames import Offer
 from kv_transfer.plan import ReceiveOpen, ReceiveParams
-from kv_transfer.transport import Outgoing
+from kv_transfer.transport import Outgoing, Transport
 
 _FULL_WAIT_S: Final = 0.0002
 _DIGEST: Final = "bench"
@@ -38,11 +39,11 @@ async def _refuse(address: str, timeout_s: float) -> Outgoing:
     raise TransferAborted("this transport is not the one that is measured")
 
 
-def _allow_only(endpoint: KVEndpoint, transport: str) -> None:
+def _only(measured: str, transport: Transport) -> Transport:
     """Have a hand-over fail rather than go on over a transport that is not measured."""
-    for other in endpoint._transports:
-        if other.name != transport:
-            other.connect = _refuse  # type: ignore[method-assign]
+    if transport.name != measured:
+        transport.connect = _refuse  # type: ignore[method-assign]
+    return transport
 
 
 class _End:
@@ -58,10 +59,9 @@ class _End:
             token="bench",
             lease_s=WAIT_S,
             staging_bytes=staging_bytes,
-            transports=(transport,),
+            transport=transport,
         )
-        self._endpoint = KVEndpoint(config, block_io(cache))
-        _allow_only(self._endpoint, transport)
+        self._endpoint = KVEndpoint(config, block_io(cache), wrap=partial(_only, transport))
         self.address = self._endpoint.start()
         self._peer = ""
 

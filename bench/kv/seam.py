@@ -13,13 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from kv_transfer.send_queue import SendQueue
-
 from bench.kv.cache import LAYERS, Bytes, Job
 from bench.kv.kv_thread import STAGING_BYTES, WAIT_S, KvThread, block_io, frames_of, wait_for_layer
 from bench.kv.side import Side, Span
 from kv_transfer.frames import Kind, blocks_header, control_frame, read_control, transfer_seed, verify_blocks
 from kv_transfer.grpc_transport import GrpcTransport
+from kv_transfer.send_queue import SendQueue
 from kv_transfer.shm_transport import ShmTransport
 from kv_transfer.staging import Segment, StagingPool
 from kv_transfer.tcp_transport import TcpTransport

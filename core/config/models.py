@@ -181,7 +181,7 @@ class PlanConfig(Section):
 class KVConfig(Section):
     """How KV blocks are handed over from prefill to decode."""
 
-    transport: Literal["auto", "shm", "tcp", "grpc", "nixl", "nccl"] = Field(
+    transport: Literal["auto", "shm", "tcp", "grpc"] = Field(
         default="auto",
         description="how the bytes travel; auto: the one that is measured fastest of those that both ends can do, for "
         "each pair; a named one is all that is used, save that a hand-over it failed in goes on over grpc",

@@ -4,11 +4,10 @@ import pytest
 
 from bench.kv.cache import LAYERS, Job, blocks_for
 from bench.kv.systems import TRANSPORTS
-from kv_transfer.ways import FACTORIES
 from tests.support.kv_bench import TOKENS, move_once
 
 
-@pytest.mark.parametrize("transport", [name for name in TRANSPORTS if name == "grpc" or name in FACTORIES])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_every_block_lands_and_the_engine_hears_of_it(transport: str) -> None:
     sender, receiver, wrong = move_once("bench.kv.handover", {"transport": transport})
     assert wrong == 0

@@ -111,7 +111,7 @@ def configs(draw: st.DrawFn) -> BatonConfig:
         ),
         plan=draw(plans()),
         kv=KVConfig(
-            transport=draw(st.sampled_from(["auto", "shm", "tcp", "grpc", "nixl", "nccl"])),
+            transport=draw(st.sampled_from(["auto", "shm", "tcp", "grpc"])),
             lease_s=draw(st.floats(0.2, 3600)),
             staging_mb=draw(st.integers(16, 1 << 20)),
         ),
