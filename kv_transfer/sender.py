@@ -89,6 +89,7 @@ class _Handover:
     completed_s: float = 0.0  # when it did
     sent_before_complete: int = 0  # bytes that had left by then: the part hidden behind the computation
     busy_s: float = 0.0  # spent sending, and waiting for the last word
+    ended_s: float | None = None  # when END was sent
     problem: KVTransferError | None = None  # why the engine gave it up
     running: bool = False  # the task has begun and has not ended: a task cancelled before would release nothing
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -311,6 +312,8 @@ class Sender:
         while True:
             reply = _checked(await stream.read(), Kind.ACK, Kind.LANDED)
             if reply.kind is Kind.LANDED:
+                if handover.ended_s is not None:
+                    handover.busy_s += time.monotonic() - handover.ended_s
                 return
             handover.queue.acknowledge(reply.num_blocks)
             self._ledger.progress(Side.SEND, handover.offer.transfer_id)
@@ -329,6 +332,7 @@ class Sender:
                 self._note_sent(handover, sum(frame.payload.nbytes for frame in batch))
             elif complete:
                 await stream.write(control_frame(Kind.END, count=queue.num_frames))
+                handover.ended_s = time.monotonic()
                 return
             else:
                 await handover.wake.wait()

@@ -98,7 +98,9 @@ class PipeWays:
         self.withdrawn: list[str] = []
         self.silent = False  # the receiver is told of nothing that is withdrawn
 
-    async def open(self, peer: str, *, attempt: int, failed: frozenset[str], timeout_s: float) -> tuple[str, Pipe]:
+    async def open(
+        self, peer: str, *, attempt: int, failed: frozenset[str], timeout_s: float, num_bytes: int | None = None
+    ) -> tuple[str, Pipe]:
         if not self._pipes:
             raise TransferAborted("no way is left")
         name = f"way-{attempt}"
