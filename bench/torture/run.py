@@ -24,6 +24,7 @@ ODDS: Final = Odds(
 )
 _IDLE_S: Final = 30.0  # until everything is given back: the longest lease and what goes with it
 _RSS_MB: Final = 32.0  # resident memory may grow by so much between a tenth of the run and its end
+_DESCRIPTORS: Final = 128  # links and connections that the pairs of engines may keep between hand-overs
 _STEP_S: Final = 0.0005  # an engine's step takes longer
 
 
@@ -118,7 +119,7 @@ def _left_over(sides: list[Side], counts: Counter[str], early: tuple[int, float]
         if counts[kind]:
             yield f"{counts[kind]} {meaning}"
     descriptors, resident_mb = _resources()
-    if descriptors > early[0] + 16:
+    if descriptors > early[0] + _DESCRIPTORS:
         yield f"{descriptors} descriptors are open, {early[0]} early in the run"
     if resident_mb > early[1] + _RSS_MB:
         yield f"{resident_mb:.0f} MiB are resident, {early[1]:.0f} early in the run"
