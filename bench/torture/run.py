@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.router.site import rss_mb
 from bench.torture.faulty import Odds
 from bench.torture.handover import BOUND_S, HandOver
 from bench.torture.side import Side
@@ -23,7 +22,7 @@ ODDS: Final = Odds(
     lose=0.002, double=0.002, swap=0.004, corrupt=0.002, misplace=0.002, delay=0.02, cut=0.01, mute=0.003, freeze=0.0005
 )
 _IDLE_S: Final = 30.0  # until everything is given back: the longest lease and what goes with it
-_RSS_MB: Final = 32.0  # resident memory may grow by so much between a tenth of the run and its end
+_RSS_MB: Final = 64.0  # resident memory may grow by so much between a tenth of the run and its end
 _DESCRIPTORS: Final = 128  # links and connections that the pairs of engines may keep between hand-overs
 _STEP_S: Final = 0.0005  # an engine's step takes longer
 
@@ -135,7 +134,8 @@ _NEVER: Final = {
 
 
 def _resources() -> tuple[int, float]:
-    return len(os.listdir("/proc/self/fd")), rss_mb(os.getpid())
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return len(os.listdir("/proc/self/fd")), pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
 def _words(counts: Counter[str]) -> str:
