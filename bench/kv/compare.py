@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from bench.kv.pair import Pair, PairFailed, Taken, open_pair
-from bench.kv.peers import PeersMissing, install
+from bench.kv.peers import install
 from bench.kv.systems import PEERS, TRANSPORTS, System, systems, whole
+from bench.peers_venv import PeersMissing
 from bench.router.calm import wait_until_calm
 
 PEERS_FOLDER: Final = Path(".baton/bench-kv-peers")

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bench.peers_venv import PeersMissing
 from bench.router.calm import wait_until_calm
 from bench.router.figures import TESTS, Taken, Test
-from bench.router.peers import PEERS, Peer, PeersMissing, install
+from bench.router.peers import PEERS, Peer, install
 from bench.router.site import Cores, Site, SiteFailed, Target, open_site, rss_mb
 
 PEERS_FOLDER: Final = Path(".baton/bench-peers")

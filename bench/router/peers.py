@@ -7,16 +7,14 @@ vllm-router asks prefill first, then decode, and its default policy also asks bo
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bench.peers_venv import install_peers
+
 REQUIREMENTS: Final = ("sglang-router==0.3.2", "vllm-router==0.1.17")
-_INSTALL_S: Final = 600.0
-_MARKER: Final = "bench-requirements.txt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,32 +70,6 @@ PEERS: Final = (
 )
 
 
-class PeersMissing(Exception):
-    """The peers could not be installed; the message says why."""
-
-
 def install(folder: Path) -> Path:
-    """Install the peers into a virtual environment at `folder` unless they are there; return its programs' folder.
-
-    Raises PeersMissing.
-    """
-    programs, marker = folder / "bin", folder / _MARKER
-    wanted = "\n".join(REQUIREMENTS)
-    if marker.is_file() and marker.read_text() == wanted:
-        return programs
-    sys.stderr.write(f"installing {' and '.join(REQUIREMENTS)} into {folder}\n")
-    _run([sys.executable, "-m", "venv", str(folder)])
-    _run([str(programs / "python"), "-m", "pip", "install", "--quiet", *REQUIREMENTS])
-    marker.write_text(wanted)
-    return programs
-
-
-def _run(command: Sequence[str]) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_S)
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        raise PeersMissing(str(exc)) from exc
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no reason given"]
-        told = [line for line in lines if line.startswith("ERROR")] or lines  # pip warns of much else
-        raise PeersMissing(f"{' '.join(command[:4])} ... failed: {told[-1]}")
+    """Install the peers unless they are there; see install_peers. Raises PeersMissing."""
+    return install_peers(folder, REQUIREMENTS)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.kv.peers import REQUIREMENTS, PeersMissing, install
+from bench.kv.peers import REQUIREMENTS, install
+from bench.peers_venv import PeersMissing
 
 
 def test_what_is_installed_is_not_installed_again(tmp_path: Path) -> None:

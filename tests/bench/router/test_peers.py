@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.router.peers import PEERS, REQUIREMENTS, Peer, PeersMissing, Ports, install
+from bench.peers_venv import PeersMissing
+from bench.router.peers import PEERS, REQUIREMENTS, Peer, Ports, install
 
 PORTS = Ports(8000, 8001, (9001, 9002), (9003, 9004))
 
