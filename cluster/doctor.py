@@ -12,13 +12,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from cluster.cluster_status import MemberStatus
 from cluster.commands import NOT_SERVING, OK, controller_status
 from cluster.console import Console
 from cluster.kv_diagnosis import RankAnswer, findings, page
 from cluster.state import StateDir
+from core.component_tls import ComponentTLS, tls_from_json
 from core.errors import BatonError, StartFailed
 from kv_transfer.control import KVControlClient
 
@@ -40,7 +41,8 @@ def run(*, as_json: bool) -> int:
         console.line(problem)
         console.result({"ok": False, "error": "not_running", "message": problem})
         return NOT_SERVING
-    answers = asyncio.run(ask(members, read_token(Path(record.run_dir))))
+    run_dir = Path(record.run_dir)
+    answers = asyncio.run(ask(members, read_token(run_dir), read_tls(run_dir)))
     found = findings(answers)
     console.block(page(answers, found))
     console.result(
@@ -57,7 +59,7 @@ def run(*, as_json: bool) -> int:
     return NOT_SERVING if found else OK
 
 
-async def ask(members: Sequence[MemberStatus], token: str) -> list[RankAnswer]:
+async def ask(members: Sequence[MemberStatus], token: str, tls: ComponentTLS | None = None) -> list[RankAnswer]:
     """Ask the KV endpoints of all workers at once, one for each engine rank; ask nothing of those that hand nothing."""
     asking = []
     for member in members:
@@ -65,14 +67,14 @@ async def ask(members: Sequence[MemberStatus], token: str) -> list[RankAnswer]:
             continue
         can_answer = member.state == "ready" and not member.kv_address.startswith(_SIMULATED)
         addresses = member.kv_address.split(",") if can_answer else [""]
-        asking += [_ask_rank(member, address, token) for address in addresses]
+        asking += [_ask_rank(member, address, token, tls) for address in addresses]
     return await asyncio.gather(*asking)
 
 
-async def _ask_rank(member: MemberStatus, address: str, token: str) -> RankAnswer:
+async def _ask_rank(member: MemberStatus, address: str, token: str, tls: ComponentTLS | None) -> RankAnswer:
     if not address:
         return RankAnswer(member, "")
-    client = KVControlClient(address, token, timeout_s=ASK_S)
+    client = KVControlClient(address, token, tls=tls, timeout_s=ASK_S)
     try:
         return RankAnswer(member, address, await client.stats())
     except BatonError as exc:
@@ -83,9 +85,18 @@ async def _ask_rank(member: MemberStatus, address: str, token: str) -> RankAnswe
 
 def read_token(run_dir: Path) -> str:
     """Read the cluster's token from what the router was told. Raises BatonError where that cannot be read."""
+    return str(_told(run_dir, "token"))
+
+
+def read_tls(run_dir: Path) -> ComponentTLS | None:
+    """Read likewise where the certificates of components lie; None: there are none."""
+    return tls_from_json(_told(run_dir, "tls"))
+
+
+def _told(run_dir: Path, name: str) -> Any:
     file = run_dir / "router.spec.json"
     try:
-        return str(json.loads(file.read_text(encoding="utf-8"))["token"])
+        return json.loads(file.read_text(encoding="utf-8"))[name]
     except (OSError, ValueError, KeyError) as exc:
         raise BatonError(
             f"the cluster's token cannot be read from {file} ({exc}); run `doctor` as the user, and on the machine, "

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from cluster.cluster_status import MemberStatus
-from cluster.doctor import ask, read_token, run
+from cluster.doctor import ask, read_tls, read_token, run
 from cluster.kv_diagnosis import findings, page
 from core.errors import BatonError
 from core.types import Role
 from kv_transfer.block_io import BlockIO
 from kv_transfer.endpoint import EndpointConfig, KVEndpoint
 from kv_transfer.plan import ReceiveOpen, ReceiveParams
+from tests.support.certificates import Authority
 from tests.support.kv_side import wait_until
 
 
@@ -51,6 +53,21 @@ async def test_an_open_lease_is_shown_and_no_fault(endpoint: KVEndpoint) -> None
     assert any(line.split()[2:] == ["blocks", "2", "2", "0", "0", "0"] for line in lines)
     endpoint.cancel_receive("t-1")
     wait_until(lambda: not endpoint.ledger.open_leases)
+
+
+async def test_engines_that_want_certificates_are_asked_with_the_runs_own(tmp_path: Path) -> None:
+    tls = Authority(tmp_path).component("decode")
+    (tmp_path / "router.spec.json").write_text(json.dumps({"token": "secret", "tls": asdict(tls)}))
+    config = EndpointConfig(
+        "decode-0", 1, "127.0.0.1", 0, str(tmp_path / "kv.json"), "f", "secret", 30.0, 1 << 20, tls=read_tls(tmp_path)
+    )
+    endpoint = KVEndpoint(config, BlockIO({"layer.0": torch.zeros((4, 2, 4, 8), dtype=torch.uint8)}))
+    try:
+        member = MemberStatus("decode-0", Role.DECODE, "n", "ready", kv_address=endpoint.start())
+        assert findings(await ask([member], "secret", read_tls(tmp_path))) == []
+        assert len(findings(await ask([member], "secret"))) == 1
+    finally:
+        endpoint.close()
 
 
 async def test_who_does_not_answer_and_who_refuses_the_token_are_faults(endpoint: KVEndpoint) -> None:
