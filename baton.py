@@ -12,9 +12,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol, TextIO, TypeAlias
 
+from core.command_flags import add_config, add_json
 from core.errors import BatonError, ConfigError
 from sim.plan_flags import add_plan_flags, plan_flags
 
@@ -25,8 +28,22 @@ if TYPE_CHECKING:
 
 OK, FAILED, USAGE = 0, 1, 2
 _ROOT = Path(__file__).resolve().parent
-_DEFAULT_CONFIG = _ROOT / "deploy" / "slo.yaml"
 _Verb: TypeAlias = Callable[[argparse.Namespace], int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """A verb of a package: its module, loaded only if used, has `add_flags(parser)` and `run(options) -> int`."""
+
+    name: str
+    words: str
+    module: str
+
+
+_COMMANDS = (
+    _Command("profile", "measure how fast the engines of the pools are on this machine", "bench.profile_command"),
+    _Command("explain", "tell why a request was routed as it was, and where its time went", "router.explain_command"),
+)
 
 _DESCRIPTION = """\
 Serve a large language model with prefill and decode on separate pools of workers, behind one OpenAI-compatible
@@ -90,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str], *, as_json: bool) -> int:
     try:
-        options, unknown = _parser().parse_known_args(words)
+        options, unknown = _parser(words).parse_known_args(words)
         if unknown:
             raise _UsageError(f"unrecognized arguments: {' '.join(unknown)}\nTry: {options.prog} --help")
         verb: _Verb = options.run
@@ -112,16 +129,16 @@ def _open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="baton.py", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw, allow_abbrev=False)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
-    def add(name: str, words: str, run: _Verb) -> argparse.ArgumentParser:
+    def add(name: str, what: str, run: _Verb) -> argparse.ArgumentParser:
         verb = verbs.add_parser(
             name,
-            help=words,
-            description=words[:1].upper() + words[1:] + ".",
+            help=what,
+            description=what[:1].upper() + what[1:] + ".",
             formatter_class=raw,
             allow_abbrev=False,
         )
@@ -129,36 +146,47 @@ def _parser() -> argparse.ArgumentParser:
         return verb
 
     validate = add("validate", "check a configuration file; start nothing", _validate)
-    _add_config(validate, optional=False)
-    _add_json(validate)
+    add_config(validate, optional=False)
+    add_json(validate)
     _add_plan(add)
-    _add_profile(add)
+    for command in _COMMANDS:
+        _add_command(add, command, is_used=command.name in words)
     up = add("up", "start the pools and the router, and wait until they serve", _up)
-    _add_config(up, optional=True)
+    add_config(up, optional=True)
     up.add_argument("--foreground", action="store_true", help="stay until interrupted, then stop everything")
     up.add_argument("--model", metavar="PATH_OR_HUB_ID", help="serve this model; short for --set model.path=...")
-    _add_json(up)
-    _add_json(add("status", "show what runs", _status))
-    _add_json(add("doctor", "look for what is wrong with the KV hand-overs of what runs", _doctor))
-    _add_explain(add)
-    _add_json(add("down", "stop everything that `up` started", _down))
+    add_json(up)
+    add_json(add("status", "show what runs", _status))
+    add_json(add("doctor", "look for what is wrong with the KV hand-overs of what runs", _doctor))
+    add_json(add("down", "stop everything that `up` started", _down))
     config = add("config", "look at the configuration (`config show`)", _validate)
     shows = config.add_subparsers(title="verbs", metavar="VERB", required=True)
     show_words = "print the configuration as YAML, with the source of each value that is no default"
     show = shows.add_parser("show", help=show_words, description=show_words, allow_abbrev=False)
     show.set_defaults(run=_config_show, prog=show.prog)
     show.add_argument("--effective", action="store_true", help="all values, defaults included")
-    _add_config(show, optional=True)
-    _add_json(show)
+    add_config(show, optional=True)
+    add_json(show)
     _add_keys(add)
-    _add_json(add("version", "print the versions of Baton, Python, Ray and vLLM", _version))
+    add_json(add("version", "print the versions of Baton, Python, Ray and vLLM", _version))
     return parser
 
 
 class _AddVerb(Protocol):
     """Makes the parser of one verb."""
 
-    def __call__(self, name: str, words: str, run: _Verb) -> argparse.ArgumentParser: ...
+    def __call__(self, name: str, what: str, run: _Verb) -> argparse.ArgumentParser: ...
+
+
+def _add_command(add: _AddVerb, command: _Command, *, is_used: bool) -> None:
+    def run(options: argparse.Namespace) -> int:
+        code: int = import_module(command.module).run(options)
+        return code
+
+    verb = add(command.name, command.words, run)
+    if is_used:
+        import_module(command.module).add_flags(verb)
+        add_json(verb)
 
 
 def _add_keys(add: _AddVerb) -> None:
@@ -168,52 +196,14 @@ def _add_keys(add: _AddVerb) -> None:
     new = makes.add_parser("new", help=new_words, description=new_words, allow_abbrev=False)
     new.set_defaults(run=_keys_new, prog=new.prog)
     new.add_argument("tenant", metavar="TENANT", help="name of the tenant")
-    _add_json(new)
+    add_json(new)
 
 
 def _add_plan(add: _AddVerb) -> None:
     plan = add("plan", "find the pools that keep the promise; start nothing, need no GPU", _plan)
-    _add_config(plan, optional=True)
+    add_config(plan, optional=True)
     add_plan_flags(plan)
-    _add_json(plan)
-
-
-def _add_profile(add: _AddVerb) -> None:
-    profile = add("profile", "measure how fast the engines of the pools are on this machine", _profile)
-    _add_config(profile, optional=True)
-    profile.add_argument("--out", metavar="FILE", type=Path, help="default: .baton/profiles/MODEL-DEVICE.json")
-    profile.add_argument("--pool", choices=("prefill", "decode"), help="only this pool (default: both)")
-    profile.add_argument("--quick", action="store_true", help="fewer points, in under a minute for a small model")
-    _add_json(profile)
-
-
-def _add_explain(add: _AddVerb) -> None:
-    explain = add("explain", "tell why a request was routed as it was, and where its time went", _explain)
-    explain.add_argument("request_id", metavar="ID", help="the x-request-id of its answer")
-    explain.add_argument("--url", help="the router that served it (default: the one that runs from this checkout)")
-    explain.add_argument("--ca", metavar="FILE", type=Path, help="whom to trust of an https router: certificates, PEM")
-    explain.add_argument("--key-file", metavar="FILE", type=Path, help="file with the API key of the request's tenant")
-    _add_json(explain)
-
-
-def _add_config(parser: argparse.ArgumentParser, *, optional: bool) -> None:
-    default = Path(os.path.relpath(_DEFAULT_CONFIG))
-    words = f"YAML file (default: {default})" if optional else "YAML file"
-    parser.add_argument(
-        "config", metavar="CONFIG", type=Path, nargs="?" if optional else None, default=default, help=words
-    )
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        dest="overrides",
-        action="append",
-        default=[],
-        help="replace one value, e.g. router.port=8001; may be repeated",
-    )
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", dest="as_json", action="store_true", help="print JSON, errors too")
+    add_json(plan)
 
 
 def _validate(options: argparse.Namespace) -> int:
@@ -245,12 +235,6 @@ def _plan(options: argparse.Namespace) -> int:
 
     output = Output(sys.stdout, sys.stderr, as_json=options.as_json, write=options.write)
     return run(config, options.config, plan_flags(options), output)
-
-
-def _profile(options: argparse.Namespace) -> int:
-    from bench import profile_command
-
-    return profile_command.run(options)
 
 
 def _plan_pools(config: BatonConfig, inventory: Inventory, *, check: Callable[[], None]) -> PlannedPools:
@@ -286,13 +270,6 @@ def _doctor(options: argparse.Namespace) -> int:
     from cluster import doctor
 
     return doctor.run(as_json=options.as_json)
-
-
-def _explain(options: argparse.Namespace) -> int:
-    from router import explain_command
-
-    _say(explain_command.answer(options))
-    return OK
 
 
 def _down(options: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from bench.engine_process import running
 from bench.profile_engine import QUICK, Effort, Measured, Say, measure, profile_of, waited_share, waiting_words
 from bench.profile_specs import EngineToMeasure, Machine, device_name, engines_to_measure, this_machine, visible_gpus
+from core.command_flags import add_config
 from core.config.load import load_config
 from core.config.models import BatonConfig
 from core.config.specs import planned_worker, pool_config, served_model_name
@@ -29,6 +30,14 @@ from engine.vllm_env import is_cpu_build
 
 NOISY = 0.2  # share of waiting for cores above which a profile carries a note: front and core of one engine make 0.05
 DEFAULT_FOLDER = Path(".baton") / "profiles"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `profile`."""
+    add_config(parser, optional=True)
+    parser.add_argument("--out", metavar="FILE", type=Path, help="default: .baton/profiles/MODEL-DEVICE.json")
+    parser.add_argument("--pool", choices=("prefill", "decode"), help="only this pool (default: both)")
+    parser.add_argument("--quick", action="store_true", help="fewer points, in under a minute for a small model")
 
 
 def run(options: argparse.Namespace) -> int:

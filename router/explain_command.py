@@ -1,6 +1,6 @@
 """What `baton explain` answers: the explanation of one request by the router that served it, as text.
 
-Owns how the router is found and asked. Must not know wording (router.explain_text) or print.
+Owns how the router is found and asked. Must not know wording (router.explain_text).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import ssl
+import sys
 from pathlib import Path
 
 from cluster.front import Front, front_of
@@ -17,6 +18,20 @@ from cluster.state import StateDir
 from core.errors import BatonError, ConfigError
 from core.tls_files import load_authority
 from router.explain_text import explanation_lines, explanation_of
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `explain`."""
+    parser.add_argument("request_id", metavar="ID", help="the x-request-id of its answer")
+    parser.add_argument("--url", help="the router that served it (default: the one that runs from this checkout)")
+    parser.add_argument("--ca", metavar="FILE", type=Path, help="whom to trust of an https router: certificates, PEM")
+    parser.add_argument("--key-file", metavar="FILE", type=Path, help="file with the API key of the request's tenant")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do `baton explain`; return 0. Raises what `answer` does."""
+    sys.stdout.write(answer(options) + "\n")
+    return 0
 
 
 def answer(options: argparse.Namespace) -> str:
