@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -151,6 +152,28 @@ def two_nodes(head_resource: str, second_resource: str) -> Iterator[TwoNodes]:
                 process.wait(20)
             process.kill()
             process.wait(20)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def job_server() -> Iterator[str]:
+    """Start a Ray of one node that takes jobs, as on a cluster's head; yield the URL of its job server."""
+    folder = Path(tempfile.mkdtemp(prefix="bj-", dir=RAY_DIRS))
+    head: subprocess.Popen[bytes] | None = None
+    try:
+        head = _ray_start(folder / "1", "--head", "--port=0", "--dashboard-host=127.0.0.1", resource="here")
+        log = folder / "1" / "out"
+        _wait_for(head, log, "Ray runtime started")
+        found = re.search(r"127\.0\.0\.1:\d+(?=\s*$)", _wait_for(head, log, "view the dashboard at"), re.MULTILINE)
+        assert found is not None, log.read_text()
+        yield f"http://{found[0]}"
+    finally:
+        if head is not None:
+            head.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                head.wait(20)
+            head.kill()
+            head.wait(20)
         shutil.rmtree(folder, ignore_errors=True)
 
 
