@@ -201,7 +201,7 @@ class KVEndpoint:
         if verb == "faults":
             if self.faults.runtime:
                 self.faults = SendFaults.parse(arguments | {"runtime": "1"})
-            return {}
+            return {"taken": bool(self.faults.runtime)}
         raise ValueError(f"the call {verb[:20]!r} is not known here")
 
     def stats(self) -> dict[str, object]:

@@ -192,6 +192,10 @@ class KVConfig(Section):
     staging_mb: int = Field(
         default=1024, ge=16, le=1 << 20, description="bound of KV bytes that wait to be sent, per worker"
     )
+    allow_faults: bool = Field(
+        default=False,
+        description="let `baton chaos` break hand-overs of this cluster on purpose: lose, corrupt and withhold frames",
+    )
 
 
 class RouterConfig(Section):

@@ -1,0 +1,187 @@
+"""What can be broken, and how it is mended again.
+
+Owns the list of faults: each breaks one thing of a running cluster and takes it back where it does not pass by itself.
+Must not know traffic or verdicts. Only processes of the target are signalled, by the ids that its status gives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench.chaos.target import Member, Target
+from bench.chaos.traffic import Answer, Traffic
+from cluster.doctor import read_tls, read_token
+from core.errors import BatonError
+from kv_transfer.control import KVControlClient
+
+FROZEN_S: Final = 5.0
+SPOILT_S: Final = 5.0  # how long frames are spoilt
+LEAVERS: Final = 100  # clients that go away at once
+LAYER: Final = 2  # whose frames are spoilt; counted from 1
+_NO_FAULTS: Final = {"drop_layer": 0, "corrupt_layer": 0, "never_offer": 0}
+
+
+class CannotBreak(BatonError):
+    """This cluster has not what the fault would break."""
+
+    name = "cannot_break"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a fault has to work with."""
+
+    target: Target
+    traffic: Traffic
+    chance: random.Random
+
+    def victim(self, role: str | None) -> Member:
+        """Choose a ready member of a role; None: the router. Raises CannotBreak."""
+        ready = [member for member in self.target.members() if member.role == role and member.is_ready]
+        if not ready:
+            raise CannotBreak(f"no ready {role or 'router'}")
+        return self.chance.choice(ready)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing to break; `make` returns once it is broken, and mended where that is its own affair."""
+
+    name: str
+    what: str
+    make: Callable[[Scene], Awaitable[str]]  # says what was done
+    cuts_clients: bool = False  # the client's own connection ends with it, which nobody can hide
+
+
+def kill(role: str | None) -> Callable[[Scene], Awaitable[str]]:
+    """Kill a whole process tree at once, as a machine that fails."""
+
+    async def make(scene: Scene) -> str:
+        member = await asyncio.to_thread(scene.victim, role)
+        _signal_all(_tree(member.pid or 0), signal.SIGKILL)
+        return f"SIGKILL to {member.name}"
+
+    return make
+
+
+def kill_engine(role: str) -> Callable[[Scene], Awaitable[str]]:
+    """Kill the engine core below a worker, as a fault of the engine."""
+
+    async def make(scene: Scene) -> str:
+        member = await asyncio.to_thread(scene.victim, role)
+        below = _tree(member.pid or 0)[1:]
+        if not below:
+            raise CannotBreak(f"{member.name} has no engine process of its own")
+        _signal_all(below, signal.SIGKILL)
+        return f"SIGKILL to the engine core of {member.name}"
+
+    return make
+
+
+def terminate(role: str) -> Callable[[Scene], Awaitable[str]]:
+    """Ask a worker to end, as a machine that is taken back with notice."""
+
+    async def make(scene: Scene) -> str:
+        member = await asyncio.to_thread(scene.victim, role)
+        _signal_all([member.pid or 0], signal.SIGTERM)
+        return f"SIGTERM to {member.name}"
+
+    return make
+
+
+def freeze(role: str) -> Callable[[Scene], Awaitable[str]]:
+    """Stop a worker's processes for some seconds, then let them go on."""
+
+    async def make(scene: Scene) -> str:
+        member = await asyncio.to_thread(scene.victim, role)
+        frozen = _tree(member.pid or 0)
+        _signal_all(frozen, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(FROZEN_S)
+        finally:
+            _signal_all(frozen, signal.SIGCONT)
+        return f"{member.name} stood still for {FROZEN_S:g} s"
+
+    return make
+
+
+def spoil(**faults: int) -> Callable[[Scene], Awaitable[str]]:
+    """Have every prefill worker spoil what it hands over, for some seconds."""
+
+    async def make(scene: Scene) -> str:
+        members = await asyncio.to_thread(scene.target.members)
+        prefill = [member for member in members if member.role == "prefill" and member.is_ready]
+        if not prefill:
+            raise CannotBreak("no ready prefill")
+        await _inject(scene.target, prefill, faults)
+        try:
+            await asyncio.sleep(SPOILT_S)
+        finally:
+            await _inject(scene.target, prefill, _NO_FAULTS)
+        return f"{', '.join(faults)} on every prefill worker for {SPOILT_S:g} s"
+
+    return make
+
+
+async def leave(scene: Scene) -> str:
+    """Have many clients go away in the middle of their streams."""
+    seen: list[Answer] = await scene.traffic.leave_early(LEAVERS)
+    scene.traffic.answers.extend(seen)
+    return f"{LEAVERS} clients left"
+
+
+SUITES: Final[Mapping[str, tuple[Fault, ...]]] = {
+    "pd": (
+        Fault("kill-prefill", "a prefill worker's processes are killed", kill("prefill")),
+        Fault("kill-decode", "a decode worker's processes are killed", kill("decode")),
+        Fault("kill-prefill-engine", "the engine core of a prefill worker is killed", kill_engine("prefill")),
+        Fault("kill-decode-engine", "the engine core of a decode worker is killed", kill_engine("decode")),
+        Fault("end-decode", "a decode worker is told to end (SIGTERM)", terminate("decode")),
+        Fault("freeze-prefill", "a prefill worker stands still", freeze("prefill")),
+        Fault("freeze-decode", "a decode worker stands still", freeze("decode")),
+        Fault("lose-frames", "KV frames of a layer are lost", spoil(drop_layer=LAYER)),
+        Fault("corrupt-frames", "a byte of each KV frame of a layer is flipped", spoil(corrupt_layer=LAYER)),
+        Fault("withhold-frames", "prefill never offers its KV", spoil(never_offer=1)),
+        Fault("clients-leave", "many clients disconnect in the middle", leave),
+        Fault("kill-router", "the router's process is killed", kill(None), cuts_clients=True),
+    )
+}
+
+
+async def _inject(target: Target, members: list[Member], faults: Mapping[str, int]) -> None:
+    token = read_token(Path(target.run_dir))
+    tls = read_tls(Path(target.run_dir))
+    for member in members:
+        client = KVControlClient(member.kv_address, token, tls=tls)
+        try:
+            if not await client.inject(faults):
+                raise CannotBreak(f"{member.name} breaks no hand-over on purpose: set kv.allow_faults and start again")
+        finally:
+            await client.close()
+
+
+def _tree(pid: int) -> list[int]:
+    """List a process and all below it, itself first; empty when it is gone."""
+    below: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            below.setdefault(int(fields[1]), []).append(int(folder.name))
+    found = [pid] if Path(f"/proc/{pid}").exists() and pid > 1 else []
+    for one in found:
+        found += below.get(one, [])
+    return found
+
+
+def _signal_all(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
