@@ -32,7 +32,7 @@ class Round:
     fault: str
     done: str  # what exactly was broken
     answers: tuple[Answer, ...]  # from the fault until after recovery
-    recovery_s: float | None  # until all workers and the router were back; None: they were not, within the limit
+    recovery_s: float | None  # from the kill, or the end of a passing fault, until all were back; None: not in time
     ledger: tuple[str, ...]  # what is amiss with hand-overs afterwards
 
 
@@ -114,8 +114,9 @@ class Suite:
             await asyncio.sleep(BEFORE_S + self._scene.chance.random())
             began_s = time.monotonic()
             said = await fault.make(self._scene)
+            broken_s = time.monotonic()
             back = await self._wait_recovered(num_ready)
-            recovery_s = time.monotonic() - began_s if back else None
+            recovery_s = time.monotonic() - broken_s if back else None
             await asyncio.sleep(AFTER_S)
         finally:
             await traffic.stop()
