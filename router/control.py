@@ -21,6 +21,8 @@ from core.policy.breaker import Breakers
 from core.policy.calibration import Calibration
 from core.types import ClusterView, WorkerView
 from router import VERSION
+from router.console.feed import ConsoleFeed
+from router.console.routes import add_console
 from router.errors import error_json
 from router.explain import Explainer
 from router.explain_routes import add_explain, add_status, without_keys
@@ -95,6 +97,7 @@ def control_app(
     calibration: Calibration | None = None,
     tenant_of: Callable[[Request], str | None] = without_keys,
     num_inflight: Callable[[], int] | None = None,
+    console: ConsoleFeed | None = None,
 ) -> FastAPI:
     """Make the application that serves everything but the relayed routes.
 
@@ -109,6 +112,8 @@ def control_app(
         add_explain(app, explainer, tenant_of)
     if num_inflight is not None:
         _add_load(app, num_inflight)
+    if console is not None:
+        add_console(app, console, tenant_of)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _internal_error)
     app.openapi = lambda: _schema(app)  # type: ignore[method-assign]

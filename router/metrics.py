@@ -97,10 +97,15 @@ class RouterMetrics(Collector):
         """Count a prefill leg that ended."""
         self._handovers.add(outcome)
 
-    def finished(self, life: Life, failure: Exception | None, record: RequestRecord | None = None) -> None:
-        """Complete the record of a request whose answer is out, account for it, and log it."""
+    def finished(
+        self, life: Life, failure: Exception | None, record: RequestRecord | None = None
+    ) -> RequestRecord | None:
+        """Complete the record of a request whose answer is out, account for it, log it, and return it.
+
+        None: the request makes no tokens, so that nothing is measured.
+        """
         if not life.operation.generates:
-            return
+            return None
         if record is None:
             record = RequestRecord(life.exchange.request_id, "", life.slo, life.arrived_s, path=life.operation.path)
         _complete(record, life, failure)
@@ -116,10 +121,11 @@ class RouterMetrics(Collector):
         if record.outcome == "ok":
             self._answered(series, record)
         elif record.outcome == "rejected":
-            self._refusals.add(record.slo.name, failure.name if isinstance(failure, BatonError) else "other")
+            self._refusals.add(record.slo.name, record.refusal)
         if record.tenant:
             self._tenants.add(self._tenant_label(record.tenant), slo)
         self._request_log.add(record, life)
+        return record
 
     def _answered(self, series: ClassSeries, record: RequestRecord) -> None:
         series.e2e.observe(record.e2e_s)
@@ -242,6 +248,8 @@ def _complete(record: RequestRecord, life: Life, failure: Exception | None) -> N
     record.status, record.outcome = life.status, outcome
     if failure is not None:
         record.error = str(failure)
+    if outcome == "rejected":
+        record.refusal = failure.name if isinstance(failure, BatonError) else "other"
     record.ttft_s, record.tpot_s, record.e2e_s = timing.ttft_s, timing.tpot_s, timing.e2e_s
     record.output_tokens = timing.output_tokens
     if outcome == "ok":

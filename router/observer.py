@@ -12,6 +12,7 @@ from core.policy.calibration import Calibration
 from core.policy.protocol import Policy
 from core.router_spec import RouterSpec
 from core.types import ClusterView, WorkerRecord
+from router.console.history import History
 from router.explain import Explainer
 from router.life import Life
 from router.metrics import RouterMetrics
@@ -35,6 +36,7 @@ class Observer:
         self.metrics = metrics
         self.explainer = explainer
         self.calibration = calibration
+        self.history = History()
         self._tracer = tracer
         self._exporter = exporter
 
@@ -82,7 +84,9 @@ class Observer:
 
         None: it was refused before it had an id, or makes no tokens, so that nobody can ask for it.
         """
-        self.metrics.finished(life, failure, record)
+        measured = self.metrics.finished(life, failure, record)
+        if measured is not None:
+            self.history.ended(measured)
         if record is None:
             return
         if record.kept is not None and record.outcome != "rejected":

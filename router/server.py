@@ -30,6 +30,7 @@ from core.router_spec import RouterSpec
 from core.types import WorkerRecord
 from router.adapting import AdaptingPolicy
 from router.app import RelayedRoutes
+from router.console.feed import ConsoleFeed, Sources
 from router.control import control_app
 from router.dispatcher import LAST_WORDS_S, Dispatcher
 from router.event_log import EventLog
@@ -95,6 +96,7 @@ class RouterServer:
             observer=self._observer,
             breakers=breakers,
         )
+        self._console = ConsoleFeed(spec, self._console_sources(placer, breakers))
         relayed = RelayedRoutes(self.dispatcher, self._announced)
         self._http = _http_server(spec, self._control(placer, breakers), relayed)
         self._serving: asyncio.Task[None] | None = None
@@ -111,6 +113,19 @@ class RouterServer:
             calibration=self._observer.calibration,
             tenant_of=self._tenant_of,
             num_inflight=lambda: self.dispatcher.num_inflight,
+            console=self._console,
+        )
+
+    def _console_sources(self, placer: Placer, breakers: Breakers) -> Sources:
+        return Sources(
+            view=placer.view,
+            announced=self._announced,
+            num_inflight=lambda: self.dispatcher.num_inflight,
+            readiness=self._readiness,
+            breakers=breakers,
+            explainer=self._observer.explainer,
+            calibration=self._observer.calibration,
+            history=self._observer.history,
         )
 
     async def start(self) -> str:
@@ -120,6 +135,7 @@ class RouterServer:
         """
         listener = bind(self._spec.host, self._spec.port)
         host, port = listener.getsockname()[:2]
+        self._console.open()
         try:
             await self._pool.start()
         except BaseException:
@@ -136,6 +152,7 @@ class RouterServer:
     async def stop(self) -> None:
         """Take no new connections, let requests finish for drain_s, end the rest with an error, then disconnect."""
         self._readiness.stopping = True
+        self._console.close()
         self._http.should_exit = True
         try:
             async with asyncio.timeout(self._spec.drain_s):
