@@ -44,73 +44,84 @@ class Sums:
 
 
 class _Series:
-    """The buckets of one class; row i belongs to the slot `stamps[i]`, a number of BUCKET_S since the clock's zero."""
+    """The buckets of one class; row i belongs to the slot `stamps[i]`, a number of BUCKET_S since the clock's zero.
 
-    __slots__ = ("_closed", "_closed_at", "last_slot", "reasons", "rows", "stamps")
+    The slot under way is a list, which is cheaper to count in; it goes into its row when the next one begins.
+    """
+
+    __slots__ = ("_before", "_before_at", "open", "open_slot", "reasons", "rows", "stamps")
 
     def __init__(self) -> None:
         self.rows = array("q", bytes(8 * _WIDTH * NUM_BUCKETS))
         self.stamps = array("q", [_NEVER]) * NUM_BUCKETS
+        self.open = [0] * _WIDTH
+        self.open_slot = _NEVER
         self.reasons: dict[str, array[int]] = {}  # of refusals, one count for each row
-        self.last_slot = _NEVER
-        self._closed: list[int] = []  # sums of an hour without the slot `_closed_at`
-        self._closed_at = _NEVER
+        self._before = [0] * _WIDTH  # sums of an hour without the slot `_before_at`, the last of it
+        self._before_at = _NEVER
 
     def add(self, slot: int, record: RequestRecord) -> None:
-        at = slot % NUM_BUCKETS
-        if self.stamps[at] != slot:
-            self._open(at, slot)
-        rows, begin = self.rows, at * _WIDTH
+        """Count a request; one that comes after a later one counts with that."""
+        if slot > self.open_slot:
+            self._open(slot)
+        row = self.open
         if record.kept:
-            rows[begin + _KEPT] += 1
+            row[_KEPT] += 1
         elif record.kept is None:
-            rows[begin + _OTHER] += 1
+            row[_OTHER] += 1
         else:
-            rows[begin + _MISSED] += 1
-        if record.outcome == "rejected":
-            rows[begin + _REFUSED] += 1
-            self._refused(at, record.refusal)
-        rows[begin + _TOKENS] += record.output_tokens
+            row[_MISSED] += 1
+            if record.refusal:
+                row[_REFUSED] += 1
+                self._refused(record.refusal)
+        row[_TOKENS] += record.output_tokens
         line = record.timeline
         if line is not None and record.outcome == "ok" and line.ttft_us is not None:
-            rows[begin + _TIMED] += 1
-            stage = begin + _FIRST_STAGE
+            row[_TIMED] += 1
+            stage = _FIRST_STAGE
             for length_us in line.stages_us:
                 if length_us:
-                    rows[stage] += length_us
+                    row[stage] += length_us
                 stage += 1
 
-    def _open(self, at: int, slot: int) -> None:
-        self.rows[at * _WIDTH : (at + 1) * _WIDTH] = array("q", bytes(8 * _WIDTH))
+    def _open(self, slot: int) -> None:
+        begin = self.open_slot % NUM_BUCKETS * _WIDTH
+        if self.open_slot != _NEVER:
+            self.rows[begin : begin + _WIDTH] = array("q", self.open)
+        at = slot % NUM_BUCKETS
         for counts in self.reasons.values():
             counts[at] = 0
-        self.stamps[at] = slot
-        self.last_slot = slot
+        self.stamps[at] = self.open_slot = slot
+        self.open = [0] * _WIDTH
 
-    def _refused(self, at: int, reason: str) -> None:
+    def _refused(self, reason: str) -> None:
         counts = self.reasons.get(reason)
         if counts is None:
             if len(self.reasons) >= MAX_REASONS:
                 return
             counts = self.reasons[reason] = array("q", bytes(8 * NUM_BUCKETS))
-        counts[at] += 1
+        counts[self.open_slot % NUM_BUCKETS] += 1
 
     def row(self, slot: int) -> list[int]:
+        """Give the counts of one slot."""
+        if slot == self.open_slot:
+            return self.open
         at = slot % NUM_BUCKETS
         if self.stamps[at] != slot:
             return [0] * _WIDTH
         return self.rows[at * _WIDTH : (at + 1) * _WIDTH].tolist()
 
     def sums(self, slot: int, buckets: int) -> list[int]:
-        """Add up the latest `buckets`, of which `slot` is the last; an hour's closed ones are added once a bucket."""
+        """Add up the latest `buckets`, of which `slot` is the last; an hour's earlier ones are added once a bucket."""
         if buckets < NUM_BUCKETS:
             return _added(self.row(slot - back) for back in range(buckets))
-        if self._closed_at != slot:
-            self._closed = _added(self.row(slot - back) for back in range(1, NUM_BUCKETS))
-            self._closed_at = slot
-        return _added((self._closed, self.row(slot)))
+        if self._before_at != slot:
+            self._before = _added(self.row(slot - back) for back in range(1, NUM_BUCKETS))
+            self._before_at = slot
+        return _added((self._before, self.row(slot)))
 
     def refusals(self, slot: int, buckets: int) -> Iterator[tuple[str, int]]:
+        """Yield each reason with its count over the latest `buckets`."""
         live = [at for at in range(NUM_BUCKETS) if slot - buckets < self.stamps[at] <= slot]
         for reason, counts in self.reasons.items():
             yield reason, sum(counts[at] for at in live)
@@ -162,7 +173,7 @@ class History:
         series = self._tenants.get((tenant, slo_class))
         if series is None:
             if len(self._tenants) >= MAX_SERIES:
-                quietest = min(self._tenants, key=lambda key: self._tenants[key].last_slot)
+                quietest = min(self._tenants, key=lambda key: self._tenants[key].open_slot)
                 del self._tenants[quietest]
             series = self._tenants[tenant, slo_class] = _Series()
         return series
