@@ -81,6 +81,13 @@ class WorkerBody(BaseModel):
     breaker: Annotated[str, Field(description="closed, open (left out after failures), or half-open (on trial)")]
 
 
+class ScrapeTarget(BaseModel):
+    """One group of targets, as Prometheus' HTTP service discovery has them."""
+
+    targets: Annotated[list[str], Field(description="host:port, by which this router was asked")]
+    labels: dict[str, str]
+
+
 class WorkersBody(BaseModel):
     """The workers connected to this router."""
 
@@ -150,6 +157,21 @@ def _add_reports(app: FastAPI, metrics: RouterMetrics, view: Callable[[], Cluste
     async def report_metrics() -> Response:
         """Write this router's metrics in Prometheus text."""
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/metrics/workers")
+    async def worker_targets(request: Request) -> list[ScrapeTarget]:
+        """List the workers' metrics for Prometheus to find (http_sd_configs): each is scraped through this router."""
+        return [
+            ScrapeTarget(
+                targets=[request.url.netloc],
+                labels={
+                    "__metrics_path__": f"/workers/{w.record.worker_id}/metrics",
+                    "worker": w.record.worker_id,
+                    "role": w.record.role,
+                },
+            )
+            for w in view().workers
+        ]
 
     @app.get("/version")
     async def version() -> VersionBody:

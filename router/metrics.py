@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from core import metrics as names
 from core.errors import BatonError, DeadlineExceeded, RequestRejected
 from core.policy.calibration import Coverage
+from core.policy.protocol import Candidates
 from core.router_spec import SLOTarget
 from core.types import ClusterView, WorkerRecord
 from router.exchange import ClientGone
@@ -230,10 +231,12 @@ class RouterMetrics(Collector):
         yield _gauge(names.TRUSTED, ((k, c.trusted) for k, c in found))
 
     def _workers(self) -> Iterable[Family]:
-        workers = [((w.record.worker_id, w.record.role.value), w.state) for w in self._view().workers]
+        view = self._view()
+        workers = [((w.record.worker_id, w.record.role.value), w.state) for w in view.workers]
         up = {labels for labels, _ in workers}
         known = up | {(r.worker_id, r.role.value) for r in self._announced()}
         open_breakers = frozenset(self._open_breakers())
+        yield _gauge(names.WORKER_PAIRS, [((), Candidates.of(view).num_pairs)])
         yield _gauge(names.WORKER_UP, ((k, k in up) for k in sorted(known)))
         yield _gauge(names.WORKER_RUNNING, ((k, s.num_running) for k, s in workers))
         yield _gauge(names.WORKER_WAITING, ((k, s.num_waiting) for k, s in workers))
