@@ -17,6 +17,7 @@ from router.explain import Explainer
 from router.life import Life
 from router.metrics import RouterMetrics
 from router.record import RequestRecord
+from router.recorder import TrafficRecorder
 from router.span_exporter import SpanExporter
 from router.tracing import Tracer
 
@@ -32,7 +33,9 @@ class Observer:
         calibration: Calibration,
         tracer: Tracer | None = None,
         exporter: SpanExporter | None = None,
+        recorder: TrafficRecorder | None = None,
     ) -> None:
+        self.recorder = recorder
         self.metrics = metrics
         self.explainer = explainer
         self.calibration = calibration
@@ -50,6 +53,7 @@ class Observer:
         announced: Callable[[], tuple[WorkerRecord, ...]],
         num_inflight: Callable[[], int],
         open_breakers: Callable[[], Iterable[str]] = tuple,
+        recorder: TrafficRecorder | None = None,
     ) -> Observer:
         """Make all that a router needs; marks are in the time of time.monotonic.
 
@@ -72,6 +76,7 @@ class Observer:
             calibration=calibration,
             tracer=None if exporter is None else Tracer(exporter, clock=time.monotonic),
             exporter=exporter,
+            recorder=recorder,
         )
 
     def began(self, record: RequestRecord, traceparent: str | None = None) -> str | None:
@@ -87,6 +92,8 @@ class Observer:
         measured = self.metrics.finished(life, failure, record)
         if measured is not None:
             self.history.ended(measured)
+            if self.recorder is not None:
+                self.recorder.ended(measured, life)
         if record is None:
             return
         if record.kept is not None and record.outcome != "rejected":

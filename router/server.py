@@ -39,6 +39,7 @@ from router.http_protocol import HttpProtocol, WaitingRoom
 from router.knowledge import Knowledge
 from router.observer import Observer
 from router.placing import Placer
+from router.recorder import TrafficRecorder
 from router.tenants import OPERATOR, Tenants
 from router.tls import server_context
 
@@ -69,6 +70,7 @@ class RouterServer:
         self._event_log = _event_log(spec)
         self._policy = AdaptingPolicy(spec.policy, spec.policy_context, self._event_log)
         pool.watch = self._policy
+        self._recorder = self._make_recorder()
         breakers = Breakers()
         self._observer = Observer.from_spec(
             spec,
@@ -77,6 +79,7 @@ class RouterServer:
             announced=self._announced,
             num_inflight=lambda: self.dispatcher.num_inflight,
             open_breakers=lambda: breakers.left_out(time.monotonic()),
+            recorder=self._recorder,
         )
         knowledge = Knowledge(spec, self._observer.calibration, self._tenants.weights, self._policy.answered)
         placer = Placer(
@@ -116,6 +119,18 @@ class RouterServer:
             console=self._console,
         )
 
+    def _make_recorder(self) -> TrafficRecorder | None:
+        spec = self._spec
+        if not spec.record:
+            return None
+        return TrafficRecorder(
+            Path(spec.run_dir) / spec.record,
+            spec.record_bytes,
+            policy=spec.policy,
+            context=lambda: self._policy.context,
+            view=self._pool.view,
+        )
+
     def _console_sources(self, placer: Placer, breakers: Breakers) -> Sources:
         return Sources(
             view=placer.view,
@@ -144,6 +159,8 @@ class RouterServer:
         self._background = [asyncio.create_task(self._policy.keep_adapting(), name="adapt")]
         if self._event_log is not None:
             self._background.append(asyncio.create_task(self._event_log.keep_writing(), name="event-log"))
+        if self._recorder is not None:
+            self._background.append(asyncio.create_task(self._recorder.keep_writing(), name="recorder"))
         self._serving = asyncio.create_task(self._http.serve(sockets=[listener]), name="http")
         async with asyncio.timeout(START_S):
             await self._http.accepting.wait()
@@ -170,6 +187,8 @@ class RouterServer:
         await asyncio.gather(*self._background, return_exceptions=True)
         if self._event_log is not None:
             await self._event_log.close()
+        if self._recorder is not None:
+            await self._recorder.close()
 
     def reload(self) -> None:
         """Read the tenants file again."""
