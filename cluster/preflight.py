@@ -54,17 +54,17 @@ def check_plan_files(config: BatonConfig, base: Path) -> None:
 
 
 def check_event_log(config: BatonConfig) -> None:
-    """Raise ConfigError when the router could not make its event log; it runs on this machine."""
-    given = config.router.event_log
-    if given is None:
-        return
-    if not os.path.isabs(given):
-        if os.path.basename(given) != given or given in (os.curdir, os.pardir):
-            raise ConfigError(
-                f"router.event_log: {given} is in no folder of the run; name a file, or give a whole path"
-            )
-    elif os.path.isdir(given) or not os.access(os.path.dirname(given), os.W_OK):
-        raise ConfigError(f"router.event_log: {given} cannot be written; name a file in a folder that exists")
+    """Raise ConfigError when the router could not make its event log or its recording; it runs on this machine."""
+    for key, given in (("event_log", config.router.event_log), ("record", config.router.record)):
+        if given is None:
+            continue
+        if not os.path.isabs(given):
+            if os.path.basename(given) != given or given in (os.curdir, os.pardir):
+                raise ConfigError(
+                    f"router.{key}: {given} is in no folder of the run; name a file, or give a whole path"
+                )
+        elif os.path.isdir(given) or not os.access(os.path.dirname(given), os.W_OK):
+            raise ConfigError(f"router.{key}: {given} cannot be written; name a file in a folder that exists")
 
 
 def check_policy(config: BatonConfig, base: Path) -> None:

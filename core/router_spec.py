@@ -44,6 +44,8 @@ class RouterSpec:
     policy_context: PolicyContext = field(default_factory=PolicyContext)
     one_pool: bool = False  # there are no prefill workers, and none is missed
     event_log: str = ""  # file, from run_dir; empty: none
+    record: str = ""  # file, from run_dir; empty: none
+    record_bytes: int = 64 << 20
     lease_s: float = 30.0
     max_body_bytes: int = 16 << 20
     max_concurrent_requests: int = 4096
@@ -94,6 +96,8 @@ class RouterSpec:
             policy_context=_policy_context(config, classes),
             one_pool=named_pools(config).prefill.replicas == 0,
             event_log=config.router.event_log or "",
+            record=config.router.record or "",
+            record_bytes=int(config.router.record_mb * (1 << 20)),
             lease_s=config.kv.lease_s,
             max_body_bytes=int(config.router.max_body_mb * (1 << 20)),
             max_concurrent_requests=config.router.max_concurrent_requests,

@@ -6,7 +6,7 @@ asking the pure policy again, with the very objects that it decided on. Must not
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from operator import is_
 from typing import Final
@@ -94,6 +94,16 @@ class Explainer:
                 return None
             record = found[0]
         return self._explanation(record)
+
+    def latest(self, tenant: str | None) -> Iterator[RequestRecord]:
+        """Yield the requests of this tenant, None: of all; running ones first, then ended ones, the latest first.
+
+        Take what is wanted without giving way to other tasks.
+        """
+        ended = (record for record, _ in reversed(self._ended.values()))
+        for record in chain(reversed(self._running.values()), ended):
+            if tenant is None or record.tenant == tenant:
+                yield record
 
     def _latest_key(self, request_id: str) -> _Key:
         """Find whose request it is; running ones first, for they began last."""

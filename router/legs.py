@@ -66,6 +66,7 @@ class Legs:
         order = _order(life, call, handover, prefill, decode)
 
         def prefilled(outcome: str, reason: str, error: BatonError | None) -> None:
+            life.record.is_handing_over = False
             self._metrics.handed_over(outcome)
             _ended(life, Leg.PREFILL)
             if reason:
@@ -77,6 +78,7 @@ class Legs:
 
         answer, prefill_leg = Answer(life, self._metrics), PrefillLeg(prefilled)
         is_answered = False
+        life.record.is_handing_over = True
         try:
             decode.send(answer, Leg.DECODE, order)
             self._send_prefill(prefill, prefill_leg, order)

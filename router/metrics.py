@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from core import metrics as names
 from core.errors import BatonError, DeadlineExceeded, RequestRejected
 from core.policy.calibration import Coverage
+from core.policy.protocol import Candidates
 from core.router_spec import SLOTarget
 from core.types import ClusterView, WorkerRecord
 from router.exchange import ClientGone
@@ -97,10 +98,15 @@ class RouterMetrics(Collector):
         """Count a prefill leg that ended."""
         self._handovers.add(outcome)
 
-    def finished(self, life: Life, failure: Exception | None, record: RequestRecord | None = None) -> None:
-        """Complete the record of a request whose answer is out, account for it, and log it."""
+    def finished(
+        self, life: Life, failure: Exception | None, record: RequestRecord | None = None
+    ) -> RequestRecord | None:
+        """Complete the record of a request whose answer is out, account for it, log it, and return it.
+
+        None: the request makes no tokens, so that nothing is measured.
+        """
         if not life.operation.generates:
-            return
+            return None
         if record is None:
             record = RequestRecord(life.exchange.request_id, "", life.slo, life.arrived_s, path=life.operation.path)
         _complete(record, life, failure)
@@ -116,10 +122,11 @@ class RouterMetrics(Collector):
         if record.outcome == "ok":
             self._answered(series, record)
         elif record.outcome == "rejected":
-            self._refusals.add(record.slo.name, failure.name if isinstance(failure, BatonError) else "other")
+            self._refusals.add(record.slo.name, record.refusal)
         if record.tenant:
             self._tenants.add(self._tenant_label(record.tenant), slo)
         self._request_log.add(record, life)
+        return record
 
     def _answered(self, series: ClassSeries, record: RequestRecord) -> None:
         series.e2e.observe(record.e2e_s)
@@ -224,10 +231,12 @@ class RouterMetrics(Collector):
         yield _gauge(names.TRUSTED, ((k, c.trusted) for k, c in found))
 
     def _workers(self) -> Iterable[Family]:
-        workers = [((w.record.worker_id, w.record.role.value), w.state) for w in self._view().workers]
+        view = self._view()
+        workers = [((w.record.worker_id, w.record.role.value), w.state) for w in view.workers]
         up = {labels for labels, _ in workers}
         known = up | {(r.worker_id, r.role.value) for r in self._announced()}
         open_breakers = frozenset(self._open_breakers())
+        yield _gauge(names.WORKER_PAIRS, [((), Candidates.of(view).num_pairs)])
         yield _gauge(names.WORKER_UP, ((k, k in up) for k in sorted(known)))
         yield _gauge(names.WORKER_RUNNING, ((k, s.num_running) for k, s in workers))
         yield _gauge(names.WORKER_WAITING, ((k, s.num_waiting) for k, s in workers))
@@ -242,6 +251,8 @@ def _complete(record: RequestRecord, life: Life, failure: Exception | None) -> N
     record.status, record.outcome = life.status, outcome
     if failure is not None:
         record.error = str(failure)
+    if outcome == "rejected":
+        record.refusal = failure.name if isinstance(failure, BatonError) else "other"
     record.ttft_s, record.tpot_s, record.e2e_s = timing.ttft_s, timing.tpot_s, timing.e2e_s
     record.output_tokens = timing.output_tokens
     if outcome == "ok":

@@ -12,10 +12,12 @@ from core.policy.calibration import Calibration
 from core.policy.protocol import Policy
 from core.router_spec import RouterSpec
 from core.types import ClusterView, WorkerRecord
+from router.console.history import History
 from router.explain import Explainer
 from router.life import Life
 from router.metrics import RouterMetrics
 from router.record import RequestRecord
+from router.recorder import TrafficRecorder
 from router.span_exporter import SpanExporter
 from router.tracing import Tracer
 
@@ -31,10 +33,13 @@ class Observer:
         calibration: Calibration,
         tracer: Tracer | None = None,
         exporter: SpanExporter | None = None,
+        recorder: TrafficRecorder | None = None,
     ) -> None:
+        self.recorder = recorder
         self.metrics = metrics
         self.explainer = explainer
         self.calibration = calibration
+        self.history = History()
         self._tracer = tracer
         self._exporter = exporter
 
@@ -48,6 +53,7 @@ class Observer:
         announced: Callable[[], tuple[WorkerRecord, ...]],
         num_inflight: Callable[[], int],
         open_breakers: Callable[[], Iterable[str]] = tuple,
+        recorder: TrafficRecorder | None = None,
     ) -> Observer:
         """Make all that a router needs; marks are in the time of time.monotonic.
 
@@ -70,6 +76,7 @@ class Observer:
             calibration=calibration,
             tracer=None if exporter is None else Tracer(exporter, clock=time.monotonic),
             exporter=exporter,
+            recorder=recorder,
         )
 
     def began(self, record: RequestRecord, traceparent: str | None = None) -> str | None:
@@ -82,7 +89,11 @@ class Observer:
 
         None: it was refused before it had an id, or makes no tokens, so that nobody can ask for it.
         """
-        self.metrics.finished(life, failure, record)
+        measured = self.metrics.finished(life, failure, record)
+        if measured is not None:
+            self.history.ended(measured)
+            if self.recorder is not None:
+                self.recorder.ended(measured, life)
         if record is None:
             return
         if record.kept is not None and record.outcome != "rejected":

@@ -34,6 +34,7 @@ class RequestRecord:
         "forecast",
         "holding_since_s",
         "holds",
+        "is_handing_over",
         "is_told",
         "kept",
         "marks",
@@ -43,6 +44,7 @@ class RequestRecord:
         "path",
         "predicted_ttft_s",
         "prefill_facts",
+        "refusal",
         "request_id",
         "shape",
         "slo",
@@ -78,6 +80,7 @@ class RequestRecord:
         self.num_holds = 0
         self.holding_since_s: float | None = None
         self.is_told = False  # its client asked to be told in the answer itself
+        self.is_handing_over = False  # its prefill leg runs
         self.attempts = 0
         self.tries: tuple[tuple[Route, str], ...] = ()  # those that failed, each with the name of its error
         self.prefill_facts: LegFacts | None = None
@@ -86,6 +89,7 @@ class RequestRecord:
         self.status = 0
         self.outcome = ""  # empty: it runs
         self.error = ""
+        self.refusal = ""  # name of the error it was refused with; empty: it was not
         self.ttft_s: float | None = None  # of a stream, as passed on
         self.tpot_s: float | None = None
         self.e2e_s = 0.0
@@ -122,6 +126,7 @@ class RequestRecord:
         """Note that a try begins; what was measured of one before counts no more."""
         self.attempts += 1
         self.marks.submitted_s = now_s
+        self.is_handing_over = False
         self.prefill_facts = self.answering_facts = None
 
     def measured(self, prefill: LegFacts | None, answering: LegFacts | None) -> None:

@@ -218,6 +218,13 @@ class RouterConfig(Section):
         description="file for every routing decision and what it was based on, as JSON lines; relative: in the folder "
         "of the run",
     )
+    record: str | None = Field(
+        default="traffic.jsonl",
+        min_length=1,
+        description="file for lengths, times and hashed beginnings of requests, never text, for `baton simulate`; "
+        "relative: in the folder of the run; null: nothing is recorded",
+    )
+    record_mb: float = Field(default=64, ge=1, le=65536, description="what that file and the one before it may take")
     max_body_mb: float = Field(default=16, gt=0, le=120, description="largest request body")
     max_concurrent_requests: int = Field(
         default=4096, ge=1, le=1 << 20, description="requests in flight before new ones are refused"

@@ -101,6 +101,11 @@ def test_an_event_log_that_cannot_be_made_is_refused(place: str, tmp_path: Path)
         check_event_log(BatonConfig(router=RouterConfig(event_log=place.format(tmp=tmp_path))))
 
 
+def test_a_recording_that_cannot_be_made_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"router\.record: .*; name a file"):
+        check_event_log(BatonConfig(router=RouterConfig(record="below/traffic.jsonl")))
+
+
 @pytest.mark.parametrize("place", [None, "e.jsonl", "{tmp}/e.jsonl"])
 def test_an_event_log_has_a_file(place: str | None, tmp_path: Path) -> None:
     check_event_log(BatonConfig(router=RouterConfig(event_log=place and place.format(tmp=tmp_path))))
