@@ -42,6 +42,7 @@ class _Command:
 
 _COMMANDS = (
     _Command("profile", "measure how fast the engines of the pools are on this machine", "bench.profile_command"),
+    _Command("bench", "load an OpenAI-compatible endpoint and tell how it fared", "bench.bench_command"),
     _Command("explain", "tell why a request was routed as it was, and where its time went", "router.explain_command"),
 )
 
