@@ -44,6 +44,7 @@ _COMMANDS = (
     _Command("chaos", "break a cluster on purpose and see whether clients notice", "bench.chaos_command"),
     _Command("submit", "start Baton on a Ray cluster from another machine, as a job", "cluster.submit_command"),
     _Command("profile", "measure how fast the engines of the pools are on this machine", "bench.profile_command"),
+    _Command("bench", "load an OpenAI-compatible endpoint and tell how it fared", "bench.bench_command"),
     _Command("explain", "tell why a request was routed as it was, and where its time went", "router.explain_command"),
 )
 
