@@ -49,17 +49,19 @@ class _Story:
         news, self._news = self._news, asyncio.Event()
         news.set()
 
-    async def follow(self) -> AsyncIterator[HostEvent]:
-        """Yield all events from the first to the process's end, as they come."""
-        told = 0
-        while True:
+    @property
+    def events(self) -> tuple[HostEvent, ...]:
+        """All so far."""
+        return tuple(self._events)
+
+    async def follow(self, told: int) -> AsyncIterator[HostEvent]:
+        """Yield the events after the first `told`, as they come, to the process's end."""
+        while not any(isinstance(event, Ended) for event in self._events[:told]):
             while told < len(self._events):
-                event = self._events[told]
                 told += 1
-                yield event
-                if isinstance(event, Ended):
-                    return
-            await self._news.wait()
+                yield self._events[told - 1]
+            if not any(isinstance(event, Ended) for event in self._events):
+                await self._news.wait()
 
 
 class WorkerHost:
@@ -85,16 +87,16 @@ class WorkerHost:
 
     async def report(self) -> HostReport:
         """Say where this is and what was started."""
-        return HostReport(await self.facts(), self._spec)
+        return HostReport(await self.facts(), self._spec, self._story.events)
 
-    async def run(self, spec: WorkerSpec, log_path: str) -> AsyncIterator[HostEvent]:
-        """Start the worker of `spec` and yield what becomes of it, until its end; without starting it a second time.
+    async def run(self, spec: WorkerSpec, log_path: str, told: int = 0) -> AsyncIterator[HostEvent]:
+        """Start the worker of `spec`, unless it was, and yield what becomes of it, until its end.
 
-        A worker of an earlier epoch must have ended.
+        The first `told` events are known already. A worker of an earlier epoch must have ended.
         """
         if self._spec is None or self._spec.epoch != spec.epoch:
             await self._start(spec, Path(log_path))
-        async for event in self._story.follow():
+        async for event in self._story.follow(told):
             yield event
 
     async def _start(self, spec: WorkerSpec, log_path: Path) -> None:
@@ -181,7 +183,7 @@ class RouterHost:
         if generation != self._generation:
             self._generation = generation
             await self._start(fields, Path(log_path))
-        async for event in self._story.follow():
+        async for event in self._story.follow(0):
             yield event
 
     async def _start(self, fields: RouterSpec, log_path: Path) -> None:

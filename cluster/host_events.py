@@ -87,3 +87,4 @@ class HostReport:
 
     facts: HostFacts
     spec: WorkerSpec | None  # of the process it runs, or ran last; None: none was started
+    events: tuple[HostEvent, ...] = ()  # of that process so far
