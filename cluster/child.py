@@ -1,4 +1,5 @@
-"""One child process: spawned in a session of its own, heard through an events pipe, reaped, and never left behind.
+"""One child process: spawned in a session of its own, heard through an events pipe, told through its standard input,
+reaped, and never left behind.
 
 Owns the process and all below it. Must not know what it runs or what its events mean.
 """
@@ -49,9 +50,11 @@ class ChildProcess:
         on_event: Callable[[Event], None],
         on_end: Callable[[int], None],
         env: Mapping[str, str] | None = None,
+        is_told: bool = False,
     ) -> ChildProcess:
         """Start what `command` returns for the descriptor the child writes event lines (JSON objects) to.
 
+        With `is_told` it reads lines from its standard input, see `tell`.
         stdout and stderr are appended to `log_path`. `on_event` hears each event, `on_end` the exit code (negative for
         a signal), after the last event and once what the child left behind is killed. Raises OSError.
         """
@@ -61,7 +64,7 @@ class ChildProcess:
             with log_path.open("ab") as log:
                 popen = subprocess.Popen(
                     command(events_out),
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE if is_told else subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                     env=env,
@@ -76,6 +79,13 @@ class ChildProcess:
         child = cls(popen, log_path, on_event=on_event, on_end=on_end)
         child._watch(events_in)
         return child
+
+    def tell(self, command: Event) -> None:
+        """Write one command line, a JSON object; one that has ended, or does not read, is told nothing."""
+        if self._popen.stdin is None or self._exited.done():
+            return
+        with contextlib.suppress(BrokenPipeError, BlockingIOError):
+            os.write(self._popen.stdin.fileno(), json.dumps(command).encode() + b"\n")
 
     async def exited(self) -> int:
         """Wait for the end; return the exit code, negative for a signal."""
@@ -116,6 +126,8 @@ class ChildProcess:
     def _watch(self, events_fd: int) -> None:
         loop = asyncio.get_running_loop()
         os.set_blocking(events_fd, False)
+        if self._popen.stdin is not None:
+            os.set_blocking(self._popen.stdin.fileno(), False)
         loop.add_reader(events_fd, self._read_events, events_fd)
         pidfd = os.pidfd_open(self.pid)
         loop.add_reader(pidfd, self._reap, pidfd, events_fd)
@@ -143,6 +155,8 @@ class ChildProcess:
         self._read_events(events_fd)
         loop.remove_reader(events_fd)
         os.close(events_fd)
+        if self._popen.stdin is not None:
+            self._popen.stdin.close()
         self._on_end(code)
         self._exited.set_result(code)
 

@@ -6,8 +6,9 @@ as values, bundles and node ids go out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from core.config.models import BatonConfig, PoolConfig
 from core.config.specs import gpus_per_worker, pool_config
@@ -88,6 +89,51 @@ def place_workers(
             raise ConfigError(_does_not_fit(left_over, pool_config(config, left_over.role), nodes, spread))
         spread = packed
     return tuple(spread[ask.role, ask.index] for ask in asks)
+
+
+def place_one(
+    config: BatonConfig, role: Role, worker_id: str, nodes: Sequence[Node], *, by_convention: bool = True
+) -> WorkerPlacement:
+    """Give one more worker of a pool the node with the most room, by the rules of `place_workers`.
+
+    Raises ConfigError, naming pool, need and nodes, when it fits nowhere.
+    """
+    pool = pool_config(config, role)
+    has_gpu = any(node.total.get("GPU", 0) > 0 for node in nodes)
+    mark = _mark(pool, role, nodes, by_convention=by_convention)
+    ask = _Ask(role, 0, pool.cpus, gpus_per_worker(pool, has_gpu=has_gpu), mark)
+    placed, left_over = _place([ask], nodes, tightly=False)
+    if left_over is not None:
+        raise ConfigError(_does_not_fit(ask, pool, nodes, placed))
+    return replace(placed[role, 0], worker_id=worker_id)
+
+
+def without_claims(nodes: Sequence[Node], placements: Iterable[WorkerPlacement]) -> tuple[Node, ...]:
+    """Take from the nodes what workers hold or are about to hold there; Ray tells of it with a delay."""
+    held: dict[str, Counter[str]] = defaultdict(Counter)
+    for placement in placements:
+        held[placement.node_id].update(placement.bundle)
+    return tuple(
+        replace(
+            node,
+            free={
+                name: min(amount, node.total.get(name, amount) - held[node.node_id].get(name, 0.0))
+                for name, amount in node.free.items()
+            },
+        )
+        for node in nodes
+    )
+
+
+def spare_cores(
+    placement: WorkerPlacement, available: Sequence[int], taken: Iterable[int], *, is_alone: bool
+) -> tuple[int, ...]:
+    """Choose cores for one more worker of a node, by the rules of `assign_cores`; others there hold `taken`."""
+    if placement.gpus or is_alone:
+        return ()
+    left = [core for core in available if core not in frozenset(taken)]
+    count = max(int(placement.cpus), 1)
+    return tuple(left[:count]) if len(left) >= count else ()
 
 
 def _place(

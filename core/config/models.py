@@ -286,6 +286,43 @@ class RayConfig(Section):
     start_timeout_s: float = Field(default=300, gt=0, le=86_400, description="time until every worker must be ready")
 
 
+class HealingConfig(Section):
+    """What becomes of workers that end without being told to."""
+
+    first_delay_s: float = Field(
+        default=0.5, ge=0.01, le=3600, description="time until a worker that ended is started again; doubled each time"
+    )
+    max_delay_s: float = Field(default=30, ge=0.01, le=3600, description="longest of those times")
+    max_failures: int = Field(
+        default=5, ge=1, le=1000, description="failures within `window_s` after which a worker is set aside"
+    )
+    window_s: float = Field(default=600, gt=0, le=86_400, description="how long a failure counts")
+    set_aside_s: float = Field(
+        default=900, gt=0, le=86_400, description="time until a worker that was set aside is tried again"
+    )
+
+
+class PoolRange(Section):
+    """How far one pool may be resized."""
+
+    min: int = Field(default=1, ge=0, le=4096, description="least workers, whatever the traffic")
+    max: int | None = Field(
+        default=None, ge=1, le=4096, description="most workers; null: as many as the cluster has room for"
+    )
+
+
+class ScalingConfig(Section):
+    """Whether and how far the controller changes sizes and roles by itself."""
+
+    mode: Literal["off", "advise", "auto"] = Field(
+        default="off",
+        description="off: pools stay as they are told; advise: decisions are shown and not carried out; auto: they are",
+    )
+    interval_s: float = Field(default=5, ge=1, le=3600, description="time between two decisions")
+    prefill: PoolRange = Field(default=PoolRange(), description="the prefill pool")
+    decode: PoolRange = Field(default=PoolRange(), description="the decode pool")
+
+
 class BatonConfig(Section):
     """The whole file."""
 
@@ -300,3 +337,5 @@ class BatonConfig(Section):
     router: RouterConfig = Field(default=RouterConfig(), description="the HTTP front")
     security: SecurityConfig = Field(default=SecurityConfig(), description="TLS between Baton's own processes")
     ray: RayConfig = Field(default=RayConfig(), description="the Ray cluster underneath")
+    healing: HealingConfig = Field(default=HealingConfig(), description="what becomes of workers that end")
+    scaling: ScalingConfig = Field(default=ScalingConfig(), description="sizes and roles that follow the traffic")
