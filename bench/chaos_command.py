@@ -33,6 +33,8 @@ _OWN: Final = (
     "router.port=0",
     "pools.prefill.replicas=2",
     "pools.decode.replicas=2",
+    "pools.prefill.cpus=0.5",  # so that four workers find room on a small machine
+    "pools.decode.cpus=0.5",
     "kv.allow_faults=true",
     "ray.address=local",
 )
