@@ -43,6 +43,7 @@ class _Command:
 _COMMANDS = (
     _Command("profile", "measure how fast the engines of the pools are on this machine", "bench.profile_command"),
     _Command("explain", "tell why a request was routed as it was, and where its time went", "router.explain_command"),
+    _Command("simulate", "simulate the recorded traffic, as it was or with changes", "sim.simulate_command"),
 )
 
 _DESCRIPTION = """\
@@ -58,6 +59,7 @@ examples:
   python baton.py plan my.yaml --gpu h100-sxm --gpus 8 which pools keep the promise; starts nothing
   python baton.py profile my.yaml                      measure how fast the engines are here, for `plan`
   python baton.py status --json | jq .                 what runs, for scripts
+  python baton.py simulate --last 30m --set decode=3   the recorded traffic with another decode worker
   python baton.py explain ID                           why a request went where it did, and where its time went
 
 exit codes:
@@ -184,6 +186,7 @@ def _add_command(add: _AddVerb, command: _Command, *, is_used: bool) -> None:
         return code
 
     verb = add(command.name, command.words, run)
+    verb.set_defaults(run_dir=_run_dir)
     if is_used:
         import_module(command.module).add_flags(verb)
         add_json(verb)
@@ -204,6 +207,14 @@ def _add_plan(add: _AddVerb) -> None:
     add_config(plan, optional=True)
     add_plan_flags(plan)
     add_json(plan)
+
+
+def _run_dir() -> Path | None:
+    """Find the folder of what runs from this checkout, for packages that know no cluster; None: nothing runs."""
+    from cluster.state import StateDir
+
+    record = StateDir.find(os.environ).read()
+    return None if record is None else Path(record.run_dir)
 
 
 def _validate(options: argparse.Namespace) -> int:
