@@ -44,6 +44,7 @@ _COMMANDS = (
     _Command("profile", "measure how fast the engines of the pools are on this machine", "bench.profile_command"),
     _Command("explain", "tell why a request was routed as it was, and where its time went", "router.explain_command"),
     _Command("simulate", "simulate the recorded traffic, as it was or with changes", "sim.simulate_command"),
+    _Command("completion", "print a script that completes this command line in a shell", "core.completion_command"),
 )
 
 _DESCRIPTION = """\
@@ -89,6 +90,14 @@ class _Parser(argparse.ArgumentParser):
         raise _UsageError(f"{message}\n{self.format_usage().rstrip()}\nTry: {self.prog} --help")
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Leaves room for the longest verb, which argparse measures without its indent."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = 14
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code that --help documents."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -132,8 +141,9 @@ def _open_closed_streams() -> None:
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="baton.py", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw, allow_abbrev=False)
+    parser = _Parser(
+        prog="baton.py", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=_Help, allow_abbrev=False
+    )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
     def add(name: str, what: str, run: _Verb) -> argparse.ArgumentParser:
@@ -141,7 +151,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
             name,
             help=what,
             description=what[:1].upper() + what[1:] + ".",
-            formatter_class=raw,
+            formatter_class=_Help,
             allow_abbrev=False,
         )
         verb.set_defaults(run=run, prog=verb.prog)
@@ -186,7 +196,7 @@ def _add_command(add: _AddVerb, command: _Command, *, is_used: bool) -> None:
         return code
 
     verb = add(command.name, command.words, run)
-    verb.set_defaults(run_dir=_run_dir)
+    verb.set_defaults(run_dir=_run_dir, whole_parser=lambda: _parser([one.name for one in _COMMANDS]))
     if is_used:
         import_module(command.module).add_flags(verb)
         add_json(verb)

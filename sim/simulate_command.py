@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from core.errors import ConfigError
+from core.errors import ConfigError, NotRunning
 from core.latency.profile import read_profile
 from sim.past import case_of, changed, changes_of
 from sim.past_report import as_fields, error_line, happened, lines_of, replay_error, simulated
@@ -77,7 +77,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Do `baton simulate`; return 0.
 
-    Raises ConfigError for flags and files that cannot be used.
+    Raises ConfigError for flags and files that cannot be used, NotRunning when no file is named and nothing runs.
     """
     changes = changes_of(options.settings, options.promises, options.killed, traffic=options.traffic)
     recording = _recording(options.source, options.last, options.run_dir)
@@ -104,7 +104,7 @@ def _recording(source: str, last: str | None, run_dir: Callable[[], Path | None]
     if source == LIVE:
         folder = run_dir()
         if folder is None:
-            raise ConfigError("nothing runs from this checkout; name a recording with --from FILE")
+            raise NotRunning("nothing runs from this checkout; name a recording with --from FILE")
         path = folder / FILE_NAME
         if not path.is_file():
             raise ConfigError(

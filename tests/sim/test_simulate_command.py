@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from core.command_flags import add_json
-from core.errors import ConfigError
+from core.errors import ConfigError, NotRunning
 from sim import simulate_command
 from tests.support.recordings import as_simulated, requests, written
 
@@ -62,7 +62,7 @@ def test_a_wrong_time_is_told(tmp_path: Path, last: str) -> None:
 
 
 def test_nothing_that_runs_and_nothing_recorded_are_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="name a recording with --from FILE"):
+    with pytest.raises(NotRunning, match="name a recording with --from FILE"):
         simulate()
     with pytest.raises(ConfigError, match=r"there is no recording; let router\.record be"):
         simulate(run_dir=tmp_path)
