@@ -46,6 +46,8 @@ _COMMANDS = (
     _Command("profile", "measure how fast the engines of the pools are on this machine", "bench.profile_command"),
     _Command("bench", "load an OpenAI-compatible endpoint and tell how it fared", "bench.bench_command"),
     _Command("explain", "tell why a request was routed as it was, and where its time went", "router.explain_command"),
+    _Command("simulate", "simulate the recorded traffic, as it was or with changes", "sim.simulate_command"),
+    _Command("completion", "print a script that completes this command line in a shell", "core.completion_command"),
 )
 
 _DESCRIPTION = """\
@@ -61,6 +63,7 @@ examples:
   python baton.py plan my.yaml --gpu h100-sxm --gpus 8 which pools keep the promise; starts nothing
   python baton.py profile my.yaml                      measure how fast the engines are here, for `plan`
   python baton.py status --json | jq .                 what runs, for scripts
+  python baton.py simulate --last 30m --set decode=3   the recorded traffic with another decode worker
   python baton.py explain ID                           why a request went where it did, and where its time went
 
 exit codes:
@@ -88,6 +91,14 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Report a wrong command line."""
         raise _UsageError(f"{message}\n{self.format_usage().rstrip()}\nTry: {self.prog} --help")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Leaves room for the longest verb, which argparse measures without its indent."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = 14
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -133,8 +144,9 @@ def _open_closed_streams() -> None:
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="baton.py", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw, allow_abbrev=False)
+    parser = _Parser(
+        prog="baton.py", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=_Help, allow_abbrev=False
+    )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
     def add(name: str, what: str, run: _Verb) -> argparse.ArgumentParser:
@@ -142,7 +154,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
             name,
             help=what,
             description=what[:1].upper() + what[1:] + ".",
-            formatter_class=raw,
+            formatter_class=_Help,
             allow_abbrev=False,
         )
         verb.set_defaults(run=run, prog=verb.prog)
@@ -187,6 +199,7 @@ def _add_command(add: _AddVerb, command: _Command, *, is_used: bool) -> None:
         return code
 
     verb = add(command.name, command.words, run)
+    verb.set_defaults(run_dir=_run_dir, whole_parser=lambda: _parser([one.name for one in _COMMANDS]))
     if is_used:
         import_module(command.module).add_flags(verb)
         add_json(verb)
@@ -207,6 +220,14 @@ def _add_plan(add: _AddVerb) -> None:
     add_config(plan, optional=True)
     add_plan_flags(plan)
     add_json(plan)
+
+
+def _run_dir() -> Path | None:
+    """Find the folder of what runs from this checkout, for packages that know no cluster; None: nothing runs."""
+    from cluster.state import StateDir
+
+    record = StateDir.find(os.environ).read()
+    return None if record is None else Path(record.run_dir)
 
 
 def _validate(options: argparse.Namespace) -> int:

@@ -80,7 +80,8 @@ def ask_explanation(front: Front, request_id: str) -> bytes:
     except ssl.SSLError as exc:
         raise BatonError(f"the router at {url} does not speak TLS ({exc.reason}); is it http://?") from exc
     except (OSError, http.client.HTTPException) as exc:
-        raise BatonError(f"the router at {url} does not answer: {exc}") from exc
+        why = getattr(exc, "strerror", None) or exc
+        raise BatonError(f"the router at {url} does not answer: {why}") from exc
     if status != 200:
         raise BatonError(f"the router at {url} answered {status}: {_message(body)}")
     return body

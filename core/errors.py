@@ -2,6 +2,7 @@
 
     BatonError
     ├── ConfigError              the YAML, a flag or an environment variable is wrong
+    ├── NotRunning               what a command is about does not run
     ├── RequestRejected          the client's request is refused before any work
     │   ├── InvalidRequest           malformed body, wrong type, unknown field value
     │   ├── PayloadTooLarge          body or header beyond the limit
@@ -45,6 +46,12 @@ class ConfigError(BatonError):
     """Configuration is wrong; the message names field and remedy."""
 
     name = "config_error"
+
+
+class NotRunning(BatonError):
+    """Nothing runs here that could be asked; the message says how to name something else."""
+
+    name = "not_running"
 
 
 class RequestRejected(BatonError):

@@ -30,6 +30,7 @@ class Status:
 STATUS_BY_ERROR: Final[Mapping[type[errors.BatonError], Status]] = MappingProxyType(
     {
         errors.ConfigError: Status(500),
+        errors.NotRunning: Status(500),
         errors.InvalidRequest: Status(400),
         errors.PayloadTooLarge: Status(413),
         errors.PromptTooLong: Status(400),

@@ -15,7 +15,7 @@ from pathlib import Path
 from cluster.front import Front, front_of
 from cluster.router_probe import ask_explanation
 from cluster.state import StateDir
-from core.errors import BatonError, ConfigError
+from core.errors import BatonError, ConfigError, NotRunning
 from core.tls_files import load_authority
 from router.explain_text import explanation_lines, explanation_of
 
@@ -37,8 +37,8 @@ def run(options: argparse.Namespace) -> int:
 def answer(options: argparse.Namespace) -> str:
     """Explain `request_id`, in lines for people or `as_json`.
 
-    Raises ConfigError when no router is named and none runs, or a file cannot be read; BatonError for what the
-    router does not explain.
+    Raises NotRunning when no router is named and none runs, ConfigError for a file that cannot be read; BatonError for
+    what the router does not explain.
     """
     front = _front(options)
     found = ask_explanation(front, options.request_id)
@@ -59,7 +59,7 @@ def _front(options: argparse.Namespace) -> Front:
 def _running_front() -> Front:
     record = StateDir.find(os.environ).read()
     if record is None or not record.url:
-        raise ConfigError("nothing runs from this checkout; name the router with --url http://HOST:PORT")
+        raise NotRunning("nothing runs from this checkout; name the router with --url http://HOST:PORT")
     return front_of(record.url, Path(record.run_dir))
 
 
@@ -76,4 +76,5 @@ def _key_in(path: Path | None) -> str:
     try:
         return "" if path is None else path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeError) as exc:
-        raise ConfigError(f"--key-file: {path} cannot be read: {exc}") from exc
+        why = getattr(exc, "strerror", None) or "it is no text"
+        raise ConfigError(f"--key-file: {path} cannot be read: {why}") from exc

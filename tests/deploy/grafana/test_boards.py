@@ -70,3 +70,14 @@ def test_panels_have_numbers_of_their_own_and_do_not_overlap(file: Path) -> None
     assert not any(one & other for one, other in combinations(cells, 2))
     for panel in panels:
         assert panel["type"] == "row" or (panel["description"] and panel["targets"])
+
+
+def test_the_check_sees_what_is_not_exported() -> None:
+    exported = Exported('# HELP a A.\n# TYPE a counter\na_total{x="1"} 1\n')
+    assert not list(exported.faults('sum by (x, worker) (rate(a_total{x="1", job="j"}[5m]))'))
+    assert set(exported.faults('sum by (y) (rate(a_total{x="2", z=~"q"}[5m])) / b_total')) == {
+        "a_total has no x='2'",
+        "a_total has no label z",
+        "no metric b_total",
+        'nothing in \'sum by (y) (rate(a_total{x="2", z=~"q"}[5m])) / b_total\' has a label y',
+    }
