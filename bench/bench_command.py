@@ -31,7 +31,9 @@ _SEARCH_S: Final = 30.0
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `bench`."""
-    parser.add_argument("--url", help="the server (default: the router that runs from this checkout, else port 8000)")
+    parser.add_argument(
+        "--url", "--base-url", help="the server (default: the router that runs from this checkout, else port 8000)"
+    )
     parser.add_argument("--config", metavar="FILE", type=Path, help="start Baton with it, and stop it at the end")
     parser.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="as for `up`")
     parser.add_argument("--sweep", metavar="FILE", type=Path, help="YAML of many benchmarks, see docs/benchmarking.md")

@@ -86,6 +86,7 @@ def proof_plan(options: argparse.Namespace, config: BatonConfig, run_dir: Path) 
         options=RunOptions(timeout_s=config.router.request_timeout_s, seed=options.seed),
         targets=class_targets(config),
         num_warmups=_WARM_UPS,
+        explains=True,
     )
     spec = replace(spec, dataset=replace(spec.dataset, class_shares=class_shares(spec)))
     return ProofPlan(

@@ -7,9 +7,11 @@ and not kept when even the upper end does not; else nobody can tell yet, and the
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
+
+import numpy as np
 
 from bench.serving import statistics
 from bench.serving.load_run import Run
@@ -17,6 +19,7 @@ from bench.serving.metrics import ClassResult, ClassTargets, Metrics, Targets, p
 from bench.serving.parity import Parity
 from bench.serving.stages import Stages
 from bench.serving.statistics import Estimate
+from bench.serving.timing import Timing
 from sim.plan import Interval
 
 # The part of a target that the client itself may add before a missed promise is no longer the server's.
@@ -75,6 +78,16 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
+class Foreseen:
+    """How TTFT compares with what the router foresaw of each request at its arrival."""
+
+    requests: int
+    low: float  # actual over predicted: 5th percentile
+    median: float
+    high: float  # 95th
+
+
+@dataclass(frozen=True, slots=True)
 class Proof:
     """All that was looked at."""
 
@@ -94,6 +107,7 @@ class Proof:
     plan: PlannedFor | None
     curve: tuple[RatePoint, ...] = ()
     devices: int = 0  # workers' GPUs, else workers
+    foreseen: Foreseen | None = None  # None: the router foresaw nothing
     notes: tuple[str, ...] = ()
 
     @property
@@ -106,6 +120,19 @@ class Proof:
             if verdict in verdicts:
                 return verdict
         return Verdict.KEPT if verdicts else Verdict.CANNOT_TELL
+
+
+def foreseen(timings: Sequence[Timing]) -> Foreseen | None:
+    """Compare, by the comment that ends each stream; None: none of them told of a prediction."""
+    ratios = []
+    for timing in timings:
+        predicted, actual = timing.told.get("predicted_ttft_ms"), timing.told.get("ttft_ms")
+        if isinstance(predicted, (int, float)) and isinstance(actual, (int, float)) and predicted > 0:
+            ratios.append(actual / predicted)
+    if not ratios:
+        return None
+    low, median, high = (float(value) for value in np.quantile(ratios, (0.05, 0.5, 0.95)))
+    return Foreseen(len(ratios), low, median, high)
 
 
 def judge(metrics: Metrics, run: Run, targets: ClassTargets, plan: PlannedFor | None) -> tuple[ClassVerdict, ...]:

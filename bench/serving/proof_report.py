@@ -67,6 +67,9 @@ def _checks(proof: Proof) -> Iterator[tuple[str, str, str]]:
     else:
         yield "ledger", "balanced on every worker", "good"
     yield "calibration", *_calibration(proof)
+    if (seen := proof.foreseen) is not None:
+        spread = f"{plain(seen.low)} to {plain(seen.high)} in 90 % of {seen.requests:,} requests"
+        yield "foreseen", f"TTFT is {plain(seen.median)} times what was predicted (median), {spread}", ""
 
 
 def _calibration(proof: Proof) -> tuple[str, str]:
@@ -111,6 +114,9 @@ def proof_json(proof: Proof) -> dict[str, Json]:
             {"slo_class": c.slo_class, "quantity": c.quantity, "coverage": c.coverage, "trusted": c.is_trusted}
             for c in proof.calibration
         ],
+        "ttft_over_predicted": None
+        if proof.foreseen is None
+        else {"median": proof.foreseen.median, "p5": proof.foreseen.low, "p95": proof.foreseen.high},
         "ttft_stages_ms": None if proof.stages is None else dict(proof.stages.mean_ms),
         "curve": [
             {"request_rate": p.rate, "attainment": dict(p.attainment), "request_goodput": p.goodput}

@@ -12,7 +12,7 @@ from typing import Final
 
 from bench.serving.metrics import promises
 from bench.serving.parity import check_parity
-from bench.serving.proof import PlannedFor, Proof, RatePoint, judge
+from bench.serving.proof import PlannedFor, Proof, RatePoint, foreseen, judge
 from bench.serving.router_facts import read_calibration
 from bench.serving.session import BenchSpec, Session, Watch, at_rate
 from core.errors import ConfigError
@@ -67,6 +67,7 @@ async def prove(session: Session, wanted: ProofPlan, ledger: Ledger, watch: Watc
         plan=wanted.plan,
         curve=tuple(sorted([own, *points], key=lambda point: point.rate)),
         devices=wanted.devices,
+        foreseen=foreseen(result.run.timings),
         notes=(*notes, *result.notes, *result.metrics.remarks),
     )
 

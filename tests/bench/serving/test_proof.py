@@ -10,7 +10,7 @@ from bench.serving.client_health import ClientHealth
 from bench.serving.load_run import Run
 from bench.serving.metrics import ClassTargets, Targets, measure
 from bench.serving.parity import Parity
-from bench.serving.proof import ClassVerdict, PlannedFor, Proof, Verdict, judge
+from bench.serving.proof import ClassVerdict, PlannedFor, Proof, Verdict, foreseen, judge
 from bench.serving.timing import Timing
 from sim.plan import Interval
 from tests.support.bench_answers import QUIET, answered, run_of
@@ -94,3 +94,11 @@ def test_the_whole_is_as_good_as_its_worst_part() -> None:
     assert proof(kept, ledger=("decode-0: 3 blocks are missing",)).verdict is missed
     assert proof(kept, parity=Parity(4, 4, ("token 2 differs",))).verdict is missed
     assert proof(kept, parity=Parity(4, 0, ())).verdict is kept
+
+
+def test_what_was_foreseen_is_compared_request_by_request() -> None:
+    told = [Timing(0.0, told={"predicted_ttft_ms": 100.0, "ttft_ms": 10.0 * n}) for n in range(1, 22)]
+    found = foreseen([*told, Timing(0.0), Timing(0.0, told={"predicted_ttft_ms": None, "ttft_ms": 5.0})])
+    assert found is not None
+    assert (found.requests, found.low, found.median, found.high) == (21, pytest.approx(0.2), 1.1, pytest.approx(2.0))
+    assert foreseen([Timing(0.0)]) is None

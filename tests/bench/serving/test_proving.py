@@ -28,6 +28,7 @@ SPEC = BenchSpec(
     shape=LoadShape(),
     targets={"interactive": Targets(TTFT_MS, TPOT_MS)},
     num_warmups=2,
+    explains=True,
 )
 
 
@@ -61,6 +62,7 @@ async def test_a_promise_that_is_kept() -> None:
     assert [point.rate for point in found.curve] == [10, 20]
     assert found.stages is not None
     assert found.stages.requests == 60
+    assert all(timing.told["verdict"] in ("kept", "missed") for timing in found.run.timings)
     assert set(found.stages.mean_ms) >= {"queue", "prefill", "transfer_exposed", "first_step"}
 
 
