@@ -33,7 +33,8 @@ h1{font-size:1.5rem;margin:0 0 .3rem}h2{font-size:1.1rem;margin:1.8rem 0 .5rem}p
 .good,.bad,.open{font-weight:600}.scroll{overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{border-bottom:1px solid var(--grid);padding:.3rem .9rem .3rem 0;text-align:left;vertical-align:top}
-th{font-weight:600;white-space:nowrap}svg{max-width:100%;height:auto}ul{margin:.3rem 0;padding-left:1.2rem}
+th{font-weight:600;white-space:nowrap}svg{width:100%;min-width:32rem;height:auto}
+td.good,td.bad,td.open{min-width:11rem}ul{margin:.3rem 0;padding-left:1.2rem}
 """
 
 
@@ -79,7 +80,7 @@ def listed(items: Sequence[str]) -> str:
 
 def figure(panels: Sequence[Panel], *, columns: int = 2) -> str:
     """Draw charts in the colours of the page."""
-    return plotted(panels, columns=columns, palette=PAGE_PALETTE)
+    return f'<div class="scroll">{plotted(panels, columns=columns, palette=PAGE_PALETTE)}</div>'
 
 
 def _cell(value: str | Cell) -> str:
