@@ -232,7 +232,10 @@ def _own_text(row: dict[str, object], where: str, spec: DatasetSpec) -> Item | N
     given = row.get("prompt_tokens")
     text = prompt if isinstance(prompt, str) else json.dumps(prompt)
     tokens = given if isinstance(given, int) else _estimated(text)
-    item = Item(prompt, tokens, output, str(row.get("slo_class", "")))
+    name = str(row.get("slo_class", ""))
+    if not (name.isascii() and name.isprintable()):
+        raise ConfigError(f"{where}: slo_class is {name[:40]!r}; write a name of plain letters")
+    item = Item(prompt, tokens, output, name)
     return item if _fits(item, spec) else None
 
 

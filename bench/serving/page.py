@@ -34,6 +34,7 @@ h1{font-size:1.5rem;margin:0 0 .3rem}h2{font-size:1.1rem;margin:1.8rem 0 .5rem}p
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{border-bottom:1px solid var(--grid);padding:.3rem .9rem .3rem 0;text-align:left;vertical-align:top}
 th{font-weight:600;white-space:nowrap}svg{width:100%;min-width:32rem;height:auto}
+svg.bar{height:1.6rem;min-width:0}
 td.good,td.bad,td.open{min-width:11rem}ul{margin:.3rem 0;padding-left:1.2rem}
 """
 
@@ -81,6 +82,20 @@ def listed(items: Sequence[str]) -> str:
 def figure(panels: Sequence[Panel], *, columns: int = 2) -> str:
     """Draw charts in the colours of the page."""
     return f'<div class="scroll">{plotted(panels, columns=columns, palette=PAGE_PALETTE)}</div>'
+
+
+def bar(parts: Sequence[tuple[str, float]]) -> str:
+    """Draw parts of a whole one behind the other, each with its name when the pointer rests on it."""
+    total = sum(length for _, length in parts) or 1.0
+    colours = (PAGE_PALETTE.ours, *PAGE_PALETTE.others)
+    at, shapes = 0.0, []
+    for number, (name, length) in enumerate(parts):
+        if length > 0:
+            place = f'x="{100 * at / total:.3f}" width="{100 * length / total:.3f}"'
+            fill = f'fill="{colours[number % len(colours)]}"'
+            shapes.append(f'<rect {place} height="6" {fill}><title>{escape(name)} {length:.1f} ms</title></rect>')
+        at += length
+    return f'<svg viewBox="0 0 100 6" preserveAspectRatio="none" class="bar">{"".join(shapes)}</svg>'
 
 
 def _cell(value: str | Cell) -> str:

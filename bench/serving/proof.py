@@ -75,6 +75,13 @@ class Calibration:
     coverage: float | None
     is_trusted: bool
     reason: str
+    outcomes: int = 0  # that the coverage comes from
+    band: tuple[float, float] = (0.0, 1.0)  # in which the coverage of a right interval lies
+
+    @property
+    def is_covered(self) -> bool:
+        """Whether as many outcomes lie within the interval as should."""
+        return self.coverage is None or self.band[0] <= self.coverage <= self.band[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,15 @@ class Foreseen:
     low: float  # actual over predicted: 5th percentile
     median: float
     high: float  # 95th
+
+
+@dataclass(frozen=True, slots=True)
+class SlowestTimeline:
+    """Where the time of the request with the longest TTFT went, as the router explains it."""
+
+    request_id: str
+    stages: tuple[tuple[str, float], ...]  # name and ms, in their order
+    output_ms: float  # from the first token to the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +124,7 @@ class Proof:
     curve: tuple[RatePoint, ...] = ()
     devices: int = 0  # workers' GPUs, else workers
     foreseen: Foreseen | None = None  # None: the router foresaw nothing
+    slowest: SlowestTimeline | None = None  # None: it cannot be explained any more
     notes: tuple[str, ...] = ()
 
     @property

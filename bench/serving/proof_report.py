@@ -13,7 +13,7 @@ from bench.goodput_plot import Curve, Panel
 from bench.serving import page
 from bench.serving.curves import against_scale, cdf, of_class
 from bench.serving.metrics import promises
-from bench.serving.proof import ClassVerdict, Proof, RatePoint, Verdict
+from bench.serving.proof import ClassVerdict, Proof, RatePoint, SlowestTimeline, Verdict
 from bench.serving.result import Json, interval_json
 from bench.serving.statistics import Estimate
 from sim.figures import percent, plain, with_interval
@@ -79,8 +79,12 @@ def _calibration(proof: Proof) -> tuple[str, str]:
         return f"predictions are not believed: {', '.join(lost)}", "open"
     if not known:
         return "the router predicts nothing yet", "open"
-    told = [f"{c.slo_class} {c.quantity} {100 * (c.coverage or 0.0):.0f} %" for c in known]
-    return f"believed; outcomes within the 90 % interval: {', '.join(told)}", "good"
+    told = [f"{c.slo_class} {c.quantity} {100 * (c.coverage or 0.0):.0f} % of {c.outcomes}" for c in known]
+    words = f"outcomes within the router's 90 % interval: {', '.join(told)}"
+    wide = [f"{c.slo_class} {c.quantity}" for c in known if not c.is_covered]
+    if wide:
+        return f"{words}; too few of {', '.join(wide)}, though predictions are still believed", "open"
+    return f"believed; {words}", "good"
 
 
 def proof_json(proof: Proof) -> dict[str, Json]:
@@ -160,7 +164,19 @@ def proof_page(proof: Proof) -> str:
     if proof.stages is not None:
         rows = [(stage, f"{ms:.2f}") for stage, ms in proof.stages.mean_ms.items()]
         sections.append(page.section("Where the time to the first token went", page.table(("stage", "mean, ms"), rows)))
+    if proof.slowest is not None:
+        sections.append(_slowest(proof.slowest))
     return page.page(f"Proof of {proof.config}", lead, sections)
+
+
+def _slowest(found: SlowestTimeline) -> str:
+    parts = [*found.stages, ("output", found.output_ms)]
+    words = ", ".join(f"{name} {ms:.1f} ms" for name, ms in parts if ms >= 0.05)
+    return page.section(
+        f"Time line of the request that waited longest for its first token, {found.request_id}",
+        page.bar(parts),
+        page.paragraph(words, "soft"),
+    )
 
 
 def _class_page(classes: Sequence[ClassVerdict]) -> str:

@@ -13,7 +13,7 @@ from typing import Final
 from bench.serving.metrics import promises
 from bench.serving.parity import check_parity
 from bench.serving.proof import PlannedFor, Proof, RatePoint, foreseen, judge
-from bench.serving.router_facts import read_calibration
+from bench.serving.router_facts import explain_slowest, read_calibration
 from bench.serving.session import BenchSpec, Session, Watch, at_rate
 from core.errors import ConfigError
 
@@ -48,6 +48,7 @@ async def prove(session: Session, wanted: ProofPlan, ledger: Ledger, watch: Watc
     result = await session.run(spec, watch=watch)
     findings = await ledger()
     calibration = await read_calibration(session)
+    slowest = await explain_slowest(session, result.run)
     points = [await _point(session, wanted, rate * scale, number) for number, scale in enumerate(wanted.curve, 1)]
     own = RatePoint(rate, {c.name: c.attainment.mid for c in result.metrics.classes}, result.metrics.request_goodput)
     return Proof(
@@ -68,6 +69,7 @@ async def prove(session: Session, wanted: ProofPlan, ledger: Ledger, watch: Watc
         curve=tuple(sorted([own, *points], key=lambda point: point.rate)),
         devices=wanted.devices,
         foreseen=foreseen(result.run.timings),
+        slowest=slowest,
         notes=(*notes, *result.notes, *result.metrics.remarks),
     )
 

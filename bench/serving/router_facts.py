@@ -10,9 +10,11 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from bench.serving.document import ask
-from bench.serving.proof import Calibration, PlannedFor, RatePoint
+from bench.serving.load_run import Run
+from bench.serving.proof import Calibration, PlannedFor, RatePoint, SlowestTimeline
 from bench.serving.session import Session
 from core.errors import BatonError, ConfigError
 from sim.plan import Interval
@@ -34,10 +36,35 @@ async def read_calibration(session: Session) -> tuple[Calibration, ...]:
 def calibration_in(status: Mapping[str, Any]) -> tuple[Calibration, ...]:
     """Read /status. Raises KeyError or TypeError for another form."""
     return tuple(
-        Calibration(found["name"], p["quantity"], p["coverage"], p["trusted"], p["reason"])
+        Calibration(
+            found["name"],
+            p["quantity"],
+            p["coverage"],
+            p["trusted"],
+            p["reason"],
+            p["outcomes"],
+            (p["band_low"], p["band_high"]),
+        )
         for found in status["classes"]
         for p in found["predictions"]
     )
+
+
+async def explain_slowest(session: Session, run: Run) -> SlowestTimeline | None:
+    """Ask where the time of the request with the longest TTFT went; None where the router cannot tell any more."""
+    known = [timing for timing in run.timings if timing.is_complete and timing.request_id]
+    if not known:
+        return None
+    slowest = max(known, key=lambda timing: timing.ttft_ms)
+    answer = await ask(session.pool, session.endpoint, f"/v1/requests/{quote(slowest.request_id, safe='')}/explain")
+    line = answer.json().get("timeline")
+    if answer.status != 200 or not isinstance(line, dict):
+        return None
+    try:
+        stages = tuple((str(stage["name"]), float(stage["ms"])) for stage in line["stages"])
+    except (KeyError, TypeError) as exc:
+        raise BatonError(f"{session.endpoint.url} explains in another form than this version reads") from exc
+    return SlowestTimeline(slowest.request_id, stages, slowest.e2el_ms - slowest.ttft_ms)
 
 
 def read_plan(run_dir: Path) -> PlannedFor | None:

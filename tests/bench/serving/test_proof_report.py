@@ -9,7 +9,7 @@ import pytest
 
 from bench.serving.metrics import Targets, measure
 from bench.serving.parity import Parity
-from bench.serving.proof import Calibration, PlannedFor, Proof, RatePoint, Verdict, judge
+from bench.serving.proof import Calibration, PlannedFor, Proof, RatePoint, SlowestTimeline, Verdict, judge
 from bench.serving.proof_report import proof_json, proof_lines, proof_page
 from bench.serving.stages import Stages
 from sim.plan import Interval
@@ -43,6 +43,7 @@ def proof() -> Proof:
         plan=PLAN,
         curve=CURVE,
         devices=2,
+        slowest=SlowestTimeline("id<1>", (("queue", 5.0), ("prefill", 0.0), ("transfer_exposed", 15.0)), 80.0),
         notes=("a note",),
     )
 
@@ -55,7 +56,7 @@ def test_text(proof: Proof) -> None:
         "keeps the promise up to 2.0",
         "3 greedy answers of a pair",
         "balanced on every worker",
-        "fast ttft 91 %",
+        "fast ttft 91 % of 0",
         "note: a note",
     ):
         assert words in text, text
@@ -75,9 +76,16 @@ def test_json(proof: Proof) -> None:
 def test_the_page(proof: Proof) -> None:
     text = proof_page(proof)
     check(text)
-    assert text.count("<svg") == 2
+    assert text.count("<svg") == 3
+    assert "queue 5.0 ms, transfer_exposed 15.0 ms, output 80.0 ms" in text
     for words in ("attainment against SLO scale", "planned", "Where the time to the first token went"):
         assert words in text
+
+
+def test_predictions_outside_their_band_are_an_open_question(proof: Proof) -> None:
+    wide = (Calibration("fast", "ttft", 0.17, True, "", 24, (0.75, 1.0)),)
+    text = "\n".join(proof_lines(replace(proof, calibration=wide)))
+    assert "fast ttft 17 % of 24; too few of fast ttft, though" in text
 
 
 def test_what_is_wrong_is_said_everywhere(proof: Proof) -> None:

@@ -60,6 +60,10 @@ async def test_a_promise_that_is_kept() -> None:
     assert found.verdict is Verdict.KEPT, found.classes
     assert (found.parity.paired, found.parity.differing) == (4, ())
     assert [point.rate for point in found.curve] == [10, 20]
+    assert found.slowest is not None
+    slowest = max(found.run.timings, key=lambda timing: timing.ttft_ms)
+    assert found.slowest.request_id == slowest.request_id
+    assert 0 < sum(ms for _, ms in found.slowest.stages) <= slowest.ttft_ms + 1.0  # the router's part of it
     assert found.stages is not None
     assert found.stages.requests == 60
     assert all(timing.told["verdict"] in ("kept", "missed") for timing in found.run.timings)
