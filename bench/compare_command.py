@@ -62,7 +62,11 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("--segments must be at least 2, so that each side is first once")
     if options.html is not None:
         _write(options.html, "")  # before minutes are spent
-    points = tuple(_at(sides, each, options.segments) for each in _specs(spec, options))
+    specs = _specs(spec, options)
+    points = tuple(
+        AtRate(each.shape.rate, first, second, compare(first.run.timings, second.run.timings, each.targets))
+        for each, (first, second) in zip(specs, run_in_turns(sides, specs, options.segments), strict=True)
+    )
     found = Comparison(points, spec.targets, _traffic(spec), tuple(options.gpus or (None, None)))
     if options.html is not None:
         _write(options.html, comparison_page(found))
@@ -111,11 +115,6 @@ def _specs(spec: BenchSpec, options: argparse.Namespace) -> list[BenchSpec]:
         at_rate(spec, rate, seconds=options.rate_s, seed=spec.options.seed + 100 * number)
         for number, rate in enumerate(sorted(options.rates))
     ]
-
-
-def _at(sides: tuple[Target, Target], spec: BenchSpec, segments: int) -> AtRate:
-    first, second = run_in_turns(sides, spec, segments)
-    return AtRate(spec.shape.rate, first, second, compare(first.run.timings, second.run.timings, spec.targets))
 
 
 def _traffic(spec: BenchSpec) -> str:

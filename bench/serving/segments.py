@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import uvloop
 
+from bench.serving.endpoint import Endpoint
 from bench.serving.load_run import LoadRun, Run
 from bench.serving.metrics import Metrics, measure
 from bench.serving.progress import Progress
@@ -49,27 +50,35 @@ class Side:
     metrics: Metrics
 
 
-def run_in_turns(targets: tuple[Target, Target], spec: BenchSpec, segments: int) -> tuple[Side, Side]:
-    """Serve `segments` parts of `spec.dataset` on each side; every part has `spec.dataset.num_requests` requests."""
-    found: dict[Turn, Run] = {}
+def run_in_turns(targets: tuple[Target, Target], specs: Sequence[BenchSpec], segments: int) -> list[tuple[Side, Side]]:
+    """Serve `segments` parts of every benchmark on each side; return both sides of each benchmark.
+
+    A part has as many requests as its benchmark's dataset. All benchmarks of a turn follow each other, so that a system
+    that is started for its turns starts no more often for many of them.
+    """
+    found: dict[tuple[Turn, int], Run] = {}
     for group in stays(order(segments)):
         target = targets[group[0].side]
         with reached(target) as endpoint, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             for turn in group:
-                _say(f"{target.name}: part {turn.segment + 1} of {segments}")
-                found[turn] = runner.run(_serve(replace(target, endpoint=endpoint), spec, turn, segments))
-    first, second = (
-        _side(targets[side].name, [found[Turn(side, segment)] for segment in range(segments)], spec) for side in (0, 1)
-    )
-    return first, second
+                for number, spec in enumerate(specs):
+                    _say(f"{target.name}: part {turn.segment + 1} of {segments} at {spec.shape.rate:g} requests/s")
+                    found[turn, number] = runner.run(_serve(endpoint, spec, turn, segments))
+    both = []
+    for number, spec in enumerate(specs):
+        first, second = (
+            _side(targets[side].name, [found[Turn(side, part), number] for part in range(segments)], spec)
+            for side in (0, 1)
+        )
+        both.append((first, second))
+    return both
 
 
-async def _serve(target: Target, spec: BenchSpec, turn: Turn, segments: int) -> Run:
-    assert target.endpoint is not None
+async def _serve(endpoint: Endpoint, spec: BenchSpec, turn: Turn, segments: int) -> Run:
     size = spec.dataset.num_requests
     dataset = replace(spec.dataset, num_requests=size * segments, text_seed=spec.dataset.text_seed + turn.side)
     options = replace(spec.options, seed=spec.options.seed + turn.segment)
-    async with opened(target.endpoint) as session, Progress(sys.stderr, spec.targets) as progress:
+    async with opened(endpoint) as session, Progress(sys.stderr, spec.targets) as progress:
         requests, source, _ = await session.requests(replace(spec, dataset=dataset))
         await session.warm_up(requests, spec)
         load = LoadRun(session.pool, requests, spec.shape, options)

@@ -10,7 +10,7 @@ from bench.serving.datasets import DatasetSpec
 from bench.serving.endpoint import endpoint
 from bench.serving.load_shape import LoadShape
 from bench.serving.segments import Turn, order, run_in_turns, stays
-from bench.serving.session import BenchSpec
+from bench.serving.session import BenchSpec, at_rate
 from bench.serving.target import Target
 from core.errors import ConfigError
 from tests.support.http_mocks import Mock, served_in_thread
@@ -36,11 +36,12 @@ def test_both_sides_are_asked_the_same_lengths_in_other_words() -> None:
         num_warmups=2,
     )
     with served_in_thread() as one, served_in_thread() as other:
-        first, second = run_in_turns((Target("a", endpoint(one.url)), Target("b", endpoint(other.url))), spec, 3)
+        targets = Target("a", endpoint(one.url)), Target("b", endpoint(other.url))
+        ((first, second), _) = run_in_turns(targets, [spec, at_rate(spec, 500, seconds=0.01, seed=9)], 3)
         asked = prompts(one), prompts(other)
-    assert [len(p.split()) for p in asked[0]] == [len(p.split()) for p in asked[1]]
+    assert sorted(len(p.split()) for p in asked[0]) == sorted(len(p.split()) for p in asked[1])
     assert not set(asked[0]) & set(asked[1])
-    assert len(asked[0]) == 3 * (10 + 2)
+    assert len(asked[0]) == 3 * (10 + 2) + 3 * (5 + 2)
     assert (len(first.run.timings), first.metrics.completed) == (30, 30)
     assert [t.prompt_tokens for t in first.run.timings] == [t.prompt_tokens for t in second.run.timings]
 
@@ -50,4 +51,4 @@ def test_too_few_requests_for_the_parts() -> None:
         target = Target("a", endpoint(mock.url))
         spec = BenchSpec(dataset=DatasetSpec(num_requests=0, input_tokens=8), num_warmups=1)
         with pytest.raises(ConfigError, match=r"too few|has 1 requests"):
-            run_in_turns((target, target), spec, 3)
+            run_in_turns((target, target), [spec], 3)
