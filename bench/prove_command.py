@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -23,7 +22,7 @@ from bench.serving.flags import class_targets
 from bench.serving.load_run import RunOptions
 from bench.serving.load_shape import LoadShape
 from bench.serving.progress import Progress
-from bench.serving.proof import Proof, Verdict
+from bench.serving.proof import PlannedFor, Proof, Verdict
 from bench.serving.proof_report import proof_json, proof_lines, proof_page
 from bench.serving.proving import Ledger, ProofPlan, class_shares, prove
 from bench.serving.router_facts import read_plan
@@ -32,7 +31,7 @@ from cluster.front import front_of
 from cluster.state import ClusterRecord, StateDir
 from core.command_flags import add_config
 from core.config.load import load_config
-from core.config.models import BatonConfig, PoolConfig
+from core.config.models import BatonConfig
 from core.errors import BatonError, ConfigError
 from sim.generators import RECIPES
 
@@ -45,7 +44,9 @@ _CURVE: Final = (0.5, 1.5)
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `prove`."""
     add_config(parser, optional=True)
-    parser.add_argument("--rate", type=float, help="requests per second (default: plan.rate, else about one at a time)")
+    parser.add_argument(
+        "--rate", type=float, help="requests per second (default: plan.rate, else what the plan can carry)"
+    )
     parser.add_argument("--seconds", type=float, default=_SECONDS, help="length of the proof (default 60)")
     parser.add_argument(
         "--curve", type=float, nargs="*", default=list(_CURVE), metavar="X", help="also X times the rate, for the curve"
@@ -89,14 +90,15 @@ def proof_plan(options: argparse.Namespace, config: BatonConfig, run_dir: Path) 
         explains=True,
     )
     spec = replace(spec, dataset=replace(spec.dataset, class_shares=class_shares(spec)))
+    plan = read_plan(run_dir)
     return ProofPlan(
         config=str(options.config),
         spec=spec,
-        rate=options.rate or config.plan.rate,
+        rate=options.rate or config.plan.rate or (plan.safe_rate if plan is not None else None),
         seconds=options.seconds,
         curve=tuple(options.curve),
-        plan=read_plan(run_dir),
-        devices=0 if config.pools == "auto" else _devices((config.pools.prefill, config.pools.decode)),
+        plan=plan,
+        devices=_devices(config, plan),
     )
 
 
@@ -129,7 +131,10 @@ def _dataset(options: argparse.Namespace, config: BatonConfig) -> DatasetSpec:
     return DatasetSpec(name, input_tokens=options.input_len, output_tokens=options.output_len, seed=options.seed)
 
 
-def _devices(pools: Sequence[PoolConfig]) -> int:
+def _devices(config: BatonConfig, plan: PlannedFor | None) -> int:
+    if config.pools == "auto":
+        return plan.devices if plan is not None else 0
+    pools = config.pools.prefill, config.pools.decode
     return sum(pool.replicas * (pool.gpus or pool.tensor_parallel * pool.pipeline_parallel) for pool in pools)
 
 

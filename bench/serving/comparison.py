@@ -21,7 +21,7 @@ from bench.serving.timing import Timing
 from sim.plan import Interval
 from sim.workload import Ints
 
-_DRAWS: Final = 500
+_DRAWS: Final = 300
 _ENDS: Final = (0.05, 0.95)
 
 

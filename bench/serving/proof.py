@@ -7,6 +7,7 @@ and not kept when even the upper end does not; else nobody can tell yet, and the
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -64,6 +65,13 @@ class PlannedFor:
     goodput: Interval  # highest rate that keeps every promise
     attainment: Mapping[str, Interval]  # by class, at `rate` or at the goodput
     curve: tuple[RatePoint, ...] = ()
+    devices: int = 0  # that the planned pools have
+
+    @property
+    def safe_rate(self) -> float | None:
+        """The rate to hold the plan to: what was asked for, else the lower end of what it says it can carry."""
+        low = self.goodput.low
+        return self.rate or (low if 0 < low < math.inf else None)
 
 
 @dataclass(frozen=True, slots=True)

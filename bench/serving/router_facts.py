@@ -89,6 +89,7 @@ def plan_in(plan: Mapping[str, Any]) -> PlannedFor | None:
         goodput=_interval(best["goodput"]),
         attainment={name: _interval(found) for name, found in best["attainment"].items()},
         curve=tuple(RatePoint(p["rate"], p["attainment"], p["goodput"]) for p in plan["curve"]),
+        devices=int(best["gpus"]),
     )
 
 

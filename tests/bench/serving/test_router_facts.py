@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.support.http_mocks import mock_server
 PLAN = {
     "rate": 2.0,
     "best": {
+        "gpus": 3,
         "goodput": {"low": 1.0, "mid": 2.0, "high": None},
         "attainment": {"fast": {"low": 0.9, "mid": 0.95, "high": 1.0}},
     },
@@ -29,6 +31,9 @@ PLAN = {
 def test_a_plan() -> None:
     found = plan_in(PLAN)
     assert found is not None
+    assert (found.devices, found.safe_rate) == (3, 2.0)
+    assert replace(found, rate=None).safe_rate == 1.0
+    assert replace(found, rate=None, goodput=Interval(0.0, 1.0, 2.0)).safe_rate is None
     assert (found.rate, found.goodput) == (2.0, Interval(1.0, 2.0, math.inf))
     assert found.attainment == {"fast": Interval(0.9, 0.95, 1.0)}
     assert found.curve == (RatePoint(1.0, {"fast": 1.0}, 1.0),)
