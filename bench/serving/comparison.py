@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.serving.metrics import ClassTargets, targets_of
 from bench.serving.statistics import Values
@@ -23,6 +22,8 @@ from sim.workload import Ints
 
 _DRAWS: Final = 300
 _ENDS: Final = (0.05, 0.95)
+_QUANTILES: Final = (0.5, 0.9, 0.99)
+_AT_A_TIME: Final = 1 << 21  # values
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +69,30 @@ def compare(
         raise ValueError("both sides must have been asked the same requests")
     sides = _columns(first, targets), _columns(second, targets)
     places = _blocks(len(first), seed)
-    found = [
-        _ratio(f"{label} {name}", "ms", sides, places, _quantile_of(column, q))
-        for column, label in (("ttft", "TTFT"), ("tpot", "TPOT"), ("e2el", "E2EL"))
-        for name, q in (("median", 0.5), ("P90", 0.9), ("P99", 0.99))
-    ]
-    found[6:6] = [
-        _ratio(f"ITL {name}", "ms", sides, places, _itl_quantile(q)) for name, q in (("median", 0.5), ("P99", 0.99))
-    ]
-    if targets:
-        found.insert(0, _ratio("attainment", "", sides, places, lambda c, at: float(c.kept[at].mean()), True))
-    found.append(_ratio("success", "", sides, places, lambda c, at: float(c.done[at].mean()), True))
-    return tuple(found)
+
+    def times(column: str, label: str) -> list[Ratio]:
+        names = [f"{label} {name}" for name in ("median", "P90", "P99")]
+        return _ratios(names, "ms", sides, places, lambda side, at: _quantiles(getattr(side, column), at))
+
+    def share(name: str, column: str) -> list[Ratio]:
+        def mean(side: _Columns, at: Ints) -> Values:
+            values: Values = getattr(side, column)[at].mean(axis=1)
+            return values[:, None]
+
+        return _ratios([name], "", sides, places, mean, more_is_better=True)
+
+    gaps = _ratios(["ITL median", "ITL P90", "ITL P99"], "ms", sides, places, _gap_quantiles)
+    return (
+        *(share("attainment", "kept") if targets else ()),
+        *times("ttft", "TTFT"),
+        *times("tpot", "TPOT"),
+        *gaps,
+        *times("e2el", "E2EL"),
+        *share("success", "done"),
+    )
 
 
-_Figure = Callable[[_Columns, Ints], float]
+_Figures = Callable[[_Columns, Ints], Values]  # of places, (draws, requests), to figures, (draws, names)
 
 
 def _columns(timings: Sequence[Timing], targets: ClassTargets) -> _Columns:
@@ -104,51 +114,61 @@ def _is_kept(timing: Timing, targets: ClassTargets) -> bool:
     return timing.is_complete if found is None else found.met_by(timing)
 
 
-def _blocks(count: int, seed: int) -> tuple[Ints, ...]:
-    """Draw the places of every resample; the first is the sample itself."""
+def _blocks(count: int, seed: int) -> Ints:
+    """Draw the places of every resample, (draws, count); the first is the sample itself."""
     rng = np.random.default_rng([seed, 0xC03B])
     length = max(1, round(math.sqrt(count)))
-    places = [np.arange(count)]
-    for _ in range(_DRAWS if count else 0):
-        begins = rng.integers(0, count, -(-count // length))
-        places.append(((begins[:, None] + np.arange(length)) % count).reshape(-1)[:count])
-    return tuple(places)
+    begins = rng.integers(0, max(1, count), (_DRAWS, -(-count // length)))
+    drawn = ((begins[:, :, None] + np.arange(length)) % max(1, count)).reshape(_DRAWS, -1)[:, :count]
+    return np.concatenate([np.arange(count)[None, :], drawn])
 
 
-def _ratio(
-    name: str,
+def _ratios(
+    names: Sequence[str],
     unit: str,
     sides: tuple[_Columns, _Columns],
-    places: Sequence[Ints],
-    figure: _Figure,
+    places: Ints,
+    figures: _Figures,
     more_is_better: bool = False,
-) -> Ratio:
-    drawn: list[float] = []
-    first, second = (figure(side, places[0]) for side in sides)
-    for at in places[1:]:
-        below, above = (figure(side, at) for side in sides)
-        drawn.append(above / below if below else math.nan)
-    mid = second / first if first else math.nan
-    known: NDArray[np.float64] = np.array([each for each in drawn if math.isfinite(each)])
-    if not len(known) or math.isnan(mid):
-        return Ratio(name, unit, first, second, Interval(math.nan, mid, math.nan), more_is_better)
-    low, high = (float(end) for end in np.quantile(known, _ENDS))
-    return Ratio(name, unit, first, second, Interval(min(low, mid), mid, max(high, mid)), more_is_better)
+) -> list[Ratio]:
+    below, above = (np.concatenate([figures(side, places[rows]) for rows in _slices(places)]) for side in sides)
+    found = []
+    for number, name in enumerate(names):
+        first, second = float(below[0, number]), float(above[0, number])
+        ratio = _interval(below[:, number], above[:, number])
+        found.append(Ratio(name, unit, first, second, ratio, more_is_better))
+    return found
 
 
-def _quantile_of(column: str, q: float) -> _Figure:
-    def figure(columns: _Columns, at: Ints) -> float:
-        values: Values = getattr(columns, column)[at]
-        values = values[~np.isnan(values)]
-        return float(np.quantile(values, q)) if len(values) else math.nan
-
-    return figure
+def _slices(places: Ints) -> list[slice]:
+    """Take so many draws at a time that they fit into little memory."""
+    step = max(1, _AT_A_TIME // max(1, places.shape[1]))
+    return [slice(begin, begin + step) for begin in range(0, len(places), step)]
 
 
-def _itl_quantile(q: float) -> _Figure:
-    def figure(columns: _Columns, at: Ints) -> float:
-        gaps = [columns.itl[i] for i in at.tolist()]
-        values = np.concatenate(gaps) if gaps else np.zeros(0)
-        return float(np.quantile(values, q)) if len(values) else math.nan
+def _interval(below: Values, above: Values) -> Interval:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = above / below
+    mid, drawn = float(ratios[0]), ratios[1:]
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn) or not math.isfinite(mid):
+        return Interval(math.nan, math.nan, math.nan)
+    low, high = (float(end) for end in np.quantile(drawn, _ENDS))
+    return Interval(min(low, mid), mid, max(high, mid))
 
-    return figure
+
+def _quantiles(column: Values, at: Ints) -> Values:
+    if not np.isnan(column).any():
+        found: Values = np.quantile(column[at], _QUANTILES, axis=1).T
+        return found
+    return np.array([_of_known(column[row]) for row in at])
+
+
+def _gap_quantiles(side: _Columns, at: Ints) -> Values:
+    return np.array([_of_known(np.concatenate([side.itl[i] for i in row])) for row in at.tolist()])
+
+
+def _of_known(values: Values) -> Values:
+    known = values[~np.isnan(values)]
+    found: Values = np.quantile(known, _QUANTILES) if len(known) else np.full(len(_QUANTILES), math.nan)
+    return found
