@@ -69,7 +69,7 @@ def _sweep_options(options: argparse.Namespace) -> list[argparse.Namespace]:
     add_flags(parser)
     found = []
     for each in read_sweep(options.sweep):
-        parsed = flags.with_flags(parser, each.words)
+        parsed = flags.with_flags(parser, each.words, file=options.sweep)
         parsed.as_json = options.as_json
         parsed.label = parsed.label or ", ".join(f"{k} {v}" for k, v in each.varied.items()) or "run"
         flags.spec_from(parsed)
