@@ -45,6 +45,8 @@ _COMMANDS = (
     _Command("submit", "start Baton on a Ray cluster from another machine, as a job", "cluster.submit_command"),
     _Command("profile", "measure how fast the engines of the pools are on this machine", "bench.profile_command"),
     _Command("bench", "load an OpenAI-compatible endpoint and tell how it fared", "bench.bench_command"),
+    _Command("compare", "ask two systems the same, in turns, and say by how much they differ", "bench.compare_command"),
+    _Command("prove", "show whether what runs keeps the promise of a configuration", "bench.prove_command"),
     _Command("explain", "tell why a request was routed as it was, and where its time went", "router.explain_command"),
     _Command("simulate", "simulate the recorded traffic, as it was or with changes", "sim.simulate_command"),
     _Command("completion", "print a script that completes this command line in a shell", "core.completion_command"),
@@ -71,6 +73,8 @@ exit codes:
   1  it failed while running, or nothing runs
   2  wrong usage, or an error in the configuration
   3  plan: the promise cannot be kept; the nearest that can is shown
+     prove: the promise is not kept
+  4  prove: nobody can tell yet; run longer
 
 environment:
   BATON_SECTION__KEY   a configuration value, e.g. BATON_ROUTER__PORT=8001; wins over the file, --set wins over it

@@ -9,7 +9,6 @@ import argparse
 import asyncio
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -19,8 +18,9 @@ from bench.serving import flags
 from bench.serving.console_block import console_block
 from bench.serving.goodput_search import Found, Measured, OverSaturation, search
 from bench.serving.progress import Progress
+from bench.serving.proving import gentle_rate
 from bench.serving.result import BenchResult, Json, result_json
-from bench.serving.session import BenchSpec, Session, at_rate, opened
+from bench.serving.session import BenchSpec, at_rate, opened
 from bench.serving.sweep import read_sweep
 from bench.serving.target import Target, reached
 from core.errors import ConfigError
@@ -31,7 +31,9 @@ _SEARCH_S: Final = 30.0
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `bench`."""
-    parser.add_argument("--url", help="the server (default: the router that runs from this checkout, else port 8000)")
+    parser.add_argument(
+        "--url", "--base-url", help="the server (default: the router that runs from this checkout, else port 8000)"
+    )
     parser.add_argument("--config", metavar="FILE", type=Path, help="start Baton with it, and stop it at the end")
     parser.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="as for `up`")
     parser.add_argument("--sweep", metavar="FILE", type=Path, help="YAML of many benchmarks, see docs/benchmarking.md")
@@ -67,7 +69,7 @@ def _sweep_options(options: argparse.Namespace) -> list[argparse.Namespace]:
     add_flags(parser)
     found = []
     for each in read_sweep(options.sweep):
-        parsed = flags.with_flags(parser, each.words)
+        parsed = flags.with_flags(parser, each.words, file=options.sweep)
         parsed.as_json = options.as_json
         parsed.label = parsed.label or ", ".join(f"{k} {v}" for k, v in each.varied.items()) or "run"
         flags.spec_from(parsed)
@@ -116,7 +118,7 @@ async def _search(target: Target, spec: BenchSpec, options: argparse.Namespace) 
     async with opened(target.endpoint) as session:
         start = spec.shape.rate
         if not start < float("inf"):
-            start = await _gentle_rate(session, spec)
+            start = await gentle_rate(session, spec)
 
         async def measure_at(rate: float) -> Measured:
             # Each rate has prompts of its own: no prefix cache may remember those of another.
@@ -127,20 +129,6 @@ async def _search(target: Target, spec: BenchSpec, options: argparse.Namespace) 
             return measured(rate, result)
 
         return await search(measure_at, start, most=options.search_most), results
-
-
-async def _gentle_rate(session: Session, spec: BenchSpec) -> float:
-    """Find a rate to begin with: about one request at a time."""
-    alone = replace(
-        spec,
-        dataset=replace(spec.dataset, num_requests=3),
-        shape=replace(spec.shape, rate=float("inf"), max_concurrency=1, keeps_times=False),
-        options=replace(spec.options, seed=spec.options.seed + 1000),
-    )
-    found = (await session.run(alone)).metrics
-    if not found.completed:
-        raise ConfigError(f"no request is answered: {found.errors[0][0] if found.errors else 'none was sent'}")
-    return 1e3 / max(found.distributions["e2el"].mean.mid, 1e-3)
 
 
 def measured(rate: float, result: BenchResult) -> Measured:

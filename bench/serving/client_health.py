@@ -37,10 +37,10 @@ class ClientHealth:
         """Say what makes the figures the client's and not the server's; empty: nothing."""
         found = []
         if self.cpu_share > MAX_CPU_SHARE:
-            found.append(f"the client used {self.cpu_share:.0%} of its core; offer less, or run several clients")
+            found.append(f"it used {self.cpu_share:.0%} of its core; offer less, or run several clients")
         if self.lag_p99_ms > MAX_LAG_MS:
-            why = f", which waited {self.waited_share:.0%} for a free core" if self.waited_share > 0.05 else ""
-            found.append(f"the client{why} noted tokens up to {self.lag_p99_ms:.0f} ms late (p99)")
+            why = f"; it waited {self.waited_share:.0%} for a free core" if self.waited_share > 0.05 else ""
+            found.append(f"tokens were noted up to {self.lag_p99_ms:.0f} ms late (p99){why}")
         if self.late_p99_ms > MAX_LATE_MS:
             found.append(f"requests went out up to {self.late_p99_ms:.0f} ms late (p99)")
         return tuple(found)

@@ -67,6 +67,7 @@ class DatasetSpec:
     prefix_tokens: int = 0  # that all prompts of `random` begin with
     class_shares: tuple[tuple[str, float], ...] = ()  # of requests whose dataset names no class
     seed: int = 0
+    text_seed: int = 0  # other words of the same lengths: what one run asked, no prefix cache of the next may know
     max_total_tokens: int | None = None
 
 
@@ -137,7 +138,7 @@ def make_source(spec: DatasetSpec, vocabulary: Vocabulary) -> Source:
     if spec.class_shares and not len(workload.slo_class):
         total = sum(share for _, share in spec.class_shares)
         workload = with_classes(workload, [share / total for _, share in spec.class_shares], seed=spec.seed)
-    return LengthsSource(workload, vocabulary, names, notes, spec.seed)
+    return LengthsSource(workload, vocabulary, names, notes, spec.seed + 31 * spec.text_seed)
 
 
 def _workload(spec: DatasetSpec, names: Sequence[str]) -> tuple[Workload, tuple[str, ...]]:
@@ -231,7 +232,10 @@ def _own_text(row: dict[str, object], where: str, spec: DatasetSpec) -> Item | N
     given = row.get("prompt_tokens")
     text = prompt if isinstance(prompt, str) else json.dumps(prompt)
     tokens = given if isinstance(given, int) else _estimated(text)
-    item = Item(prompt, tokens, output, str(row.get("slo_class", "")))
+    name = str(row.get("slo_class", ""))
+    if not (name.isascii() and name.isprintable()):
+        raise ConfigError(f"{where}: slo_class is {name[:40]!r}; write a name of plain letters")
+    item = Item(prompt, tokens, output, name)
     return item if _fits(item, spec) else None
 
 

@@ -198,12 +198,12 @@ def _json_object(text: str) -> dict[str, object]:
     return value
 
 
-def with_flags(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    """Parse words as the command line would; wrong ones are a ConfigError that names them."""
+def with_flags(parser: argparse.ArgumentParser, words: Sequence[str], *, file: Path) -> argparse.Namespace:
+    """Parse words of `file` as the command line would; wrong ones are a ConfigError that names file and flag."""
     try:
         found, unknown = parser.parse_known_args(list(words))
     except argparse.ArgumentError as exc:
-        raise ConfigError(str(exc)) from None
+        raise ConfigError(f"{file}: {exc}") from None
     if unknown:
-        raise ConfigError(f"unknown: {' '.join(unknown)}")
+        raise ConfigError(f"{file}: there is no flag {' '.join(unknown)}")
     return found

@@ -40,7 +40,7 @@ class Targets:
         return timing.within(self.ttft_ms * scale, self.tpot_ms * scale) and timing.e2el_ms <= self.e2el_ms * scale
 
 
-ClassTargets = Mapping[str, Targets]  # the class "" stands for all that are not named
+ClassTargets = Mapping[str, Targets]  # "" is for requests of no class, or of one that is not named
 
 
 def parse_goodput(words: Sequence[str]) -> Targets:
@@ -61,6 +61,14 @@ def parse_goodput(words: Sequence[str]) -> Targets:
 def targets_of(timing: Timing, targets: ClassTargets) -> Targets | None:
     """Find what a request must meet; None: nothing is promised to it."""
     return targets.get(timing.slo_class, targets.get(""))
+
+
+def promises(targets: ClassTargets) -> dict[str, Targets]:
+    """List each promise once: what holds for requests without a class may be that of a named one."""
+    named = {name: each for name, each in targets.items() if name}
+    rest = targets.get("")
+    is_named = any(each is rest for each in named.values())
+    return named if rest is None or is_named else {"": rest, **named}
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +213,7 @@ def kept_series(timings: Sequence[Timing], targets: Targets, scale: float = 1.0)
 
 def _class_results(timings: Sequence[Timing], targets: ClassTargets, duration_s: float) -> list[ClassResult]:
     results = []
-    for name, target in targets.items():
+    for name, target in promises(targets).items():
         own = [t for t in timings if targets_of(t, targets) is target]
         if not own and name:
             continue

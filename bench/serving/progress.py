@@ -18,7 +18,7 @@ from bench.serving.timing import Timing
 
 _EVERY_S: Final = 0.5
 _RECENT: Final = 200  # requests that count as of late
-_BAR: Final = 20
+_BAR: Final = 10
 
 
 class Progress:
@@ -65,7 +65,6 @@ def line(load: LoadRun, targets: ClassTargets) -> str:
     done, total = len(live.ended), max(live.total, 1)
     filled = _BAR * done // total
     words = [f"[{'#' * filled}{'.' * (_BAR - filled)}] {done}/{live.total}"]
-    words.append(f"{time.perf_counter() - live.began_s:.0f} s, {live.in_flight} in flight")
     recent = live.ended[-_RECENT:]
     complete = [t for t in recent if t.is_complete]
     if complete:
@@ -74,6 +73,7 @@ def line(load: LoadRun, targets: ClassTargets) -> str:
     kept = [found.met_by(t) for t in recent if (found := _targets(t, targets)) is not None]
     if kept:
         words.append(f"attainment {sum(kept) / len(kept):.0%}")
+    words.append(f"{live.in_flight} in flight, {time.perf_counter() - live.began_s:.0f} s")
     failed = sum(bool(t.error) for t in recent)
     if failed:
         words.append(f"{failed} of the last {len(recent)} failed")

@@ -78,6 +78,7 @@ def _distribution(name: str, found: Distribution) -> dict[str, Json]:
         f"median_{name}_ms": _finite(found.median.mid),
         f"std_{name}_ms": _finite(found.std),
         f"mean_{name}_ms_interval": interval_json(found.mean.interval),
+        f"median_{name}_ms_interval": interval_json(found.median.interval),
     }
     for percentile, estimate in found.percentiles:
         value[f"p{percentile:g}_{name}_ms"] = _finite(estimate.mid)

@@ -75,7 +75,7 @@ class Session:
     ) -> BenchResult:
         """Do one benchmark. Raises ConfigError for what the endpoint or the dataset does not have."""
         requests, source, api = await self.requests(spec)
-        await self._warm_up(requests, spec)
+        await self.warm_up(requests, spec)
         load = LoadRun(self.pool, requests, spec.shape, spec.options, is_hopeless)
         if watch is not None:
             watch(load)
@@ -103,7 +103,7 @@ class Session:
         dataset = replace(spec.dataset, num_requests=spec.dataset.num_requests + spec.num_warmups)
         if dataset.max_total_tokens is None:
             dataset = replace(dataset, max_total_tokens=(await self.model()).max_model_len)
-        source = make_source(dataset, await self._vocabulary(spec, api))
+        source = make_source(dataset, await self.vocabulary(spec, api))
         if len(source) <= spec.num_warmups:
             raise ConfigError(f"the dataset has {len(source)} requests, and the warm-up takes {spec.num_warmups}")
         return ApiRequests(source, self.endpoint, api), source, api
@@ -125,7 +125,8 @@ class Session:
             explains=spec.explains,
         )
 
-    async def _vocabulary(self, spec: BenchSpec, api: Api) -> Vocabulary:
+    async def vocabulary(self, spec: BenchSpec, api: Api) -> Vocabulary:
+        """Learn once which words of its tokenizer prompts are made of."""
         key = (api.model, api.is_chat, spec.tokenizer)
         if key not in self._vocabularies:
             by_server = server_counter(self.pool, self.endpoint, api)
@@ -143,7 +144,8 @@ class Session:
             return ()
         return ("the tokenizer has few words of one token: prompts are a few tokens off; counts are the server's",)
 
-    async def _warm_up(self, requests: ApiRequests, spec: BenchSpec) -> None:
+    async def warm_up(self, requests: ApiRequests, spec: BenchSpec) -> None:
+        """Send the first requests, which do not count. Raises ConfigError when none is answered."""
         if spec.num_warmups:
             shape = LoadShape(max_concurrency=min(_WARM_UP_CLIENTS, spec.num_warmups))
             options = replace(spec.options, cancel_share=0.0)

@@ -102,8 +102,8 @@ def quantile(values: ArrayLike, q: float) -> Estimate:
 
 def requests_for(share_: float, half_width: float) -> int:
     """Say how many independent requests know a share to plus or minus `half_width`."""
-    spread = max(share_ * (1 - share_), 0.02)
-    return math.ceil(spread * (Z / half_width) ** 2)
+    # At a share of 0 or 1 Wilson's interval is z^2 / (n + z^2) wide; in between it is nearly the normal one.
+    return math.ceil(max(share_ * (1 - share_) * (Z / half_width) ** 2, Z * Z * (0.5 / half_width - 1)))
 
 
 def halves_differ(values: ArrayLike) -> float:

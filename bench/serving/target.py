@@ -6,6 +6,7 @@ Owns the names of targets. Must not measure.
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ def reached(target: Target) -> Iterator[Endpoint]:
         yield target.endpoint
         return
     assert target.config is not None
-    with tempfile.TemporaryDirectory(prefix="baton-bench-") as folder:
+    with _ended_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="baton-bench-") as folder:
         run_dir = Path(folder)
         if target.is_one_pool:
             with stacks.one_pool_of(one_pool(target), run_dir=run_dir) as running:
@@ -51,6 +52,16 @@ def reached(target: Target) -> Iterator[Endpoint]:
         else:
             with stacks.baton(target.config, run_dir=run_dir, overrides=target.overrides) as running:
                 yield endpoint(running.url)
+
+
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C, so that what was started is stopped, and not left behind."""
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def one_pool(target: Target) -> stacks.OnePool:

@@ -40,6 +40,7 @@ class Timing:
     prompt_tokens: int = 0  # as the server counted, else as asked
     output_tokens: int = 0  # as the server counted, else events
     slo_class: str = ""
+    request_id: str = ""  # that the server gave it
     text: str = ""  # only where it is asked for
     told: dict[str, object] = field(default_factory=dict)  # Baton's closing comment
 
@@ -101,8 +102,10 @@ class StreamedAnswer:
         self._has_ended = False  # [DONE] came
 
     def header(self, name: bytes, value: bytes) -> None:
-        """Note what refusals carry."""
-        if name == RESERVATION.encode():
+        """Note the id, and what refusals carry."""
+        if name == b"x-request-id":
+            self.timing.request_id = value.decode("latin-1")
+        elif name == RESERVATION.encode():
             self.timing.reservation = value.decode("latin-1")
 
     def head(self, status: int) -> None:

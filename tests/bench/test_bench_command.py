@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,29 +11,13 @@ import pytest
 
 from bench import bench_command
 from core.errors import ConfigError
-from tests.support.http_mocks import Mock, mock_server
+from tests.support.http_mocks import Mock, served_in_thread
 
 
 @pytest.fixture
 def mock() -> Iterator[Mock]:
-    """Serve from a thread, for the command has a loop of its own."""
-    ready, stop = threading.Event(), asyncio.Event()
-    found: list[Mock] = []
-    loop = asyncio.new_event_loop()
-
-    async def serve() -> None:
-        async with mock_server() as mock:
-            found.append(mock)
-            ready.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    assert ready.wait(30)
-    yield found[0]
-    loop.call_soon_threadsafe(stop.set)
-    thread.join(30)
-    loop.close()
+    with served_in_thread() as found:
+        yield found
 
 
 def options(*words: str, as_json: bool = False) -> argparse.Namespace:
@@ -83,7 +65,7 @@ def test_a_sweep(mock: Mock, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     values = json.loads(capsys.readouterr().out)
     assert [(v["max_concurrency"], v["input_len"]) for v in values] == [(1, 16), (1, 32), (4, 16), (4, 32)]
     file.write_text("base: {no-such-flag: 1}\n")
-    with pytest.raises(ConfigError, match="--no-such-flag"):
+    with pytest.raises(ConfigError, match=r"sweep\.yaml: there is no flag --no-such-flag"):
         bench_command.run(options("--sweep", str(file)))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,3 +138,28 @@ def _other(heard: Heard) -> bytes:
     if heard.path == "/v1/models":
         return document({"data": [{"id": MODEL, "max_model_len": 4096}]})
     return document({"error": {"message": "Not Found"}}, 404)
+
+
+@contextmanager
+def served_in_thread(respond: Respond = stream_tokens) -> Iterator[Mock]:
+    """Serve from a thread, for what has a loop of its own."""
+    ready = threading.Event()
+    stop = asyncio.Event()
+    found: list[Mock] = []
+    loop = asyncio.new_event_loop()
+
+    async def serve() -> None:
+        async with mock_server(respond) as mock:
+            found.append(mock)
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    try:
+        assert ready.wait(30)
+        yield found[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(30)
+        loop.close()

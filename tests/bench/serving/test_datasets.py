@@ -112,6 +112,7 @@ def test_what_is_no_dataset_is_refused(spec: DatasetSpec, words: str) -> None:
         ([1], "no JSON object"),
         ({"text": "x"}, ":1: has neither prompt"),
         ({"prompt": "x", "output_tokens": 0}, ":1: output_tokens is 0"),
+        ({"prompt": "x", "slo_class": "a\r\nx-evil: 1"}, ":1: slo_class is"),
     ],
 )
 def test_what_a_line_lacks_is_named(tmp_path: Path, row: object, words: str) -> None:

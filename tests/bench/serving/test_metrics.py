@@ -127,4 +127,6 @@ def test_a_queue_that_grows_is_noticed() -> None:
 def test_a_client_that_was_the_bottleneck_says_so() -> None:
     assert QUIET.problems == ()
     problems = " ".join(ClientHealth(0.95, 0.4, 30.0, 50.0).problems)
-    assert all(words in problems for words in ("95% of its core", "30 ms late", "50 ms late", "40% for a free core"))
+    assert all(
+        words in problems for words in ("95% of its core", "30 ms late", "50 ms late", "waited 40% for a free core")
+    )

@@ -193,3 +193,17 @@ def _not_finite(value: object) -> bool:
 def test_a_benchmark_at_another_rate_has_requests_for_the_same_time() -> None:
     found = at_rate(SPEC, 12.5, seconds=10, seed=4)
     assert (found.dataset.num_requests, found.shape.rate, found.dataset.seed, found.options.seed) == (125, 12.5, 4, 4)
+
+
+async def test_a_closed_loop_ends_after_its_time() -> None:
+    async def slow(heard: Heard, writer: asyncio.StreamWriter) -> None:
+        if heard.body.get("stream"):
+            await asyncio.sleep(0.02)
+        await stream_tokens(heard, writer)
+
+    async with mock_server(slow) as mock:
+        spec = replace(
+            SPEC, dataset=replace(SPEC.dataset, num_requests=5000), shape=LoadShape(max_concurrency=2, seconds=0.3)
+        )
+        result = await bench(mock, spec)
+    assert 2 <= result.metrics.completed <= 2 * 16  # two clients, 20 ms or more each, 0.3 s

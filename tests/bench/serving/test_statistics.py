@@ -72,9 +72,9 @@ def test_what_no_value_supports_has_no_end() -> None:
 
 
 def test_the_number_of_requests_for_a_width_gives_that_width() -> None:
-    count = statistics.requests_for(0.9, 0.02)
-    found: Interval = statistics.wilson(0.9, count)
-    assert found.high - found.low == pytest.approx(0.04, rel=0.05)
+    for share in (0.5, 0.9, 1.0):
+        found: Interval = statistics.wilson(share, statistics.requests_for(share, 0.02))
+        assert found.high - found.low == pytest.approx(0.04, rel=0.05)
 
 
 def test_halves_differ_only_when_they_do() -> None:
