@@ -42,6 +42,9 @@ class _Command:
 
 _COMMANDS = (
     _Command("profile", "measure how fast the engines of the pools are on this machine", "bench.profile_command"),
+    _Command("apply", "have what runs become what a changed configuration says", "cluster.apply_command"),
+    _Command("drain", "let a worker finish what runs, then end or replace it", "cluster.drain_command"),
+    _Command("flip", "have a running worker take the other role", "cluster.flip_command"),
     _Command("explain", "tell why a request was routed as it was, and where its time went", "router.explain_command"),
 )
 

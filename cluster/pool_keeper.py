@@ -15,12 +15,14 @@ from cluster.cluster_status import StartOrder
 from cluster.members import Member, Members
 from cluster.worker_keeper import WorkerKeeper
 from core.config.specs import named_pools
-from core.control.actions import PoolSizes
+from core.control.actions import PoolSizes, RoleFlip, SizeLimits
 from core.control.reconcile import Action, Drain, Goal, Phase, PoolGoal, Replace, Restart, Start, Stop, reconcile
 from core.errors import ConfigError
 from core.types import Role
 
 LOOK_S: Final = 5.0  # the loop looks at least this often, whether or not something changed
+FLIP_WITHIN_S: Final = 10.0  # that what runs has when a decider flips a worker
+ROOM_COUNTED: Final = 64  # more workers than that come in several decisions
 SUBJECT: Final = "pools"
 _MOVING: Final = frozenset({Phase.PLACING, Phase.STARTING, Phase.FLIPPING, Phase.DRAINING})
 _DOWN: Final = frozenset({Phase.ENDED, Phase.SET_ASIDE})
@@ -188,6 +190,26 @@ class PoolKeeper:
         self.want(sizes)
         self._keeper.flip(member, role, within_s, why)
         return member
+
+    def flip(self, change: RoleFlip, why: str) -> None:
+        """Have one worker take the other role, as a decider wants it. Raises ConfigError."""
+        self.want_flipped(change.worker_id, change.to, FLIP_WITHIN_S, why)
+
+    async def limits(self) -> SizeLimits:
+        """Say how far the pools may be resized: by the configuration, and by the room there is."""
+        scaling = self._order.config.scaling
+        count = sum(not m.leaves for m in self._members.table.values())
+        places = self._keeper.places
+        room = {role: await places.room(role, at_most=ROOM_COUNTED) for role in Role}
+        most = {
+            role: min(count + room[role], pool.max or count + room[role])
+            for role, pool in ((Role.PREFILL, scaling.prefill), (Role.DECODE, scaling.decode))
+        }
+        return SizeLimits(
+            PoolSizes(scaling.prefill.min, max(1, scaling.decode.min)),
+            PoolSizes(most[Role.PREFILL], most[Role.DECODE]),
+            count + max(room.values()),
+        )
 
     def _known(self, worker_id: str) -> Member:
         member = self._members.get(worker_id)
