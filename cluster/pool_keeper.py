@@ -14,7 +14,7 @@ from cluster.cluster_events import EventLog
 from cluster.cluster_status import StartOrder
 from cluster.members import Member, Members
 from cluster.worker_keeper import WorkerKeeper
-from core.config.specs import named_pools
+from cluster.worker_specs import configured_sizes
 from core.control.actions import PoolSizes, RoleFlip, SizeLimits
 from core.control.reconcile import Action, Drain, Goal, Phase, PoolGoal, Replace, Restart, Start, Stop, reconcile
 from core.errors import ConfigError
@@ -217,9 +217,3 @@ class PoolKeeper:
             known = ", ".join(m.worker_id for m in self._members)
             raise ConfigError(f"there is no worker {worker_id!r}; there are {known}")
         return member
-
-
-def configured_sizes(order: StartOrder) -> PoolSizes:
-    """Read the sizes that the configuration names."""
-    pools = named_pools(order.config)
-    return PoolSizes(pools.prefill.replicas, pools.decode.replicas)

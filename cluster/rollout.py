@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cluster.cluster_status import StartOrder
-from cluster.pool_keeper import configured_sizes
-from cluster.worker_specs import revision
+from cluster.worker_specs import configured_sizes, revision
 from core.config.models import BatonConfig, Section
 from core.control.actions import PoolSizes
 from core.errors import ConfigError
