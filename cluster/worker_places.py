@@ -72,6 +72,7 @@ class WorkerPlaces:
             member.role,
             member.worker_id,
             without_claims(nodes, others),
+            beside=others,
             by_convention=self._order.by_convention,
         )
 
