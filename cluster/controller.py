@@ -260,7 +260,7 @@ class Controller:
         """Have the pools be of these sizes. Raises ConfigError."""
         await self._is_up()
         sizes = PoolSizes(prefill, decode)
-        await self._check_room(sizes)
+        await self._check_room(sizes, self._order)
         self._scaling.carry_out(OPERATOR, Decision(sizes, reason))
 
     async def apply(self, config: BatonConfig, base: str, only_plan: bool) -> Rollout:
@@ -277,7 +277,7 @@ class Controller:
         had = self._pools.wishes.sizes
         rollout = await asyncio.to_thread(plan_rollout, self._order, order, router_differs=differs, had=had)
         if rollout.sizes is not None:
-            await self._check_room(rollout.sizes)
+            await self._check_room(rollout.sizes, order)
         if only_plan:
             return rollout
         for line in rollout.lines:
@@ -290,11 +290,11 @@ class Controller:
             await self._router.use(fields, ROUTER_GRACE_S)
         return rollout
 
-    async def _check_room(self, sizes: PoolSizes) -> None:
+    async def _check_room(self, sizes: PoolSizes, order: StartOrder) -> None:
         """Raise ConfigError when the cluster has no room for pools of these sizes."""
         for role in Role:
             has = sum(m.role is role and not m.leaves for m in self._members)
-            most = has + await self._keeper.places.room(role, at_most=max(0, sizes.of(role) - has))
+            most = has + await self._keeper.places.room(role, at_most=max(0, sizes.of(role) - has), order=order)
             if most < sizes.of(role):
                 remedy = f"lower pools.{role}.replicas, or give Ray a node that is large enough"
                 raise ConfigError(

@@ -108,9 +108,10 @@ class WorkerKeeper:
     def _find_no_room(self, member: Member, why: str) -> None:
         """Try again soon: others may free resources, or nodes come."""
         self.places.release(member)
+        if member.reason != why:
+            self._log.note(member.worker_id, f"has no place yet: {why.splitlines()[0]}", is_failure=True)
         member.reason = why
         member.retry_at_s = time.monotonic() + NO_ROOM_RETRY_S
-        self._log.note(member.worker_id, f"has no place: {why.splitlines()[0]}", is_failure=True)
         self._enter(member, Phase.ENDED)
 
     # -- end ----------------------------------------------------------------------------------------------------------

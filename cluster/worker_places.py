@@ -90,14 +90,15 @@ class WorkerPlaces:
                 continue
         return found
 
-    async def room(self, role: Role, *, at_most: int) -> int:
-        """Say how many more workers of `role` there is room for, up to `at_most`."""
+    async def room(self, role: Role, *, at_most: int, order: StartOrder | None = None) -> int:
+        """Say how many more workers of `role` there is room for, up to `at_most`; by `order`, if that is given."""
+        order = order or self._order
         nodes = await asyncio.to_thread(ray_runtime.alive_nodes)
         claims = [m.placement for m in self._members.table.values() if m.placement is not None]
         for count in range(at_most):
             try:
                 free = without_claims(nodes, claims)
-                claims.append(place_one(self._order.config, role, "", free, by_convention=self._order.by_convention))
+                claims.append(place_one(order.config, role, "", free, by_convention=order.by_convention))
             except ConfigError:
                 return count
         return at_most

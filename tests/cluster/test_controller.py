@@ -92,15 +92,18 @@ def cluster(shared: Cluster) -> Cluster:
     return shared
 
 
-def pid_of_actor(cluster: Cluster, name: str) -> int:
-    """Find the process of one of Baton's actors by the title that Ray gives it."""
+def controller_pid(cluster: Cluster) -> int:
+    """Find the process of the controller by the title that Ray gives it."""
     record = cluster.baton.record()
     assert record is not None
     for pid in tree(record["ray"]["pid"]):
-        title = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-        if title.startswith("ray::") and name in title:
+        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::Controller"):
             return pid
-    raise AssertionError(f"no actor process is called {name}")
+    raise AssertionError("there is no controller")
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_a_worker_that_is_killed_is_known_within_a_second_and_comes_back(cluster: Cluster) -> None:
@@ -123,7 +126,7 @@ def test_the_router_comes_back_on_its_port(cluster: Cluster) -> None:
 def test_a_killed_controller_is_made_anew_while_requests_are_served(cluster: Cluster) -> None:
     before = cluster.status()
     with steady_load(cluster.url) as answers:
-        os.kill(pid_of_actor(cluster, "Controller"), signal.SIGKILL)
+        os.kill(controller_pid(cluster), signal.SIGKILL)
         status = cluster.baton.result("status")
     assert answers.failures == []
     assert len(answers.ok) > 10
@@ -137,7 +140,7 @@ def test_a_killed_controller_is_made_anew_while_requests_are_served(cluster: Clu
 
 def test_a_worker_whose_host_dies_gets_another_place(cluster: Cluster) -> None:
     epoch = cluster.serving()["prefill-1"]["epoch"]
-    os.kill(pid_of_actor(cluster, "prefill-1"), signal.SIGKILL)
+    os.kill(parent_of(cluster.member("prefill-1")["pid"]), signal.SIGKILL)
     cluster.wait(lambda: "prefill-1" in cluster.serving() and cluster.serving()["prefill-1"]["epoch"] > epoch)
 
 

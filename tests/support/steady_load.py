@@ -31,11 +31,22 @@ class Answers:
 
 
 @contextmanager
-def steady_load(url: str, *, clients: int = 4, tokens: int = 20, prompt_words: int = 40) -> Iterator[Answers]:
+def steady_load(
+    url: str, *, clients: int = 4, tokens: int = 20, prompt_words: int = 40, model: str = "demo"
+) -> Iterator[Answers]:
     """Keep `clients` busy with streams, one after another; at the end every one that runs is waited for."""
-    answers, stop = Answers(), threading.Event()
+    answers, stop, words = Answers(), threading.Event(), "word " * prompt_words
     threads = [
-        threading.Thread(target=_ask_on, args=(url, answers, stop, number, tokens, prompt_words))
+        threading.Thread(
+            target=_ask_on,
+            args=(
+                url,
+                answers,
+                stop,
+                {"model": model, "max_tokens": tokens, "stream": True},
+                f"{number} {{}} " + words,
+            ),
+        )
         for number in range(clients)
     ]
     for thread in threads:
@@ -49,19 +60,13 @@ def steady_load(url: str, *, clients: int = 4, tokens: int = 20, prompt_words: i
         assert not any(thread.is_alive() for thread in threads)
 
 
-def _ask_on(url: str, answers: Answers, stop: threading.Event, number: int, tokens: int, prompt_words: int) -> None:
+def _ask_on(url: str, answers: Answers, stop: threading.Event, body: dict[str, object], prompt: str) -> None:
     asked = 0
-    with httpx.Client(timeout=30) as client:
+    with httpx.Client(timeout=60) as client:
         while not stop.is_set():
             asked += 1
-            body = {
-                "model": "demo",
-                "prompt": f"{number} {asked} " + "word " * prompt_words,
-                "max_tokens": tokens,
-                "stream": True,
-            }
             began_s = time.monotonic()
-            what = _ask(client, url, body)
+            what = _ask(client, url, body | {"prompt": prompt.format(asked)})
             if what:
                 answers.failures.append((time.monotonic(), what))
                 stop.wait(0.05)
