@@ -64,6 +64,7 @@ class WorkerKeeper:
         log_path = f"{self._order.run_dir}/{worker_id}.log"
         member = Member(worker_id, role, Phase.PLACING, log_path, placement=placement)
         member.since_s = member.role_since_s = member.wished_s = now_s
+        member.revision = self._revisions[role]
         self._members.table[worker_id] = member
         return member
 
@@ -83,6 +84,7 @@ class WorkerKeeper:
     def start(self, member: Member) -> None:
         """Bring a member up, from wherever it is; returns at once."""
         member.wished_s = time.monotonic()
+        member.revision = self._revisions[member.role]  # what comes in place of others is known by it from now on
         self._enter(member, Phase.PLACING)
         self._do(member, self._bring_up(member))
 

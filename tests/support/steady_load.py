@@ -18,6 +18,7 @@ class Answers:
 
     ok: list[tuple[float, float]] = field(default_factory=list)  # (began, ended) in monotonic seconds
     failures: list[tuple[float, str]] = field(default_factory=list)  # (ended, what the client saw)
+    first: threading.Event = field(default_factory=threading.Event)  # set once one is ok
 
     def failures_after(self, since_s: float) -> list[str]:
         """List what failed after a moment."""
@@ -72,6 +73,7 @@ def _ask_on(url: str, answers: Answers, stop: threading.Event, body: dict[str, o
                 stop.wait(0.05)
             else:
                 answers.ok.append((began_s, time.monotonic()))
+                answers.first.set()
 
 
 def _ask(client: httpx.Client, url: str, body: dict[str, object]) -> str:
