@@ -19,7 +19,7 @@ class EventLog:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.is_muted = False  # what is noted is known already
-        self._clock = clock
+        self.clock = clock
         self._events: deque[ClusterEvent] = deque(maxlen=EVENTS_KEPT)
         self._num_events = 0
         self._news = asyncio.Event()  # replaced at each event: whoever holds it learns of the next one
@@ -29,7 +29,7 @@ class EventLog:
         if self.is_muted:
             return
         self._num_events += 1
-        self._events.append(ClusterEvent(self._num_events, self._clock(), subject, what, is_failure))
+        self._events.append(ClusterEvent(self._num_events, self.clock(), subject, what, is_failure))
         news, self._news = self._news, asyncio.Event()
         news.set()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -20,33 +20,25 @@ from cluster.controller_record import EVENTS_RECORDED, ControllerRecord, MemberR
 from cluster.host_events import HostFacts
 from cluster.members import Member, Members
 from cluster.membership import MembershipServer
+from cluster.observing import PoolsNow, TrafficObserver
 from cluster.placement import assign_cores
 from cluster.pool_keeper import PoolKeeper
 from cluster.rollout import Rollout, plan_rollout
 from cluster.router_keeper import RouterKeeper
+from cluster.scaling import OPERATOR, Scaling
 from cluster.worker_keeper import WorkerKeeper
+from cluster.worker_progress import WorkerProgress
 from core.config.models import BatonConfig
 from core.config.specs import component_tls, served_model_name
-from core.control.actions import PoolSizes
+from core.control.actions import Decision, Observation, PoolSizes
 from core.control.reconcile import Phase
-from core.errors import StartFailed
+from core.errors import ConfigError, StartFailed
 from core.types import Membership, Role
 
 EVENTS_SHOWN: Final = 20
 SAVE_S: Final = 0.05  # changes within this time are written together
 REJOIN_S: Final = 20.0  # a controller that is made anew has found its cluster by then
 ROUTER_GRACE_S: Final = 30.0  # for requests that run while the router gets new settings
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerProgress:
-    """How far a worker is with what was asked of it."""
-
-    is_done: bool
-    role: Role | None  # None: it is gone
-    state: str
-    epoch: int
-    reason: str
 
 
 class Controller:
@@ -62,6 +54,9 @@ class Controller:
         self._keeper = WorkerKeeper(order, self._members, self._log, self._changed)
         self._router = RouterKeeper(order, self._log, self._changed)
         self._pools = PoolKeeper(order, self._members, self._keeper, self._log)
+        elapsed_s = self._log.clock
+        self._scaling = Scaling(self._pools, self._log, elapsed_s=elapsed_s, make=order.decider)
+        self._observer = TrafficObserver(order.run_dir)
         self._starting: asyncio.Task[object] | None = None
         self._loops: list[asyncio.Task[None]] = []  # what runs from the end of the start to `stop`
         self._saving: asyncio.TimerHandle | None = None
@@ -157,8 +152,24 @@ class Controller:
 
     def _keep(self) -> None:
         """From now on keep the cluster what it is to be."""
-        self._loops.append(asyncio.create_task(self._watched(self._pools.run(), "pools"), name="pools"))
+        scaling = self._scaling.run(lambda: self._order.config, self._observe)
+        for name, loop in (("pools", self._pools.run()), ("scaling", scaling)):
+            self._loops.append(asyncio.create_task(self._watched(loop, name), name=name))
         self._save()
+
+    async def _observe(self) -> Observation | None:
+        """Gather what a decider is told; None when the router does not answer."""
+        if self._router.status.state != "ready":
+            return None
+        now = PoolsNow(
+            members=tuple(self._members),
+            wanted=self._pools.wishes.sizes,
+            limits=await self._pools.limits(),
+            start_s=self._keeper.start_s,
+            flip_s=self._keeper.flip_s,
+            is_changing=self._pools.is_changing,
+        )
+        return await self._observer.observe(self._router.address, now)
 
     async def _watched(self, loop: object, name: str) -> None:
         """Run a loop that never ends by itself; an error in it is told, for nobody awaits it."""
@@ -178,7 +189,7 @@ class Controller:
             return
         self._begin_s = record.begin_s
         self._log.restore(record.events)
-        self._use(replace(self._order, config=record.config))
+        self._use(replace(self._order, config=record.config, base=record.base))
         wishes = self._pools.wishes
         wishes.sizes, wishes.leaving, wishes.renewing = record.sizes, record.leaving, record.renewing
         self._server = self._make_server(record.membership_port)
@@ -231,6 +242,7 @@ class Controller:
             events=self._log.latest(EVENTS_SHOWN),
             wanted=self._pools.wishes.sizes,
             waits=self._pools.waits,
+            decisions=self._scaling.decisions,
         )
 
     async def drain(self, worker_id: str, timeout_s: float | None, replaced: bool) -> int:
@@ -247,17 +259,25 @@ class Controller:
     async def set_desired(self, prefill: int, decode: int, reason: str) -> None:
         """Have the pools be of these sizes. Raises ConfigError."""
         await self._is_up()
-        self._pools.want(PoolSizes(prefill, decode))
-        self._log.note("pools", f"{prefill} prefill and {decode} decode workers are wanted: {reason}")
+        sizes = PoolSizes(prefill, decode)
+        await self._check_room(sizes, self._order)
+        self._scaling.carry_out(OPERATOR, Decision(sizes, reason))
 
-    async def apply(self, config: BatonConfig, only_plan: bool) -> Rollout:
-        """Have the cluster become what `config` says, or only say what that means. Raises ConfigError."""
+    async def apply(self, config: BatonConfig, base: str, only_plan: bool) -> Rollout:
+        """Have the cluster become what `config` says, or only say what that means; relative paths begin in `base`.
+
+        Pools that are "auto" stay as they are. Raises ConfigError.
+        """
         await self._is_up()
-        order = replace(self._order, config=config)
+        if config.pools == "auto":
+            config = config.model_copy(update={"pools": self._order.config.pools})
+        order = replace(self._order, config=config, base=base)
         fields = self._router.fields(order, self._membership_address)
         differs = self._router.is_told_otherwise(fields)
         had = self._pools.wishes.sizes
-        rollout = await asyncio.to_thread(plan_rollout, self._order, config, router_differs=differs, had=had)
+        rollout = await asyncio.to_thread(plan_rollout, self._order, order, router_differs=differs, had=had)
+        if rollout.sizes is not None:
+            await self._check_room(rollout.sizes, order)
         if only_plan:
             return rollout
         for line in rollout.lines:
@@ -269,6 +289,17 @@ class Controller:
         if rollout.restarts_router:
             await self._router.use(fields, ROUTER_GRACE_S)
         return rollout
+
+    async def _check_room(self, sizes: PoolSizes, order: StartOrder) -> None:
+        """Raise ConfigError when the cluster has no room for pools of these sizes."""
+        for role in Role:
+            has = sum(m.role is role and not m.leaves for m in self._members)
+            most = has + await self._keeper.places.room(role, at_most=max(0, sizes.of(role) - has), order=order)
+            if most < sizes.of(role):
+                remedy = f"lower pools.{role}.replicas, or give Ray a node that is large enough"
+                raise ConfigError(
+                    f"pools.{role}: the cluster has room for {most} of {sizes.of(role)} workers; {remedy}"
+                )
 
     async def progress_of(self, worker_id: str, epoch: int, wait_s: float) -> WorkerProgress:
         """Say how far a worker is that was drained or flipped in `epoch`; wait for news, no longer than `wait_s`."""
@@ -309,6 +340,7 @@ class Controller:
         self._order = order
         self._keeper.use(order)
         self._pools.use(order)
+        self._scaling.forget_decider()
 
     async def _wait(self, wait_s: float) -> None:
         progress = self._progress
@@ -333,6 +365,7 @@ class Controller:
         wishes = self._pools.wishes
         record = ControllerRecord(
             config=self._order.config,
+            base=self._order.base,
             begin_s=self._begin_s,
             membership_port=int(self._membership_address.rpartition(":")[2]),
             membership_version=self._members.membership.version,

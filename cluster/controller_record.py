@@ -74,6 +74,7 @@ class ControllerRecord:
     """Everything."""
 
     config: BatonConfig
+    base: str  # folder that relative paths of it begin in
     begin_s: float  # when the cluster began
     membership_port: int
     membership_version: int

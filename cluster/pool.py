@@ -23,7 +23,7 @@ _FIRST_BACK_OFF_S: Final = 0.1
 _MAX_BACK_OFF_S: Final = 2.0
 _STEADY_S: Final = 10.0  # a session that lived this long starts the back-off anew
 _AS_PREDICTED: Final = WorkerSpeed()
-_RETIRE_S: Final = 600.0  # for the calls that run on a worker no longer announced
+_RETIRE_S: Final = 86_400.0  # for calls on a worker no longer announced: the most that router.request_timeout_s may be
 
 
 class StepWatch(Protocol):

@@ -14,13 +14,15 @@ from cluster.cluster_events import EventLog
 from cluster.cluster_status import StartOrder
 from cluster.members import Member, Members
 from cluster.worker_keeper import WorkerKeeper
-from core.config.specs import named_pools
-from core.control.actions import PoolSizes
+from cluster.worker_specs import configured_sizes
+from core.control.actions import PoolSizes, RoleFlip, SizeLimits
 from core.control.reconcile import Action, Drain, Goal, Phase, PoolGoal, Replace, Restart, Start, Stop, reconcile
 from core.errors import ConfigError
 from core.types import Role
 
 LOOK_S: Final = 5.0  # the loop looks at least this often, whether or not something changed
+FLIP_WITHIN_S: Final = 10.0  # that what runs has when a decider flips a worker
+ROOM_COUNTED: Final = 64  # more workers than that come in several decisions
 SUBJECT: Final = "pools"
 _MOVING: Final = frozenset({Phase.PLACING, Phase.STARTING, Phase.FLIPPING, Phase.DRAINING})
 _DOWN: Final = frozenset({Phase.ENDED, Phase.SET_ASIDE})
@@ -189,15 +191,29 @@ class PoolKeeper:
         self._keeper.flip(member, role, within_s, why)
         return member
 
+    def flip(self, change: RoleFlip, why: str) -> None:
+        """Have one worker take the other role, as a decider wants it. Raises ConfigError."""
+        self.want_flipped(change.worker_id, change.to, FLIP_WITHIN_S, why)
+
+    async def limits(self) -> SizeLimits:
+        """Say how far the pools may be resized: by the configuration, and by the room there is."""
+        scaling = self._order.config.scaling
+        count = sum(not m.leaves for m in self._members.table.values())
+        places = self._keeper.places
+        room = {role: await places.room(role, at_most=ROOM_COUNTED) for role in Role}
+        most = {
+            role: min(count + room[role], pool.max or count + room[role])
+            for role, pool in ((Role.PREFILL, scaling.prefill), (Role.DECODE, scaling.decode))
+        }
+        return SizeLimits(
+            PoolSizes(scaling.prefill.min, max(1, scaling.decode.min)),
+            PoolSizes(most[Role.PREFILL], most[Role.DECODE]),
+            count + max(room.values()),
+        )
+
     def _known(self, worker_id: str) -> Member:
         member = self._members.get(worker_id)
         if member is None:
             known = ", ".join(m.worker_id for m in self._members)
             raise ConfigError(f"there is no worker {worker_id!r}; there are {known}")
         return member
-
-
-def configured_sizes(order: StartOrder) -> PoolSizes:
-    """Read the sizes that the configuration names."""
-    pools = named_pools(order.config)
-    return PoolSizes(pools.prefill.replicas, pools.decode.replicas)

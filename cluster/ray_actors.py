@@ -27,6 +27,11 @@ NODE_ID_LABEL = "ray.io/node-id"
 
 ACTOR_ERRORS = (ray.exceptions.RayActorError,)  # the actor, its process or its node is gone
 
+
+class BeingMadeAnew(StartFailed):
+    """The actor's process died, and Ray makes it anew."""
+
+
 # Ray makes the methods of a handle while it runs; their types cannot be written down.
 Handle = Any
 
@@ -122,7 +127,10 @@ def find(name: str) -> Handle | None:
 
 
 def fetch(reference: Handle, timeout_s: float) -> Any:
-    """Fetch one answer of the controller. Raises what it raised, or StartFailed when it is gone or silent."""
+    """Fetch one answer of the controller.
+
+    Raises what it raised, BeingMadeAnew when it may answer later, StartFailed when it is gone or silent.
+    """
     try:
         return ray.get(reference, timeout=timeout_s)
     except ray.exceptions.RayTaskError as exc:
@@ -131,6 +139,8 @@ def fetch(reference: Handle, timeout_s: float) -> Any:
         raise StartFailed(f"the controller failed: {exc}") from exc
     except ray.exceptions.GetTimeoutError as exc:
         raise StartFailed(f"the controller did not answer within {timeout_s:g} s") from exc
+    except ray.exceptions.ActorUnavailableError as exc:
+        raise BeingMadeAnew("the controller died and is being made anew") from exc
     except ray.exceptions.RayError as exc:
         raise StartFailed(f"the controller is gone: {str(exc).splitlines()[0]}") from exc
 

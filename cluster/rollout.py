@@ -6,11 +6,10 @@ Owns the comparison. Pure but for the files of the model, which revisions digest
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cluster.cluster_status import StartOrder
-from cluster.pool_keeper import configured_sizes
-from cluster.worker_specs import revision
+from cluster.worker_specs import configured_sizes, revision
 from core.config.models import BatonConfig, Section
 from core.control.actions import PoolSizes
 from core.errors import ConfigError
@@ -30,15 +29,14 @@ class Rollout:
     lines: tuple[str, ...]
 
 
-def plan_rollout(order: StartOrder, config: BatonConfig, *, router_differs: bool, had: PoolSizes) -> Rollout:
-    """Compare what runs by `order` with `config`; `had` are the sizes in force, which may not be those configured.
+def plan_rollout(order: StartOrder, after: StartOrder, *, router_differs: bool, had: PoolSizes) -> Rollout:
+    """Compare what runs by `order` with what is to run by `after`.
 
-    Raises ConfigError for what needs `down` and `up`.
+    `had` are the sizes in force, which may not be those configured. Raises ConfigError for what needs `down` and `up`.
     """
-    fixed = [key for key in _FIXED if _at(order.config, key) != _at(config, key)]
+    fixed = [key for key in _FIXED if _at(order.config, key) != _at(after.config, key)]
     if fixed:
         raise ConfigError(f"{', '.join(fixed)}: cannot change while the cluster runs; use `down` and `up`")
-    after = replace(order, config=config)
     sizes = _changed_sizes(order, after, had)
     roles = tuple(role for role in Role if revision(order, role) != revision(after, role))
     return Rollout(sizes, roles, router_differs, tuple(_lines(sizes, had, roles, restarts_router=router_differs)))

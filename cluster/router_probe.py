@@ -149,3 +149,14 @@ def _ask(front: Front, method: str, path: str, body: bytes | None, timeout_s: fl
         return answer.status, answer.read()
     finally:
         connection.close()
+
+
+def ask_traffic(front: Front, after: int) -> bytes:
+    """Ask for the requests that ended after the one of that number, and the load; return the JSON.
+
+    Raises OSError or http.client.HTTPException when the router does not answer, BatonError when it refuses.
+    """
+    status, body = _ask(front, "GET", f"/traffic?after={after}", None, ASK_S)
+    if status != 200:
+        raise BatonError(f"the router answered {status}: {_message(body)}")
+    return body

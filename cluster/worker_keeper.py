@@ -64,6 +64,7 @@ class WorkerKeeper:
         log_path = f"{self._order.run_dir}/{worker_id}.log"
         member = Member(worker_id, role, Phase.PLACING, log_path, placement=placement)
         member.since_s = member.role_since_s = member.wished_s = now_s
+        member.revision = self._revisions[role]
         self._members.table[worker_id] = member
         return member
 
@@ -83,6 +84,7 @@ class WorkerKeeper:
     def start(self, member: Member) -> None:
         """Bring a member up, from wherever it is; returns at once."""
         member.wished_s = time.monotonic()
+        member.revision = self._revisions[member.role]  # what comes in place of others is known by it from now on
         self._enter(member, Phase.PLACING)
         self._do(member, self._bring_up(member))
 
@@ -108,9 +110,10 @@ class WorkerKeeper:
     def _find_no_room(self, member: Member, why: str) -> None:
         """Try again soon: others may free resources, or nodes come."""
         self.places.release(member)
+        if member.reason != why:
+            self._log.note(member.worker_id, f"has no place yet: {why.splitlines()[0]}", is_failure=True)
         member.reason = why
         member.retry_at_s = time.monotonic() + NO_ROOM_RETRY_S
-        self._log.note(member.worker_id, f"has no place: {why.splitlines()[0]}", is_failure=True)
         self._enter(member, Phase.ENDED)
 
     # -- end ----------------------------------------------------------------------------------------------------------

@@ -72,6 +72,7 @@ class WorkerPlaces:
             member.role,
             member.worker_id,
             without_claims(nodes, others),
+            beside=others,
             by_convention=self._order.by_convention,
         )
 
@@ -89,19 +90,18 @@ class WorkerPlaces:
                 continue
         return found
 
-    async def most_of(self, role: Role, limit: int) -> int:
-        """Say how many workers of `role` there could be if no more of the other role came, `limit` at most."""
+    async def room(self, role: Role, *, at_most: int, order: StartOrder | None = None) -> int:
+        """Say how many more workers of `role` there is room for, up to `at_most`; by `order`, if that is given."""
+        order = order or self._order
         nodes = await asyncio.to_thread(ray_runtime.alive_nodes)
         claims = [m.placement for m in self._members.table.values() if m.placement is not None]
-        count = sum(m.role is role for m in self._members.table.values())
-        while count < limit:
+        for count in range(at_most):
             try:
                 free = without_claims(nodes, claims)
-                claims.append(place_one(self._order.config, role, "", free, by_convention=self._order.by_convention))
+                claims.append(place_one(order.config, role, "", free, by_convention=order.by_convention))
             except ConfigError:
-                break
-            count += 1
-        return count
+                return count
+        return at_most
 
     async def settle_cores(self, member: Member) -> None:
         """Choose the cores of a member that was placed beside others. Raises StartFailed."""

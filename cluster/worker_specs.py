@@ -13,7 +13,8 @@ from pathlib import Path
 
 from cluster.cluster_status import StartOrder
 from cluster.placement import WorkerPlacement
-from core.config.specs import component_tls, engine_spec, kv_spec, pool_config
+from core.config.specs import component_tls, engine_spec, kv_spec, named_pools, pool_config
+from core.control.actions import PoolSizes
 from core.types import Role
 from core.worker_spec import EngineSpec, WorkerSpec
 from engine.fingerprint import adapters_digest, model_digest
@@ -54,6 +55,12 @@ def revision(order: StartOrder, role: Role) -> str:
         "versions": [_version(name) for name in _ENGINES] if engine.kind == "vllm" else [],
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def configured_sizes(order: StartOrder) -> PoolSizes:
+    """Read the sizes that the configuration names."""
+    pools = named_pools(order.config)
+    return PoolSizes(pools.prefill.replicas, pools.decode.replicas)
 
 
 def _engine_spec(order: StartOrder, role: Role, *, has_gpu: bool) -> EngineSpec:

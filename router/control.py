@@ -30,6 +30,7 @@ from router.health import Readiness
 from router.metrics import RouterMetrics
 from router.openapi import components, relayed_paths
 from router.routes import OPERATIONS, WORKER_METRICS
+from router.traffic import TrafficMeter, add_traffic
 
 _TITLE: Final = "Baton router"
 
@@ -101,6 +102,7 @@ def control_app(
     view: Callable[[], ClusterView],
     breakers: Breakers,
     explainer: Explainer | None = None,
+    traffic: TrafficMeter | None = None,
     calibration: Calibration | None = None,
     tenant_of: Callable[[Request], str | None] = without_keys,
     num_inflight: Callable[[], int] | None = None,
@@ -117,6 +119,8 @@ def control_app(
     add_status(app, metrics, calibration, view)
     if explainer is not None:
         add_explain(app, explainer, tenant_of)
+    if traffic is not None:
+        add_traffic(app, traffic, view, tenant_of)
     if num_inflight is not None:
         _add_load(app, num_inflight)
     if console is not None:

@@ -20,6 +20,7 @@ from router.record import RequestRecord
 from router.recorder import TrafficRecorder
 from router.span_exporter import SpanExporter
 from router.tracing import Tracer
+from router.traffic import TrafficMeter
 
 
 class Observer:
@@ -31,6 +32,7 @@ class Observer:
         metrics: RouterMetrics,
         explainer: Explainer,
         calibration: Calibration,
+        traffic: TrafficMeter | None = None,
         tracer: Tracer | None = None,
         exporter: SpanExporter | None = None,
         recorder: TrafficRecorder | None = None,
@@ -40,6 +42,7 @@ class Observer:
         self.explainer = explainer
         self.calibration = calibration
         self.history = History()
+        self.traffic = TrafficMeter(()) if traffic is None else traffic
         self._tracer = tracer
         self._exporter = exporter
 
@@ -74,6 +77,7 @@ class Observer:
             metrics=metrics,
             explainer=Explainer(policy, clock=time.monotonic, max_requests=spec.explained_requests),
             calibration=calibration,
+            traffic=TrafficMeter(spec.slo_classes),
             tracer=None if exporter is None else Tracer(exporter, clock=time.monotonic),
             exporter=exporter,
             recorder=recorder,
@@ -82,6 +86,7 @@ class Observer:
     def began(self, record: RequestRecord, traceparent: str | None = None) -> str | None:
         """Take up a request with the `traceparent` it brought; return the one to send on, None: leave it as it is."""
         self.explainer.began(record)
+        self.traffic.began(record)
         return None if self._tracer is None else self._tracer.began(record, traceparent)
 
     def finished(self, life: Life, failure: Exception | None, record: RequestRecord | None) -> None:
@@ -101,6 +106,7 @@ class Observer:
         if record.outcome == "ok" and record.forecast is not None:
             self._compare(record)
         self.explainer.ended(record)
+        self.traffic.ended(record)
         if self._tracer is not None:
             self._tracer.ended(record)
 

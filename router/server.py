@@ -113,6 +113,7 @@ class RouterServer:
             view=placer.view,
             breakers=breakers,
             explainer=self._observer.explainer,
+            traffic=self._observer.traffic,
             calibration=self._observer.calibration,
             tenant_of=self._tenant_of,
             num_inflight=lambda: self.dispatcher.num_inflight,

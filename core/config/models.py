@@ -284,6 +284,11 @@ class RayConfig(Section):
     )
     dashboard: bool = Field(default=False, description="start Ray's dashboard when Baton starts Ray")
     start_timeout_s: float = Field(default=300, gt=0, le=86_400, description="time until every worker must be ready")
+    near: bool = Field(
+        default=False,
+        description="put prefill and decode workers side by side on each node as far as they fit, for networks that "
+        "are slow beside what a node has inside; false: each worker goes where most is free",
+    )
 
 
 class HealingConfig(Section):

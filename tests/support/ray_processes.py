@@ -47,7 +47,7 @@ class Baton:
         environment["HOME"] = str(self.home)
         environment.pop("RAY_ADDRESS", None)
         arguments = list(words)
-        if words[0] == "up":
+        if words[0] in ("up", "apply"):
             arguments[1:1] = [f"model.path={self.model}", "router.port=0"]  # first: the words given may replace them
         return subprocess.Popen(
             [sys.executable, "-m", "tests.support.simulated_baton", *arguments],
