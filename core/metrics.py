@@ -166,6 +166,12 @@ RETRIES: Final = Metric(
     "Requests tried on another worker, by the error that made it so.",
     ("reason",),
 )
+RESUMED: Final = Metric(
+    "baton_streams_resumed_total",
+    Kind.COUNTER,
+    "Streams whose worker was lost, by what became of going on elsewhere: ok, or the name of the error.",
+    ("outcome",),
+)
 _WORKER: Final = ("worker", "role")
 WORKER_UP: Final = Metric(
     "baton_worker_up",
@@ -207,6 +213,7 @@ METRICS: Final = (
     INFLIGHT,
     HANDOVER,
     RETRIES,
+    RESUMED,
     WORKER_UP,
     WORKER_RUNNING,
     WORKER_WAITING,
