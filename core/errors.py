@@ -19,6 +19,7 @@
     │   ├── NoWorker                 no worker can serve this request now
     │   ├── DeadlineExceeded         the request outlived its own time limit
     │   ├── EngineFailed             the engine raised or died
+    │   ├── ResumeFailed             a stream cannot go on elsewhere exactly as it began
     │   └── StartFailed              a process did not become ready
     └── KVTransferError          a hand-over of KV blocks failed
         ├── KVExpired                the lease ran out
@@ -173,6 +174,12 @@ class EngineFailed(WorkerError):
 
     name = "engine_failed"
     retriable = True
+
+
+class ResumeFailed(WorkerError):
+    """A stream whose worker was lost cannot go on elsewhere exactly as it began."""
+
+    name = "resume_failed"
 
 
 class StartFailed(WorkerError):

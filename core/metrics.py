@@ -171,6 +171,12 @@ WORKER_PAIRS: Final = Metric(
     Kind.GAUGE,
     "Pairs of a connected prefill and a connected decode worker of equal fingerprint, which can hand KV over.",
 )
+RESUMED: Final = Metric(
+    "baton_streams_resumed_total",
+    Kind.COUNTER,
+    "Streams whose worker was lost, by what became of going on elsewhere: ok, or the name of the error.",
+    ("outcome",),
+)
 _WORKER: Final = ("worker", "role")
 WORKER_UP: Final = Metric(
     "baton_worker_up",
@@ -213,6 +219,7 @@ METRICS: Final = (
     HANDOVER,
     RETRIES,
     WORKER_PAIRS,
+    RESUMED,
     WORKER_UP,
     WORKER_RUNNING,
     WORKER_WAITING,

@@ -53,6 +53,7 @@ class RouterSpec:
     drain_s: float = 30.0  # how long running requests may take to finish after SIGTERM
     admission: bool = True  # refuse what is predicted to miss its SLO
     max_held_requests: int = 1024
+    worker_wait_s: float = 10.0  # while no worker is connected, for one that is announced to come
     prefix_index_bytes: int = 64 << 20
     explained_requests: int = 2048
     tenants_file: str = ""  # absolute; empty: no key is asked for

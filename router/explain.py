@@ -22,6 +22,7 @@ from router.explanation import (
     FailedTry,
     Held,
     Predicted,
+    ResumedTold,
     Stage,
     TimelineTold,
 )
@@ -141,6 +142,7 @@ class Explainer:
             predicted_ttft=None if forecast is None else ttft_from_arrival(record, forecast),
             predicted_tpot=None if forecast is None else predicted(forecast.tpot_s, forecast.tpot_spread),
             actual=_actual(record),
+            resumes=tuple(ResumedTold(_ms(r.at_s), _ms(r.gap_s), r.decode) for r in record.resumes),
         )
 
     def _candidates(self, record: RequestRecord) -> tuple[Route, ...]:

@@ -118,7 +118,8 @@ def _order(
     if trace is not None:
         legs = {Leg.WHOLE: prompting} if decode is None else {Leg.PREFILL: prompting, Leg.DECODE: decode}
         traceparents = trace.begin({leg: worker.record.worker_id for leg, worker in legs.items()}, now_s)
-    uncached = life.facts.prompt_tokens - life.record.believed_cached(prompting.record.worker_id)
+    known_tokens = life.facts.prompt_tokens + (0 if call.resume is None else len(call.resume.token_ids))
+    uncached = known_tokens - life.record.believed_cached(prompting.record.worker_id)
     tpot_s = None if life.slo.tier is Tier.BEST_EFFORT else life.slo.tpot_s
     return SubmitEncoder(
         call,

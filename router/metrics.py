@@ -81,6 +81,7 @@ class RouterMetrics(Collector):
         self._named_tenants: set[str] = set()  # those with series of their own
         self._handovers = Counter()
         self._retries = Counter()
+        self._resumes = Counter()
         self._stages = StageHistograms(STAGES, names.edges_with_targets(names.TTFT_STAGE, (t.ttft_s for t in targets)))
         self._prefix_tokens = {"prompt": 0, "actual": 0, "believed": 0}
         self._itl = Histogram(names.edges_with_targets(names.ITL, (t.tpot_s for t in targets)))
@@ -93,6 +94,10 @@ class RouterMetrics(Collector):
     def retried(self, reason: str) -> None:
         """Count a request that is tried elsewhere because of the error called `reason`."""
         self._retries.add(reason)
+
+    def resumed(self, outcome: str) -> None:
+        """Count a try to go on with a stream at another worker."""
+        self._resumes.add(outcome)
 
     def handed_over(self, outcome: str) -> None:
         """Count a prefill leg that ended."""
@@ -194,6 +199,7 @@ class RouterMetrics(Collector):
         yield _gauge(names.INFLIGHT, [((), self._num_inflight())])
         yield _counter(names.HANDOVER, self._handovers.values.items())
         yield _counter(names.RETRIES, self._retries.values.items())
+        yield _counter(names.RESUMED, self._resumes.values.items())
         yield from self._workers()
 
     def _stage_family(self) -> Family:

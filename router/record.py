@@ -8,7 +8,7 @@ not compute anything that only a reader of the notes needs.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Final
+from typing import Final, NamedTuple
 
 from core.policy.calibration import AS_PREDICTED
 from core.router_spec import SLOTarget
@@ -18,6 +18,14 @@ from router.trace_context import TraceContext
 
 MAX_HOLDS: Final = 8  # kept of one request; it may be asked about each time that a worker has room
 NO_VIEW: Final = ClusterView()
+
+
+class Resumed(NamedTuple):
+    """One time that a stream went on at another worker."""
+
+    at_s: float  # the last bytes before it, from arrival
+    gap_s: float  # from those until the new worker had made again what was sent
+    decode: str  # that worker
 
 
 class RequestRecord:
@@ -46,6 +54,7 @@ class RequestRecord:
         "prefill_facts",
         "refusal",
         "request_id",
+        "resumes",
         "shape",
         "slo",
         "status",
@@ -83,6 +92,7 @@ class RequestRecord:
         self.is_handing_over = False  # its prefill leg runs
         self.attempts = 0
         self.tries: tuple[tuple[Route, str], ...] = ()  # those that failed, each with the name of its error
+        self.resumes: tuple[Resumed, ...] = ()  # when its stream went on at another worker
         self.prefill_facts: LegFacts | None = None
         self.answering_facts: LegFacts | None = None  # of the leg that made the output
         self.timeline: Timeline | None = None  # None: it runs
@@ -137,6 +147,10 @@ class RequestRecord:
         """Note that the try on the route decided last ended with the error of this name."""
         if isinstance(self.decision, Route):
             self.tries = (*self.tries, (self.decision, error))
+
+    def resumed(self, broken_s: float, now_s: float, decode: str) -> None:
+        """Note that the stream, silent since `broken_s`, goes on at another worker."""
+        self.resumes = (*self.resumes, Resumed(broken_s - self.marks.arrived_s, now_s - broken_s, decode))
 
     def ended(self, now_s: float, *, first_s: float | None) -> None:
         """Note the last byte of the answer, and the first of a stream; make the time line."""
