@@ -180,6 +180,7 @@ def test_an_upgrade_rolls_pair_by_pair_and_drops_no_request(cluster: Cluster) ->
 
 
 def test_what_cannot_be_changed_or_does_not_fit_is_said_and_changes_nothing(cluster: Cluster) -> None:
+    before = cluster.serving().keys()  # an upgrade with room has left workers of other names
     refused = cluster.baton.run("apply", *SETTINGS, "ray.dashboard=true")
     assert refused.returncode == 2
     assert "ray.dashboard: cannot change while the cluster runs; use `down` and `up`" in refused.stderr
@@ -189,4 +190,4 @@ def test_what_cannot_be_changed_or_does_not_fit_is_said_and_changes_nothing(clus
     refused = cluster.baton.run("drain", "decode-9")
     assert refused.returncode == 2
     assert "there is no worker 'decode-9'" in refused.stderr
-    assert cluster.serving().keys() == ALL
+    assert cluster.serving().keys() == before
