@@ -103,7 +103,7 @@ class TrafficMeter:
             "now_s": now_s,
             "number": self._num_samples,
             "num_ended": max(0, self._num_samples - after),
-            "samples": new[::step],
+            "samples": [tuple(sample) for sample in new[::step]],  # orjson writes no named tuples
             "classes": [
                 {
                     "slo_class": name,

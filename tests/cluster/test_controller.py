@@ -350,6 +350,6 @@ async def test_a_worker_that_cannot_start_fails_the_start_with_its_log(
     controller = Controller(order)
     try:
         with pytest.raises(StartFailed, match="unknown flags --no-such-flag"):
-            await controller.start(START_S)
+            await asyncio.create_task(controller.start(START_S))
     finally:
         await controller.stop(0.0)

@@ -1,4 +1,4 @@
-"""One cluster that is changed and hurt while it serves: what is asked is done, and what dies comes back.
+"""One cluster on a Ray of its own, changed by commands and hurt while it serves; see test_controller for the rest.
 
 The tests share the cluster and take it as the one before left it: each begins by bringing the pools to their size.
 """
@@ -28,8 +28,7 @@ SETTINGS = (
     "pools.prefill.cpus=0",
     "pools.decode.cpus=0",
     "healing.first_delay_s=0.1",
-    "healing.max_failures=3",
-    "healing.set_aside_s=8",
+    "healing.max_failures=100",
     "slo.classes.interactive.ttft_ms=60000",
     "slo.classes.interactive.tpot_ms=60000",
 )
@@ -144,17 +143,6 @@ def test_a_worker_whose_host_dies_gets_another_place(cluster: Cluster) -> None:
     cluster.wait(lambda: "prefill-1" in cluster.serving() and cluster.serving()["prefill-1"]["epoch"] > epoch)
 
 
-def test_a_worker_that_gets_a_signal_drains_and_comes_back_without_blame(cluster: Cluster) -> None:
-    before = cluster.member("decode-0")
-    with steady_load(cluster.url) as answers:
-        os.kill(before["pid"], signal.SIGTERM)
-        cluster.wait(
-            lambda: "decode-0" in cluster.serving() and cluster.serving()["decode-0"]["epoch"] > before["epoch"]
-        )
-    assert answers.failures == []
-    assert cluster.member("decode-0")["num_failures"] == before["num_failures"]
-
-
 def test_a_flip_drops_no_request(cluster: Cluster) -> None:
     with steady_load(cluster.url) as answers:
         flipped = cluster.baton.result("flip", "decode-1", "prefill")
@@ -178,13 +166,6 @@ def test_a_drained_worker_is_gone_and_an_apply_brings_another(cluster: Cluster) 
     assert cluster.apply()["changes"] == []
 
 
-def test_a_worker_is_replaced(cluster: Cluster) -> None:
-    before = cluster.serving()["prefill-0"]["epoch"]
-    with steady_load(cluster.url) as answers:
-        assert cluster.baton.result("drain", "prefill-0", "--replace")["epoch"] == before + 1
-    assert answers.failures == []
-
-
 def test_an_upgrade_rolls_pair_by_pair_and_drops_no_request(cluster: Cluster) -> None:
     old = cluster.member("decode-0")["fingerprint"]
     with steady_load(cluster.url) as answers:
@@ -199,6 +180,7 @@ def test_an_upgrade_rolls_pair_by_pair_and_drops_no_request(cluster: Cluster) ->
 
 
 def test_what_cannot_be_changed_or_does_not_fit_is_said_and_changes_nothing(cluster: Cluster) -> None:
+    before = cluster.serving().keys()  # an upgrade with room has left workers of other names
     refused = cluster.baton.run("apply", *SETTINGS, "ray.dashboard=true")
     assert refused.returncode == 2
     assert "ray.dashboard: cannot change while the cluster runs; use `down` and `up`" in refused.stderr
@@ -208,17 +190,4 @@ def test_what_cannot_be_changed_or_does_not_fit_is_said_and_changes_nothing(clus
     refused = cluster.baton.run("drain", "decode-9")
     assert refused.returncode == 2
     assert "there is no worker 'decode-9'" in refused.stderr
-    assert cluster.serving().keys() == ALL
-
-
-def test_a_worker_that_fails_again_and_again_is_set_aside_and_tried_again(cluster: Cluster) -> None:
-    killed: set[int] = set()
-    while (found := cluster.member("decode-1"))["state"] != "set aside":
-        assert len(killed) <= 3
-        if found["state"] == "ready" and found["pid"] not in killed:
-            killed.add(found["pid"])
-            os.kill(found["pid"], signal.SIGKILL)
-    assert found["num_failures"] == 3
-    assert found["last_log_lines"]
-    assert "decode-1 set aside after 3 failures: exited with -9; started again in" in cluster.baton.run("status").stdout
-    cluster.wait(lambda: cluster.serving().keys() >= ALL)
+    assert cluster.serving().keys() == before

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 
+import orjson
+
 from core.control.actions import MAX_SAMPLES, RequestSample
 from core.router_spec import SLOTarget
 from core.types import ClusterView, HeldWork, LegFacts, Role
@@ -27,7 +29,7 @@ def ended(meter: TrafficMeter, *, arrived_s: float = 1.0, kept: bool | None = Tr
 def test_a_sample_is_what_deciders_take() -> None:
     meter = TrafficMeter((CHAT,))
     ended(meter)
-    (raw,) = meter.report(NOBODY, 0)["samples"]  # type: ignore[misc]
+    (raw,) = orjson.loads(orjson.dumps(meter.report(NOBODY, 0)))["samples"]
     assert RequestSample(*raw) == RequestSample(1.0, "chat", 100, 64, 9, 0.5, 0.05, 0.1, True, "ok")
 
 
