@@ -73,6 +73,15 @@ def check_policy(config: BatonConfig, base: Path) -> None:
     policy_named(spec.policy, spec.policy_context)
 
 
+def check_scaling(config: BatonConfig, *, has_decider: bool) -> None:
+    """Raise ConfigError when sizes are to follow the traffic and nobody decides them."""
+    if config.scaling.mode != "off" and not has_decider:
+        raise ConfigError(
+            f"scaling.mode: {config.scaling.mode} needs a decider of sizes, and this version brings none; leave it off "
+            "and change sizes and roles with `baton apply` and `baton flip`"
+        )
+
+
 def check_port(host: str, port: int) -> None:
     """Raise ConfigError when the router could not listen on `host` and `port`; 0 is any free port."""
     try:

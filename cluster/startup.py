@@ -110,6 +110,7 @@ class Startup:
             self._config, self._plan = plan.config, plan
             self._console.stage("plan", "\n".join(plan.lines))
         preflight.check_policy(self._config, base)
+        preflight.check_scaling(self._config, has_decider=False)
         self._place(nodes)
 
     def _place(self, nodes: Sequence[Node]) -> tuple[WorkerPlacement, ...]:
