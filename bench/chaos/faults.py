@@ -14,7 +14,7 @@ import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from bench.chaos.target import Member, Target
 from bench.chaos.traffic import Answer, Traffic
@@ -52,55 +52,66 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
+class Broken:
+    """What was done."""
+
+    what: str
+    victim: str | None = None  # worker whose life it ends; None: what is broken passes, or is no worker
+
+
+Make: TypeAlias = Callable[[Scene], Awaitable[Broken]]
+
+
+@dataclass(frozen=True, slots=True)
 class Fault:
     """One thing to break; `make` returns once it is broken, and mended where that is its own affair."""
 
     name: str
     what: str
-    make: Callable[[Scene], Awaitable[str]]  # says what was done
+    make: Make
     cuts_clients: bool = False  # the client's own connection ends with it, which nobody can hide
 
 
-def kill(role: str | None) -> Callable[[Scene], Awaitable[str]]:
+def kill(role: str | None) -> Make:
     """Kill a whole process tree at once, as a machine that fails."""
 
-    async def make(scene: Scene) -> str:
+    async def make(scene: Scene) -> Broken:
         member = await asyncio.to_thread(scene.victim, role)
         _signal_all(_tree(member.pid or 0), signal.SIGKILL)
-        return f"SIGKILL to {member.name}"
+        return Broken(f"SIGKILL to {member.name}", member.name if role else None)
 
     return make
 
 
-def kill_engine(role: str) -> Callable[[Scene], Awaitable[str]]:
+def kill_engine(role: str) -> Make:
     """Kill the engine core below a worker, as a fault of the engine."""
 
-    async def make(scene: Scene) -> str:
+    async def make(scene: Scene) -> Broken:
         member = await asyncio.to_thread(scene.victim, role)
         below = _tree(member.pid or 0)[1:]
         if not below:
             raise CannotBreak(f"{member.name} has no engine process of its own")
         _signal_all(below, signal.SIGKILL)
-        return f"SIGKILL to the engine core of {member.name}"
+        return Broken(f"SIGKILL to the engine core of {member.name}", member.name)
 
     return make
 
 
-def terminate(role: str) -> Callable[[Scene], Awaitable[str]]:
+def terminate(role: str) -> Make:
     """Ask a worker to end, as a machine that is taken back with notice."""
 
-    async def make(scene: Scene) -> str:
+    async def make(scene: Scene) -> Broken:
         member = await asyncio.to_thread(scene.victim, role)
         _signal_all([member.pid or 0], signal.SIGTERM)
-        return f"SIGTERM to {member.name}"
+        return Broken(f"SIGTERM to {member.name}", member.name)
 
     return make
 
 
-def freeze(role: str) -> Callable[[Scene], Awaitable[str]]:
+def freeze(role: str) -> Make:
     """Stop a worker's processes for some seconds, then let them go on."""
 
-    async def make(scene: Scene) -> str:
+    async def make(scene: Scene) -> Broken:
         member = await asyncio.to_thread(scene.victim, role)
         frozen = _tree(member.pid or 0)
         _signal_all(frozen, signal.SIGSTOP)
@@ -108,15 +119,15 @@ def freeze(role: str) -> Callable[[Scene], Awaitable[str]]:
             await asyncio.sleep(FROZEN_S)
         finally:
             _signal_all(frozen, signal.SIGCONT)
-        return f"{member.name} stood still for {FROZEN_S:g} s"
+        return Broken(f"{member.name} stood still for {FROZEN_S:g} s")
 
     return make
 
 
-def spoil(**faults: int) -> Callable[[Scene], Awaitable[str]]:
+def spoil(**faults: int) -> Make:
     """Have every prefill worker spoil what it hands over, for some seconds."""
 
-    async def make(scene: Scene) -> str:
+    async def make(scene: Scene) -> Broken:
         members = await asyncio.to_thread(scene.target.members)
         prefill = [member for member in members if member.role == "prefill" and member.is_ready]
         if not prefill:
@@ -126,16 +137,16 @@ def spoil(**faults: int) -> Callable[[Scene], Awaitable[str]]:
             await asyncio.sleep(SPOILT_S)
         finally:
             await _inject(scene.target, prefill, _NO_FAULTS)
-        return f"{', '.join(faults)} on every prefill worker for {SPOILT_S:g} s"
+        return Broken(f"{', '.join(faults)} on every prefill worker for {SPOILT_S:g} s")
 
     return make
 
 
-async def leave(scene: Scene) -> str:
+async def leave(scene: Scene) -> Broken:
     """Have many clients go away in the middle of their streams."""
     seen: list[Answer] = await scene.traffic.leave_early(LEAVERS)
     scene.traffic.answers.extend(seen)
-    return f"{LEAVERS} clients left"
+    return Broken(f"{LEAVERS} clients left")
 
 
 SUITES: Final[Mapping[str, tuple[Fault, ...]]] = {

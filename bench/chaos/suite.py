@@ -10,9 +10,10 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from bench.chaos.faults import CannotBreak, Fault, Scene
 from bench.chaos.traffic import CLEAN, Answer, Verdict, count
@@ -23,6 +24,8 @@ AFTER_S: Final = 2.0  # of traffic after recovery
 LEDGER_S: Final = 45.0  # beyond the longest lease (kv.lease_s is 30 s) every hand-over must have ended
 MIN_RIGHT: Final = 0.99
 _POLL_S: Final = 0.2
+
+Lives: TypeAlias = Mapping[str, tuple[str, int]]  # role and epoch of each worker that the router has, by id
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +87,18 @@ class Suite:
 
     async def run(self, faults: Sequence[Fault], rounds: int) -> list[Result]:
         """Make each fault `rounds` times; needs all workers ready at the beginning."""
-        num_ready = await asyncio.to_thread(self._num_ready)
         results = []
         for fault in faults:
-            results.append(await self._run_fault(fault, rounds, num_ready))
+            results.append(await self._run_fault(fault, rounds))
             failures = results[-1].failures()
             self._say(f"{fault.name}: {'; '.join(failures) or results[-1].skipped or 'passed'}")
         return results
 
-    async def _run_fault(self, fault: Fault, rounds: int, num_ready: tuple[int, int]) -> Result:
+    async def _run_fault(self, fault: Fault, rounds: int) -> Result:
         done: list[Round] = []
         for number in range(rounds):
             try:
-                done.append(await self._round(fault, num_ready))
+                done.append(await self._round(fault))
             except CannotBreak as exc:
                 return Result(fault, tuple(done), f"not made: {exc}")
             self._say(
@@ -106,42 +108,53 @@ class Suite:
                 break  # what is broken already proves nothing more
         return Result(fault, tuple(done))
 
-    async def _round(self, fault: Fault, num_ready: tuple[int, int]) -> Round:
+    async def _round(self, fault: Fault) -> Round:
         traffic = self._scene.traffic
+        before = await asyncio.to_thread(self._lives)
         traffic.answers.clear()
         traffic.start()
         try:
             await asyncio.sleep(BEFORE_S + self._scene.chance.random())
             began_s = time.monotonic()
-            said = await fault.make(self._scene)
+            broken = await fault.make(self._scene)
             broken_s = time.monotonic()
-            back = await self._wait_recovered(num_ready)
+            back = await self._wait_recovered(before, broken.victim)
             recovery_s = time.monotonic() - broken_s if back else None
             await asyncio.sleep(AFTER_S)
         finally:
             await traffic.stop()
         answers = tuple(answer for answer in traffic.answers if answer.ended_s >= began_s)
         ledger = await asyncio.to_thread(self._scene.target.wait_balanced, LEDGER_S)
-        return Round(fault.name, said, answers, recovery_s, ledger)
+        return Round(fault.name, broken.what, answers, recovery_s, ledger)
 
-    async def _wait_recovered(self, num_ready: tuple[int, int]) -> bool:
-        """Wait until the router sees as many workers of each role as at the beginning."""
+    async def _wait_recovered(self, before: Lives, victim: str | None) -> bool:
+        """Wait until there are as many workers of each role as before, and the victim lives a new life."""
         deadline_s = time.monotonic() + self._recovery_s
         await asyncio.sleep(SETTLE_S)
         while time.monotonic() < deadline_s:
             await asyncio.sleep(_POLL_S)
-            if await asyncio.to_thread(self._num_ready) == num_ready:
+            now = await asyncio.to_thread(self._lives)
+            is_old = victim is not None and now.get(victim) == before.get(victim)
+            if not is_old and _by_role(now) == _by_role(before):
                 return True
         return False
 
-    def _num_ready(self) -> tuple[int, int]:
+    def _lives(self) -> Lives:
+        """Ask the router for the workers that it has; none when it does not answer."""
         front = self._scene.target.front
+        request = urllib.request.Request(f"{front.url}/workers")
+        if front.key:
+            request.add_header("authorization", f"Bearer {front.key}")
         try:
-            with urllib.request.urlopen(f"{front.url}/health", timeout=5.0, context=front.tls) as answer:
-                health = json.loads(answer.read())
+            with urllib.request.urlopen(request, timeout=5.0, context=front.tls) as answer:
+                workers = json.loads(answer.read())["workers"]
         except (OSError, ValueError, urllib.error.URLError):
-            return (-1, -1)
-        return health["prefill_workers"], health["decode_workers"]
+            return {}
+        return {worker["worker_id"]: (worker["role"], worker["epoch"]) for worker in workers}
+
+
+def _by_role(lives: Lives) -> Counter[str]:
+    return Counter(role for role, _ in lives.values())
 
 
 def _seconds(value: float | None) -> str:

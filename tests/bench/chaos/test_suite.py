@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from bench.chaos.faults import Fault, Scene
+from bench.chaos.faults import Broken, Fault, Scene
 from bench.chaos.report import as_json, markdown, passed
 from bench.chaos.suite import Result, Round
 from bench.chaos.traffic import Answer, Verdict
 
 
-async def nothing(scene: Scene) -> str:
-    return "nothing"
+async def nothing(scene: Scene) -> Broken:
+    return Broken("nothing")
 
 
 FAULT = Fault("kill-it", "it is killed", nothing)
