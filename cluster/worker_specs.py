@@ -49,7 +49,7 @@ def revision(order: StartOrder, role: Role) -> str:
     settings = {
         "engine": asdict(engine),
         "kv": asdict(kv_spec(order.config)),
-        "place": [pool.cpus, pool.gpus, pool.node_resource],
+        "place": [float(pool.cpus), pool.gpus, pool.node_resource],  # 1 by default, 1.0 once it was read from a file
         "model": _model_digest(engine),
         "adapters": adapters_digest(engine.lora_adapters),
         "versions": [_version(name) for name in _ENGINES] if engine.kind == "vllm" else [],

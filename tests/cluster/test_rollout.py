@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from cluster.cluster_status import StartOrder
 from cluster.rollout import Rollout, plan_rollout
 from cluster.worker_specs import revision
 from core.config.load import load_config
+from core.config.models import BatonConfig
 from core.control.actions import PoolSizes
 from core.errors import ConfigError
 from core.types import Role
@@ -29,6 +31,15 @@ def plan(after: StartOrder, *, had: PoolSizes = HAD, router_differs: bool = Fals
 
 def test_the_same_file_changes_nothing() -> None:
     assert plan(order()) == Rollout(None, (), False, ())
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_settings_that_were_written_down_and_read_again_are_no_new_revision(role: Role) -> None:
+    """As a controller that is made anew reads them: else it would replace every worker that serves."""
+    written = order().config.model_dump_json()
+    again = replace(order(), config=BatonConfig.model_validate_json(written))
+    assert revision(again, role) == revision(order(), role)
+    assert revision(order(f"pools.{role}.cpus=1"), role) == revision(order(), role)  # the default, said outright
 
 
 def test_changed_sizes_scale_and_replace_nobody() -> None:
