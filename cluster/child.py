@@ -111,10 +111,7 @@ class ChildProcess:
 
     def tree_pids(self) -> tuple[int, ...]:
         """List the child and every process below it that is alive, the child first."""
-        found = [self.pid] if _is_alive(self.pid) else []
-        for pid in found:
-            found.extend(_children(pid))
-        return tuple(found)
+        return process_tree(self.pid)
 
     def last_log_lines(self, count: int) -> list[str]:
         """Return up to `count` last lines of the log."""
@@ -167,6 +164,14 @@ def write_private(file: Path, text: str) -> None:
     fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(fd, "w") as stream:
         stream.write(text)
+
+
+def process_tree(pid: int) -> tuple[int, ...]:
+    """List a process and every one below it that is alive, itself first; empty when it is gone."""
+    found = [pid] if _is_alive(pid) else []
+    for one in found:
+        found.extend(_children(one))
+    return tuple(found)
 
 
 def _children(pid: int) -> list[int]:

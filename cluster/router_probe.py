@@ -151,6 +151,15 @@ def _ask(front: Front, method: str, path: str, body: bytes | None, timeout_s: fl
         connection.close()
 
 
+def ask_lives(front: Front) -> dict[str, tuple[str, int]]:
+    """Ask for role and epoch of each worker that the router has, by id; none when it does not answer."""
+    try:
+        _, workers = _ask(front, "GET", "/workers", None, ASK_S)
+        return {w["worker_id"]: (w["role"], w["epoch"]) for w in json.loads(workers)["workers"]}
+    except (OSError, http.client.HTTPException, ValueError, KeyError):
+        return {}
+
+
 def ask_traffic(front: Front, after: int) -> bytes:
     """Ask for the requests that ended after the one of that number, and the load; return the JSON.
 

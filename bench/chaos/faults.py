@@ -11,13 +11,14 @@ import contextlib
 import os
 import random
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from bench.chaos.target import Member, Target
 from bench.chaos.traffic import Answer, Traffic
+from cluster.child import process_tree
 from cluster.doctor import read_tls, read_token
 from core.errors import BatonError
 from kv_transfer.control import KVControlClient
@@ -77,7 +78,7 @@ def kill(role: str | None) -> Make:
 
     async def make(scene: Scene) -> Broken:
         member = await asyncio.to_thread(scene.victim, role)
-        _signal_all(_tree(member.pid or 0), signal.SIGKILL)
+        _signal_all(process_tree(member.pid), signal.SIGKILL)
         return Broken(f"SIGKILL to {member.name}", member.name if role else None)
 
     return make
@@ -88,7 +89,7 @@ def kill_engine(role: str) -> Make:
 
     async def make(scene: Scene) -> Broken:
         member = await asyncio.to_thread(scene.victim, role)
-        below = _tree(member.pid or 0)[1:]
+        below = process_tree(member.pid)[1:]
         if not below:
             raise CannotBreak(f"{member.name} has no engine process of its own")
         _signal_all(below, signal.SIGKILL)
@@ -102,7 +103,7 @@ def terminate(role: str) -> Make:
 
     async def make(scene: Scene) -> Broken:
         member = await asyncio.to_thread(scene.victim, role)
-        _signal_all([member.pid or 0], signal.SIGTERM)
+        _signal_all([member.pid], signal.SIGTERM)
         return Broken(f"SIGTERM to {member.name}", member.name)
 
     return make
@@ -113,7 +114,7 @@ def freeze(role: str) -> Make:
 
     async def make(scene: Scene) -> Broken:
         member = await asyncio.to_thread(scene.victim, role)
-        frozen = _tree(member.pid or 0)
+        frozen = process_tree(member.pid)
         _signal_all(frozen, signal.SIGSTOP)
         try:
             await asyncio.sleep(FROZEN_S)
@@ -179,20 +180,7 @@ async def _inject(target: Target, members: list[Member], faults: Mapping[str, in
             await client.close()
 
 
-def _tree(pid: int) -> list[int]:
-    """List a process and all below it, itself first; empty when it is gone."""
-    below: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            below.setdefault(int(fields[1]), []).append(int(folder.name))
-    found = [pid] if Path(f"/proc/{pid}").exists() and pid > 1 else []
-    for one in found:
-        found += below.get(one, [])
-    return found
-
-
-def _signal_all(pids: list[int], number: signal.Signals) -> None:
+def _signal_all(pids: Sequence[int], number: signal.Signals) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)

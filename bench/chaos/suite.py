@@ -6,10 +6,7 @@ Owns the order of a round, what counts as recovered, and the verdict. Must not k
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +14,7 @@ from typing import Final, TypeAlias
 
 from bench.chaos.faults import CannotBreak, Fault, Scene
 from bench.chaos.traffic import CLEAN, Answer, Verdict, count
+from cluster.router_probe import ask_lives
 
 BEFORE_S: Final = 2.0  # traffic runs this long before the fault
 SETTLE_S: Final = 1.5  # from the fault until the router must know of it
@@ -110,7 +108,7 @@ class Suite:
 
     async def _round(self, fault: Fault) -> Round:
         traffic = self._scene.traffic
-        before = await asyncio.to_thread(self._lives)
+        before = await asyncio.to_thread(ask_lives, self._scene.target.front)
         traffic.answers.clear()
         traffic.start()
         try:
@@ -133,24 +131,11 @@ class Suite:
         await asyncio.sleep(SETTLE_S)
         while time.monotonic() < deadline_s:
             await asyncio.sleep(_POLL_S)
-            now = await asyncio.to_thread(self._lives)
+            now = await asyncio.to_thread(ask_lives, self._scene.target.front)
             is_old = victim is not None and now.get(victim) == before.get(victim)
             if not is_old and _by_role(now) == _by_role(before):
                 return True
         return False
-
-    def _lives(self) -> Lives:
-        """Ask the router for the workers that it has; none when it does not answer."""
-        front = self._scene.target.front
-        request = urllib.request.Request(f"{front.url}/workers")
-        if front.key:
-            request.add_header("authorization", f"Bearer {front.key}")
-        try:
-            with urllib.request.urlopen(request, timeout=5.0, context=front.tls) as answer:
-                workers = json.loads(answer.read())["workers"]
-        except (OSError, ValueError, urllib.error.URLError):
-            return {}
-        return {worker["worker_id"]: (worker["role"], worker["epoch"]) for worker in workers}
 
 
 def _by_role(lives: Lives) -> Counter[str]:

@@ -34,13 +34,13 @@ class Member:
     role: str | None  # "prefill", "decode"; None: the router
     state: str
     epoch: int
-    pid: int | None
+    pid: int  # 0: none yet
     kv_address: str
 
     @property
     def is_ready(self) -> bool:
         """Whether it takes requests."""
-        return self.state == "ready" and self.pid is not None
+        return self.state == "ready" and self.pid > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +64,9 @@ class Target:
         if "members" not in answer:
             raise BatonError(str(answer.get("message", "status lists no members")))
         return tuple(
-            Member(m["name"], m["role"], m["state"], m["epoch"], m["pid"], m["kv_address"]) for m in answer["members"]
+            Member(m["name"], m["role"], m["state"], m["epoch"], m["pid"] or 0, m["kv_address"])
+            for m in answer["members"]
         )
-
-    def findings(self) -> tuple[str, ...]:
-        """List what `doctor` finds wrong with the hand-overs; empty: all is well."""
-        answer = _ask(self.command, self.state_dir, "doctor")
-        if "findings" not in answer:
-            return (str(answer.get("message", "doctor does not answer")),)
-        return tuple(f"{f['subject']}: {f['what']}" for f in answer["findings"])
 
     def wait_balanced(self, timeout_s: float) -> tuple[str, ...]:
         """Wait until no hand-over is amiss and none is held; return what still is when time is up."""

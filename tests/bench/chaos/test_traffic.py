@@ -51,6 +51,13 @@ class Site:
         return Traffic(Front(str(self.server.make_url("")).rstrip("/")), "m", load)
 
 
+async def first_answer(traffic: Traffic) -> Answer:
+    traffic.start()
+    await asyncio.sleep(0)  # both clients send; `stop` waits for what is under way
+    await traffic.stop()
+    return traffic.answers[0]
+
+
 def one_after(respond: Respond, *, deadline_s: float = 20.0) -> Answer:
     """Learn the right answers, then have one request answered by `respond`."""
 
@@ -61,10 +68,7 @@ def one_after(respond: Respond, *, deadline_s: float = 20.0) -> Answer:
         try:
             await traffic.learn()
             site.respond = respond
-            traffic.start()
-            await asyncio.sleep(0)  # both clients send; `stop` waits for what is under way
-            await traffic.stop()
-            return traffic.answers[0]
+            return await first_answer(traffic)
         finally:
             await traffic.close()
             await site.server.close()
@@ -139,10 +143,7 @@ def test_a_refusal_names_a_time_to_come_back(headers: dict[str, str], verdict: V
         await server.start_server()
         traffic = Traffic(Front(str(server.make_url("")).rstrip("/")), "m", LOAD)
         try:
-            traffic.start()
-            await asyncio.sleep(0)  # both clients send; `stop` waits for what is under way
-            await traffic.stop()
-            return traffic.answers[0]
+            return await first_answer(traffic)
         finally:
             await traffic.close()
             await server.close()
