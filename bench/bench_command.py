@@ -14,6 +14,7 @@ from typing import Final
 
 import uvloop
 
+from bench.result_file import write_result
 from bench.serving import flags
 from bench.serving.console_block import console_block
 from bench.serving.goodput_search import Found, Measured, OverSaturation, search
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     values = [value for value, _ in outcomes]
     whole: Json = values[0] if options.sweep is None else list(values)
     if options.save_result is not None:
-        _save(options.save_result, whole)
+        write_result("--save-result", options.save_result, json.dumps(whole, allow_nan=False) + "\n")
     if options.as_json:
         sys.stdout.write(json.dumps(whole, indent=2, allow_nan=False) + "\n")
     return 0 if all(answered for _, answered in outcomes) else 1
@@ -166,10 +167,3 @@ def found_json(found: Found) -> dict[str, Json]:
         for point in found.points
     ]
     return {"kept_at": found.low, "missed_at": found.high if found.high < float("inf") else None, "points": points}
-
-
-def _save(path: Path, value: Json) -> None:
-    try:
-        path.write_text(json.dumps(value, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as exc:
-        raise ConfigError(f"--save-result {path}: cannot be written: {exc.strerror}") from exc

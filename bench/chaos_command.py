@@ -22,6 +22,7 @@ from bench.chaos.report import as_json, markdown, passed
 from bench.chaos.suite import Result, Suite
 from bench.chaos.target import Target, running, started
 from bench.chaos.traffic import Traffic, make_load
+from bench.result_file import write_result
 from core.command_flags import add_config
 from core.errors import ConfigError
 
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
             results = asyncio.run(_break(target, faults, options))
     table = markdown(results, f"`baton chaos run --suite {options.suite} --rounds {options.rounds}`")
     if options.out is not None:
-        options.out.write_text(table, encoding="utf-8")
+        write_result("--out", options.out, table)
     _say(json.dumps(as_json(results), indent=2) if options.as_json else table)
     return OK if passed(results) else NOT_KEPT
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from bench.result_file import write_result
 from bench.serving import flags
 from bench.serving.comparison import compare
 from bench.serving.comparison_report import AtRate, Comparison, comparison_json, comparison_lines, comparison_page
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     if options.segments < 2:
         raise ConfigError("--segments must be at least 2, so that each side is first once")
     if options.html is not None:
-        _write(options.html, "")  # before minutes are spent
+        write_result("--html", options.html, "")  # before minutes are spent
     specs = _specs(spec, options)
     points = tuple(
         AtRate(each.shape.rate, first, second, compare(first.run.timings, second.run.timings, each.targets))
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     )
     found = Comparison(points, spec.targets, _traffic(spec), tuple(options.gpus or (None, None)))
     if options.html is not None:
-        _write(options.html, comparison_page(found))
+        write_result("--html", options.html, comparison_page(found))
     if options.as_json:
         sys.stdout.write(json.dumps(comparison_json(found), indent=2, allow_nan=False) + "\n")
     else:
@@ -127,10 +128,3 @@ def _traffic(spec: BenchSpec) -> str:
     elif math.isfinite(shape.rate) and shape.burstiness != 1.0 and not shape.keeps_times:
         what += f", burstiness {shape.burstiness:g}"
     return what
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as exc:
-        raise ConfigError(f"--html {path}: cannot be written: {exc.strerror}") from exc

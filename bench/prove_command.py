@@ -16,6 +16,7 @@ from typing import Final
 
 import uvloop
 
+from bench.result_file import write_result
 from bench.serving.datasets import DatasetSpec
 from bench.serving.endpoint import Endpoint, endpoint
 from bench.serving.flags import class_targets
@@ -72,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     front = front_of(record.url, Path(record.run_dir))
     reached = endpoint(front.url, tls=front.tls, key=front.key)
     if options.html is not None:
-        _write(options.html, "")  # before minutes are spent
+        write_result("--html", options.html, "")  # before minutes are spent
     wanted = proof_plan(options, config, Path(record.run_dir))
     return report(prove_endpoint(reached, wanted, _ledger_of(record)), options)
 
@@ -116,7 +117,7 @@ def prove_endpoint(reached: Endpoint, wanted: ProofPlan, ledger: Ledger) -> Proo
 def report(proof: Proof, options: argparse.Namespace) -> int:
     """Write the proof where it is wanted; return the exit code."""
     if options.html is not None:
-        _write(options.html, proof_page(proof))
+        write_result("--html", options.html, proof_page(proof))
     if options.as_json:
         sys.stdout.write(json.dumps(proof_json(proof), indent=2, allow_nan=False) + "\n")
     else:
@@ -156,10 +157,3 @@ def _ledger_of(record: ClusterRecord) -> Ledger:
         return found if found or any(answer.stats is not None for answer in answers) else None
 
     return read
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as exc:
-        raise ConfigError(f"--html {path}: cannot be written: {exc.strerror}") from exc

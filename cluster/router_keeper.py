@@ -17,7 +17,7 @@ from cluster.cluster_events import EventLog
 from cluster.cluster_status import MemberStatus, StartOrder
 from cluster.host import RouterHost
 from cluster.host_events import Ended, HostEvent, RouterReady, Spawned
-from cluster.worker_places import first_line
+from cluster.worker_places import STOP_MARGIN_S, first_line, stop_host
 from core.config.specs import component_tls
 from core.errors import StartFailed
 from core.router_spec import RouterSpec
@@ -25,7 +25,6 @@ from core.router_spec import RouterSpec
 FIRST_DELAY_S: Final = 0.1
 MAX_DELAY_S: Final = 10.0
 STEADY_S: Final = 30.0  # a router that ran this long starts the back-off anew
-STOP_MARGIN_S: Final = 5.0
 FIND_S: Final = 10.0
 
 
@@ -113,14 +112,8 @@ class RouterKeeper:
         self.stopping = True
         if self._host is None:
             return
-        try:
-            async with asyncio.timeout(grace_s + STOP_MARGIN_S):
-                await self._host.stop.remote(grace_s)
-        except TimeoutError:
-            what = f"its host did not answer within {grace_s + STOP_MARGIN_S:g} s"
-            self._log.note(ray_actors.ROUTER, what, is_failure=True)
-        except ray_actors.ACTOR_ERRORS as exc:
-            self._log.note(ray_actors.ROUTER, f"its host is gone: {first_line(exc)}", is_failure=True)
+        if problem := await stop_host(self._host, grace_s):
+            self._log.note(ray_actors.ROUTER, problem, is_failure=True)
 
     async def _keep(self) -> None:
         while not self.stopping:

@@ -18,7 +18,7 @@ from cluster.cluster_status import StartOrder
 from cluster.host_events import Draining, Ended, HostEvent, HostReport, RoleTaken, Spawned, StageDone, WorkerReady
 from cluster.members import Member, Members, placed_record
 from cluster.placement import WorkerPlacement
-from cluster.worker_places import WorkerPlaces, first_line
+from cluster.worker_places import WorkerPlaces, first_line, stop_host
 from cluster.worker_specs import revision, worker_spec
 from core.config.models import BatonConfig
 from core.control.reconcile import Phase
@@ -28,7 +28,6 @@ from core.types import Role
 from core.worker_spec import WorkerSpec
 
 ASK_S: Final = 10.0  # a host answers at once
-STOP_MARGIN_S: Final = 5.0  # beyond its grace, for a host to answer
 FLIP_AGAIN_S: Final = 10.0  # for a flip whose limit is forgotten
 NO_ROOM_RETRY_S: Final = 5.0  # until a worker that found no place looks for one again
 
@@ -145,14 +144,8 @@ class WorkerKeeper:
         self._cancel_job(member)
         if member.host is None:
             return
-        try:
-            async with asyncio.timeout(grace_s + STOP_MARGIN_S):
-                await member.host.stop.remote(grace_s)
-        except TimeoutError:
-            what = f"its host did not answer within {grace_s + STOP_MARGIN_S:g} s"
-            self._log.note(member.worker_id, what, is_failure=True)
-        except ray_actors.ACTOR_ERRORS as exc:
-            self._log.note(member.worker_id, f"its host is gone: {first_line(exc)}", is_failure=True)
+        if problem := await stop_host(member.host, grace_s):
+            self._log.note(member.worker_id, problem, is_failure=True)
 
     async def _kill_process(self, member: Member) -> None:
         if member.host is not None:

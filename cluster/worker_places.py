@@ -18,6 +18,7 @@ from cluster.placement import WorkerPlacement, place_one, spare_cores, without_c
 from core.errors import ConfigError, StartFailed
 from core.types import Role
 
+STOP_MARGIN_S: Final = 5.0  # beyond its grace, for a host to answer
 HOST_START_S: Final = 60.0  # a new actor's process imports Ray first
 
 
@@ -128,6 +129,18 @@ class WorkerPlaces:
             task = asyncio.create_task(asyncio.to_thread(ray_actors.remove, name), name=f"remove {name}")
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
+
+
+async def stop_host(host: ray_actors.Handle, grace_s: float) -> str:
+    """Have a host end its process within `grace_s`, else kill it; return what went wrong, empty for nothing."""
+    try:
+        async with asyncio.timeout(grace_s + STOP_MARGIN_S):
+            await host.stop.remote(grace_s)
+    except TimeoutError:
+        return f"its host did not answer within {grace_s + STOP_MARGIN_S:g} s"
+    except ray_actors.ACTOR_ERRORS as exc:
+        return f"its host is gone: {first_line(exc)}"
+    return ""
 
 
 def first_line(exc: BaseException) -> str:

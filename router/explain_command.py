@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import ssl
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from cluster.front import Front, front_of
 from cluster.router_probe import ask_explanation
 from cluster.state import StateDir
 from core.errors import BatonError, ConfigError, NotRunning
-from core.tls_files import load_authority
+from core.tls_files import context_trusting
 from router.explain_text import explanation_lines, explanation_of
 
 
@@ -53,7 +52,9 @@ def answer(options: argparse.Namespace) -> str:
 def _front(options: argparse.Namespace) -> Front:
     """Reach the router that is named, else the one that runs from this checkout; what is given by a flag holds."""
     front = _running_front() if options.url is None else Front(options.url)
-    return Front(front.url, _trusting(options.ca) or front.tls, _key_in(options.key_file) or front.key)
+    return Front(
+        front.url, context_trusting(options.ca, name="--ca") or front.tls, _key_in(options.key_file) or front.key
+    )
 
 
 def _running_front() -> Front:
@@ -61,15 +62,6 @@ def _running_front() -> Front:
     if record is None or not record.url:
         raise NotRunning("nothing runs from this checkout; name the router with --url http://HOST:PORT")
     return front_of(record.url, Path(record.run_dir))
-
-
-def _trusting(ca: Path | None) -> ssl.SSLContext | None:
-    """Make a context that trusts the certificates in `ca` alone; None: what the machine trusts."""
-    if ca is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    load_authority(context, ca, name="--ca")
-    return context
 
 
 def _key_in(path: Path | None) -> str:

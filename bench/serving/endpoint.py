@@ -14,7 +14,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from core.errors import ConfigError
-from core.tls_files import load_authority
+from core.tls_files import context_trusting
 
 KEY_VARIABLE: Final = "OPENAI_API_KEY"  # as `vllm bench serve` and OpenAI's own clients read it
 SLO_CLASS: Final = "x-slo-class"
@@ -78,11 +78,7 @@ def trust(ca: Path | None, *, insecure: bool) -> ssl.SSLContext | None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         return context
-    if ca is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    load_authority(context, ca, name="--ca")
-    return context
+    return context_trusting(ca, name="--ca")
 
 
 def api_key(file: Path | None, environ: Mapping[str, str] = os.environ) -> str:
