@@ -23,10 +23,11 @@ from tests.support.stack import Stack
 
 pytestmark = pytest.mark.engine
 
-LONG = {"max_tokens": 200, "ignore_eos": True}
+LONG = {"max_tokens": 400, "ignore_eos": True}  # streams that began first still run when the last has begun
 USAGE = {"stream_options": {"include_usage": True}}
 EVENTS_BEFORE_THE_FAULT = 20
 EVENTS_BEFORE_A_TOOL = 1  # a call may come in few pieces
+SHORT = ("stop", "tool-named")  # begun last, for they end by themselves
 NOTICED_S = 2.5  # a frozen worker: after 1 s of silence, and then a prompt is computed
 
 
@@ -73,8 +74,8 @@ class Reader:
 
 
 def late_text(stack: Stack, body: Json) -> str:
-    """Find a text that one pool's answer holds for the first time near its end."""
-    text = post(stack.one_pool_url, COMPLETIONS, body)[1]["choices"][0]["text"]
+    """Find a text that one pool's answer holds for the first time after about 150 tokens."""
+    text = post(stack.one_pool_url, COMPLETIONS, {**body, "max_tokens": 200})[1]["choices"][0]["text"]
     start = next(at for at in range(len(text) * 3 // 4, len(text) - 8) if text.find(text[at : at + 8]) == at)
     return str(text[start : start + 8])
 
@@ -83,8 +84,8 @@ def kinds(stack: Stack, of: int) -> dict[str, tuple[str, Json]]:
     """Describe one stream of each kind that is resumed exactly."""
     messages = [{"role": "user", "content": f"Tell me something about the number {of}."}]
     chat = {"model": "demo", "messages": messages, "temperature": 0, **LONG, **USAGE}
-    names = {"type": "array", "items": {"type": "string", "minLength": 8, "maxLength": 12}, "minItems": 16}
-    schema = {"type": "object", "properties": {"names": {**names, "maxItems": 16}}, "required": ["names"]}
+    names = {"type": "array", "items": {"type": "string", "minLength": 8, "maxLength": 12}, "minItems": 32}
+    schema = {"type": "object", "properties": {"names": {**names, "maxItems": 32}}, "required": ["names"]}
     tool = {"type": "function", "function": {"name": "remember", "parameters": schema}}
     named = {"type": "function", "function": {"name": "remember"}}
     stopped = completion(60, of=of, **LONG)
@@ -96,10 +97,10 @@ def kinds(stack: Stack, of: int) -> dict[str, tuple[str, Json]]:
         "tool-named": (CHAT, {**chat, "tools": [tool], "tool_choice": named, "ignore_eos": False}),
         "grammar": (COMPLETIONS, completion(40, of=of + 2, max_tokens=300, structured_outputs={"json": schema})),
         "logprobs": (COMPLETIONS, completion(33, of=of + 3, logprobs=2, **LONG)),
-        "chat-logprobs": (CHAT, {**chat, "logprobs": True, "top_logprobs": 2, "max_tokens": 200}),
+        "chat-logprobs": (CHAT, {**chat, "logprobs": True, "top_logprobs": 2}),
         "seed": (COMPLETIONS, completion(70, of=of + 4, **LONG) | {"temperature": 1.0, "seed": 7, "top_p": 0.9}),
         "penalties": (COMPLETIONS, completion(50, of=of + 5, presence_penalty=1.0, frequency_penalty=0.3, **LONG)),
-        "min-tokens": (COMPLETIONS, completion(50, of=of + 6, min_tokens=150, max_tokens=200, bad_words=["the"])),
+        "min-tokens": (COMPLETIONS, completion(50, of=of + 6, min_tokens=300, max_tokens=400, bad_words=["the"])),
         "token-ids": (COMPLETIONS, completion(50, of=of + 7, return_token_ids=True, **LONG)),
         "echo": (COMPLETIONS, completion(50, of=of + 8, echo=True, **LONG)),
     }
@@ -109,9 +110,11 @@ def run_through(stack: Stack, streams: dict[str, tuple[str, Json]], break_it: ob
     """Begin streams, break something once all have come some way, and read them to their ends."""
     readers = {name: Reader(stack.url, path, body) for name, (path, body) in streams.items()}
     with ThreadPoolExecutor(len(readers)) as pool:
-        ends = [pool.submit(reader.read) for reader in readers.values()]
-        for name, reader in readers.items():
-            assert reader.is_going.wait(60), name
+        ends = []
+        for names in ([n for n in readers if n not in SHORT], [n for n in readers if n in SHORT]):
+            ends += [pool.submit(readers[name].read) for name in names]
+            for name in names:
+                assert readers[name].is_going.wait(60), name
         assert [name for name, reader in readers.items() if reader.streamed.done] == []
         assert callable(break_it)
         break_it()
