@@ -23,6 +23,7 @@ from core.types import (
     LegFacts,
     LegOrder,
     Membership,
+    Quarantined,
     Role,
     WorkerHello,
     WorkerRecord,
@@ -221,6 +222,10 @@ def state_to_pb(value: WorkerState) -> pb.WorkerState:
         draining=value.draining,
         step_prompt_tokens=value.step_prompt_tokens,
         step_seqs=value.step_seqs,
+        quarantined=[
+            pb.Quarantined(worker_id=q.worker_id, epoch=q.epoch, times=q.times, left_s=q.left_s, reason=q.reason)
+            for q in value.quarantined
+        ],
     )
 
 
@@ -235,6 +240,7 @@ def state_from_pb(message: pb.WorkerState) -> WorkerState:
         message.draining,
         message.step_prompt_tokens,
         message.step_seqs,
+        tuple(Quarantined(q.worker_id, q.epoch, q.times, q.left_s, q.reason) for q in message.quarantined),
     )
 
 
@@ -246,6 +252,8 @@ def facts_to_pb(value: LegFacts) -> pb.LegFacts:
         received_tokens=value.received_tokens,
         queued_s=value.queued_s,
         prefill_s=value.prefill_s,
+        blocks_s=value.blocks_s,
+        landed_s=value.landed_s,
     )
 
 
@@ -257,6 +265,8 @@ def facts_from_pb(message: pb.LegFacts) -> LegFacts:
         message.received_tokens,
         message.queued_s,
         message.prefill_s,
+        message.blocks_s,
+        message.landed_s,
     )
 
 

@@ -47,7 +47,7 @@ def findings(answers: Sequence[RankAnswer]) -> list[Finding]:
         found += _of_member(answer)
         if answer.stats is not None:
             found += [*_of_ledger(answer, answer.stats), *_of_leases(answer, answer.stats)]
-            found += _of_ways(answer, answer.stats, names)
+            found += [*_of_ways(answer, answer.stats, names), *_of_quarantine(answer, answer.stats)]
     return [*found, *_of_pairs([answer.member for answer in answers])]
 
 
@@ -97,6 +97,16 @@ def _of_ways(answer: RankAnswer, stats: Mapping[str, Any], names: Mapping[str, s
         if ways and len(resting) == len(ways):
             remedy = "see whether the two machines reach each other"
             yield Finding(pair, "no transport works, so decode computes these prompts itself", remedy)
+
+
+def _of_quarantine(answer: RankAnswer, stats: Mapping[str, Any]) -> Iterator[Finding]:
+    for sender in stats.get("quarantined", ()):
+        what = f"decode takes no KV of it for {sender['left_s']:.0f} s more: {sender['reason']}"
+        remedy = (
+            f"{answer.member.name} computes these prompts itself; check memory and drivers of both machines, and the "
+            f"log {answer.member.log_path}"
+        )
+        yield Finding(f"{sender['worker_id']} -> {answer.member.name}", what, remedy)
 
 
 def _of_pairs(members: Sequence[MemberStatus]) -> Iterator[Finding]:

@@ -81,6 +81,17 @@ class WorkerHello:
 
 
 @dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A prefill worker of which a decode worker takes no KV for a while."""
+
+    worker_id: str
+    epoch: int
+    times: int  # how often it was, the present one included; with another number it begins anew
+    left_s: float  # how long it was to be, when this was said
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerState:
     """A worker's load at the end of its latest engine step."""
 
@@ -92,6 +103,7 @@ class WorkerState:
     draining: bool = False
     step_prompt_tokens: int = 0  # computed in that step
     step_seqs: int = 0  # sequences that got a token from it
+    quarantined: tuple[Quarantined, ...] = ()  # of which it takes no KV
 
 
 @dataclass(frozen=True, slots=True)

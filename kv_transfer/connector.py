@@ -7,8 +7,8 @@ serves every role. Written against vLLM 0.24-0.33 (base class kv_connector/v1/ba
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +17,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
     KVConnectorRole,
 )
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
 
 from core.component_tls import tls_from_json
+from core.types import Quarantined
 from kv_transfer.block_io import BlockIO
 from kv_transfer.endpoint import EndpointConfig, KVEndpoint
 from kv_transfer.faults import SendFaults
@@ -31,6 +33,7 @@ from kv_transfer.plan import (
     StepPlan,
     prompt_digest,
 )
+from kv_transfer.quarantine import QUARANTINED
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -51,6 +54,34 @@ class BatonMetadata(KVConnectorMetadata):
     """The only thing that passes from the scheduler half to the worker half."""
 
     plan: StepPlan
+
+
+@dataclass
+class BatonStats(KVConnectorStats):
+    """Whose KV a rank does not take, carried to the front with the statistics of a step; vLLM's log has none of it."""
+
+    @classmethod
+    def of(cls, quarantined: Sequence[Quarantined]) -> BatonStats:
+        """Make it of all who are left out; an empty list says that nobody is any more."""
+        return cls({QUARANTINED: [asdict(sender) for sender in quarantined]})
+
+    def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
+        """Join two ranks' lists."""
+        known = self.data.setdefault(QUARANTINED, [])
+        known += [sender for sender in other.data.get(QUARANTINED, ()) if sender not in known]
+        return self
+
+    def reduce(self) -> dict[str, int | float]:
+        """Give vLLM's log nothing: what this says is in Baton's own."""
+        return {}
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.data.clear()
+
+    def is_empty(self) -> bool:
+        """Tell whether there is nothing to carry."""
+        return QUARANTINED not in self.data
 
 
 class BatonConnector(KVConnectorBase_V1):
@@ -180,6 +211,15 @@ class BatonConnector(KVConnectorBase_V1):
         """Report blocks the engine must compute itself."""
         return self._worker.take_bad_blocks() if self._worker is not None else set()
 
+    def get_kv_connector_stats(self) -> BatonStats | None:
+        """Report whose KV is not taken, when that has changed."""
+        return self._worker.take_stats() if self._worker is not None else None
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> BatonStats:
+        """Make what vLLM's own loggers collect."""
+        return BatonStats(data or {})
+
     def shutdown(self) -> None:
         """Stop the KV thread."""
         if self._worker is not None:
@@ -203,6 +243,7 @@ class _WorkerHalf:
             lease_s=float(extra.get("lease_s", 30.0)),
             staging_bytes=int(extra.get("staging_bytes", 1 << 30)),
             transport=str(extra.get("transport", "auto")),
+            verify_share=float(extra.get("verify_share", 0.0)),
         )
         self._rank = rank
         self._io = BlockIO(kv_caches)
@@ -210,6 +251,7 @@ class _WorkerHalf:
         self._ranges: tuple[SendRange, ...] = ()
         self._computes = False
         self._bad_blocks: set[int] = set()
+        self._told: tuple[tuple[str, int, int], ...] = ()  # who is left out, as the front was told last
         self.endpoint = KVEndpoint(config, self._io, SendFaults.parse(dict(extra.get("faults") or {})))
         self.endpoint.start()
 
@@ -272,6 +314,15 @@ class _WorkerHalf:
         results = self.endpoint.take_results()
         self._bad_blocks |= results.bad_blocks
         return results.finished
+
+    def take_stats(self) -> BatonStats | None:
+        """Tell of the quarantine when somebody came into it, or left."""
+        left_out = self.endpoint.receiver.quarantine.report()
+        keys = tuple((sender.worker_id, sender.epoch, sender.times) for sender in left_out)
+        if keys == self._told:
+            return None
+        self._told = keys
+        return BatonStats.of(left_out)
 
     def take_bad_blocks(self) -> set[int]:
         bad, self._bad_blocks = self._bad_blocks, set()

@@ -20,6 +20,7 @@ from core.component_tls import ComponentTLS
 from core.errors import ConfigError, StartFailed
 from kv_transfer.block_io import BlockIO
 from kv_transfer.choice import AUTO
+from kv_transfer.digest import SendDigests
 from kv_transfer.faults import SendFaults
 from kv_transfer.frames import MAX_ID_CHARS, blocks_header, transfer_seed
 from kv_transfer.grpc_transport import NAME as GRPC
@@ -54,6 +55,7 @@ class EndpointConfig:
     group_bytes: int = GROUP_BYTES
     ack_bytes: int = ACK_BYTES
     transport: str = AUTO  # as kv.transport names it
+    verify_share: float = 0.0  # of hand-overs whose blocks are digested end to end; 0: none
     tls: ComponentTLS | None = None  # between components; None: the token only
 
 
@@ -86,6 +88,7 @@ class KVEndpoint:
         context = TransportContext(config.token, self._pool, Path(config.endpoint_file).parent)
         made = make_transports(config.transport, self._grpc, context, encrypted=config.tls is not None)
         self._transports = [wrap(transport) for transport in made]
+        self.digests = SendDigests(io, share=config.verify_share)
         self._addresses: dict[str, str] = {}  # all and only transports that listen
         self._ways = MeasuredWays(self._transports, self._ask, host=host_identity(), transport=config.transport)
         self.sender = Sender(
@@ -95,6 +98,7 @@ class KVEndpoint:
             ledger=self.ledger,
             pool=self._pool,
             group_bytes=config.group_bytes,
+            digests=self.digests,
         )
         self._thread = threading.Thread(target=self._run, name="baton-kv", daemon=True)
 
@@ -122,6 +126,7 @@ class KVEndpoint:
         self, transfer_id: str, layer: int, first_block: int, block_ids: Sequence[int], faults: SendFaults | None = None
     ) -> None:
         """Copy blocks of one layer out of the cache for a hand-over; they are the caller's again on return."""
+        self.digests.add(transfer_id, layer, first_block, block_ids)
         if faults is not None and faults.drops(layer):
             return
         segment = self.sender.take(transfer_id, len(block_ids) * self.io.block_bytes)
@@ -221,6 +226,9 @@ class KVEndpoint:
             "receives": self.receiver.counts,
             "sends": self.sender.counts,
             "resumed": self.sender.resumed,
+            "mismatches": self.receiver.quarantine.mismatches,
+            "digests": self.digests.count,
+            "quarantined": [asdict(sender) for sender in self.receiver.quarantine.report()],
             "bytes_sent": self.sender.bytes_sent,
             "bytes_landed": self.receiver.bytes_landed,
             "staged_bytes": self.sender.staged_bytes,

@@ -55,6 +55,10 @@ class Landed:
         """Return the blocks that lack a layer."""
         return {self._block_ids[i] for i, layers in enumerate(self._layers) if layers != self._all}
 
+    def forget(self) -> None:
+        """Take everything that has landed for wrong."""
+        self._layers = [0] * len(self._block_ids)
+
     def check_complete(self, frames_sent: int) -> None:
         """Raises CorruptFrame unless every block is whole and every frame counted."""
         missing = len(self.incomplete_blocks())
@@ -104,8 +108,10 @@ class Landing:
         seed: int,
         ack_bytes: int,
         progress: Callable[[int], None],
-    ) -> None:
+    ) -> bytes:
         """Land frames until the last one, beginning with `first`; `progress` hears of the bytes of each.
+
+        Returns the payload of the last one, the sender's digest if it made one.
 
         Raises Stopped, CorruptFrame, Aborted, or what the transport raises when the stream broke.
         """
@@ -127,6 +133,7 @@ class Landing:
         if header.kind is not Kind.END:
             raise CorruptFrame(f"unexpected {header.kind.name} frame")
         landed.check_complete(header.num_blocks)
+        return payload
 
     async def _land(self, header: Header, landed: Landed, io: BlockIO, seed: int) -> None:
         ids = landed.place(header)

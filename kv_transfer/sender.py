@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from core.errors import CorruptFrame, KVTransferError, PeerMismatch, StagingFull, TransferAborted
+from kv_transfer.digest import SendDigests
 from kv_transfer.frames import (
     Header,
     Kind,
@@ -108,6 +109,7 @@ class Sender:
         ledger: LeaseLedger,
         pool: StagingPool,
         group_bytes: int = GROUP_BYTES,
+        digests: SendDigests | None = None,
     ) -> None:
         self._loop = loop
         self._ways = ways
@@ -115,6 +117,7 @@ class Sender:
         self._ledger = ledger
         self._pool = pool
         self._group_bytes = group_bytes
+        self._digests = digests
         self._open: dict[str, _Handover] = {}  # all and only unfinished sends, by transfer id
         self._tasks: set[asyncio.Task[None]] = set()  # all and only those that run
         self.counts = {"sent": 0, "declined": 0, "failed": 0}
@@ -140,6 +143,8 @@ class Sender:
         queue = SendQueue(self._pool, seed=transfer_seed(offer.transfer_id), block_bytes=offer.block_bytes)
         handover = _Handover(offer, request_id, peer, lease_s, queue)
         self._open[offer.transfer_id] = handover
+        if self._digests is not None:
+            self._digests.begin(offer.transfer_id, peer, offer.num_blocks)
         self._loop.call_soon_threadsafe(self._start, handover)
 
     def wants(self, transfer_id: str, first_block: int, num_blocks: int) -> int | None:
@@ -253,6 +258,8 @@ class Sender:
             self.counts[outcome] += 1
             self._open.pop(transfer_id, None)
             handover.queue.close()
+            if self._digests is not None:
+                self._digests.end(transfer_id, handover.peer, landed=outcome == "sent")
             if outcome == "sent":
                 self._ledger.landed(Side.SEND, transfer_id)
             self._ledger.end(Side.SEND, transfer_id, how)
@@ -331,11 +338,18 @@ class Sender:
                 handover.busy_s += time.monotonic() - began_s
                 self._note_sent(handover, sum(frame.payload.nbytes for frame in batch))
             elif complete:
-                await stream.write(control_frame(Kind.END, count=queue.num_frames))
+                await stream.write(self._last_frame(handover))
                 handover.ended_s = time.monotonic()
                 return
             else:
                 await handover.wake.wait()
+
+    def _last_frame(self, handover: _Handover) -> bytes:
+        queue = handover.queue
+        digest = b""
+        if self._digests is not None:
+            digest = self._digests.payload(handover.offer.transfer_id, queue.first_needed)
+        return control_frame(Kind.END, digest, count=queue.num_frames)
 
     def _note_sent(self, handover: _Handover, num_bytes: int) -> None:
         self.bytes_sent += num_bytes

@@ -192,6 +192,13 @@ class KVConfig(Section):
     staging_mb: int = Field(
         default=1024, ge=16, le=1 << 20, description="bound of KV bytes that wait to be sent, per worker"
     )
+    verify_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="share of hand-overs whose blocks are compared end to end, prefill's cache with decode's, beside "
+        "the first few of each pair of workers; 0: none at all",
+    )
 
 
 class RouterConfig(Section):

@@ -73,6 +73,14 @@ def test_a_lease_is_a_fault_only_beyond_its_deadline() -> None:
     assert found.what == "the send lease t1 of req-1 holds 2 blocks 12.0 s beyond its deadline"
 
 
+def test_a_sender_in_quarantine_is_a_fault_of_the_pair() -> None:
+    said = {"worker_id": "prefill-0", "epoch": 1, "times": 1, "left_s": 41.6, "reason": "3 hand-overs with wrong KV"}
+    (found,) = judge(stats(), stats(quarantined=[said]))
+    assert found.subject == "prefill-0 -> decode-0"
+    assert found.what == "decode takes no KV of it for 42 s more: 3 hand-overs with wrong KV"
+    assert "log /d" in found.remedy
+
+
 def test_a_worker_that_is_not_there_or_does_not_answer_is_a_fault() -> None:
     ended = replace(DECODE, state="ended", reason="exited with -9")
     silent = RankAnswer(PREFILL, "a:1", problem="the peer did not answer in time")

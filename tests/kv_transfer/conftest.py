@@ -35,6 +35,7 @@ def make_side(tmp_path: Path) -> Iterator[MakeSide]:
         lease_s: float = 5.0,
         group_bytes: int = 0,  # every frame leaves at once
         ack_bytes: int = 1,  # every frame is acknowledged
+        verify_share: float = 0.0,
     ) -> Side:
         generator = torch.Generator().manual_seed(seed)
         cache = {
@@ -54,6 +55,7 @@ def make_side(tmp_path: Path) -> Iterator[MakeSide]:
             staging_bytes,
             group_bytes,
             ack_bytes,
+            verify_share=verify_share,
         )
         endpoint = KVEndpoint(config, BlockIO(cache))
         address = endpoint.start()
