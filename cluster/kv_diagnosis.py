@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from cluster.cluster_status import MemberStatus
 from cluster.console import table
+from core.policy.pair_trust import PairReport, Trust
 from core.types import Role
 
 LATE_S: Final = 1.0  # beyond its deadline by which a lease that is still open is a fault: expiry runs on a busy thread
@@ -125,6 +126,19 @@ def _of_pairs(members: Sequence[MemberStatus]) -> Iterator[Finding]:
         prefills, decodes = (sorted({pair[side].name for pair in pairs}) for side in (0, 1))
         subject = f"{', '.join(prefills)} and {', '.join(decodes)}"
         yield Finding(subject, f"they are never paired, for they differ in {values}", "start both with the same")
+
+
+def of_self_tests(pairs: Sequence[PairReport]) -> list[Finding]:
+    """Report pairs that a router does not use because their self-test failed; quarantine the decode worker tells."""
+    return [
+        Finding(
+            f"{pair.prefill} -> {pair.decode}",
+            f"they are not paired: {pair.reason}",
+            f"it is tested again in {pair.retry_in_s:.0f} s; until then {pair.decode} computes these prompts itself",
+        )
+        for pair in pairs
+        if pair.trust is Trust.FAILED
+    ]
 
 
 def _of_role(members: Sequence[MemberStatus], role: Role) -> list[MemberStatus]:

@@ -45,6 +45,7 @@ class RouterSpec:
     one_pool: bool = False  # there are no prefill workers, and none is missed
     event_log: str = ""  # file, from run_dir; empty: none
     lease_s: float = 30.0
+    self_test: bool = False  # pairs take requests once they have answered as their decode worker alone does
     max_body_bytes: int = 16 << 20
     max_concurrent_requests: int = 4096
     request_timeout_s: float = 600.0
@@ -95,6 +96,7 @@ class RouterSpec:
             one_pool=named_pools(config).prefill.replicas == 0,
             event_log=config.router.event_log or "",
             lease_s=config.kv.lease_s,
+            self_test=config.kv.self_test,
             max_body_bytes=int(config.router.max_body_mb * (1 << 20)),
             max_concurrent_requests=config.router.max_concurrent_requests,
             request_timeout_s=config.router.request_timeout_s,

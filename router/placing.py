@@ -17,6 +17,8 @@ from core.errors import BatonError, Overloaded
 from core.policy.breaker import Breakers
 from core.policy.context import Tier
 from core.policy.least_loaded import LeastLoaded
+from core.policy.pair_trust import PairTrust
+from core.policy.pairing import decide_allowed
 from core.policy.protocol import Policy
 from core.policy.slack_queue import QueueRules, SlackQueue, Waiting
 from core.router_spec import RouterSpec
@@ -59,12 +61,14 @@ class Placer:
         spec: RouterSpec,
         breakers: Breakers,
         knowledge: Knowledge,
+        pairs: PairTrust,
         event_log: EventLog | None = None,
     ) -> None:
         self._pool = pool
         self._policy = policy
         self._breakers = breakers
         self._knowledge = knowledge
+        self._pairs = pairs
         self._event_log = event_log
         self._ranks = {c.name: _RANKS[c.tier] for c in spec.slo_classes}
         self._queue: SlackQueue[_Held] = SlackQueue(QueueRules(max_items=spec.max_held_requests))
@@ -127,7 +131,11 @@ class Placer:
             self._follow(self._pool.membership)
         shape = self._knowledge.shape_of(life, now_s, sequence=self._num_decisions)
         self._num_decisions += 1
-        decision = self._policy.decide(shape, view.without(excluded), now_s)
+        excluded, decision = decide_allowed(
+            lambda excluded: self._policy.decide(shape, view.without(excluded), now_s),
+            frozenset(excluded),
+            self._pairs.allows,
+        )
         life.record.decided(shape, view, excluded, now_s, decision)
         if isinstance(decision, Route):
             self._knowledge.routed(life, decision, view)

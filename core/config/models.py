@@ -192,6 +192,11 @@ class KVConfig(Section):
     staging_mb: int = Field(
         default=1024, ge=16, le=1 << 20, description="bound of KV bytes that wait to be sent, per worker"
     )
+    self_test: bool = Field(
+        default=True,
+        description="before a pair of workers takes requests, have it answer two short prompts as its decode worker "
+        "alone does; engines that are simulated are not tested",
+    )
     verify_share: float = Field(
         default=0.01,
         ge=0,

@@ -107,6 +107,11 @@ class Stack:
         process = self.workers[worker_id]
         self.run(_kill(process))
 
+    @property
+    def membership_address(self) -> str:
+        """Where another router learns of the workers."""
+        return f"127.0.0.1:{self._membership_port}"
+
     # What is measured
 
     def landed(self) -> int:
