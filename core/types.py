@@ -123,8 +123,8 @@ class LegFacts:
     received_tokens: int = 0  # of the prompt, handed over by a prefill worker
     queued_s: float = 0.0  # from the engine's taking the leg to its first step
     prefill_s: float = 0.0  # from there to its first token
-    blocks_s: float = 0.0  # from taking the leg until it had the blocks for a hand-over
-    landed_s: float = 0.0  # from taking the leg until the last of the hand-over was in them
+    blocks_s: float = 0.0  # from the engine's taking the leg until it had the blocks for a hand-over
+    landed_s: float = 0.0  # from there until the last of the hand-over was in them and the scheduler knew; 0: none was
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ serves every role. Written against vLLM 0.24-0.33 (base class kv_connector/v1/ba
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ from kv_transfer.plan import (
     prompt_digest,
 )
 from kv_transfer.quarantine import QUARANTINED
+from kv_transfer.receive_times import ReceiveTimes
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
 # vLLM's engine steps every millisecond while all it has is requests that wait for KV; each such step wakes the worker's
@@ -95,6 +98,7 @@ class BatonConnector(KVConnectorBase_V1):
         self._rank: int = vllm_config.parallel_config.rank
         if role is KVConnectorRole.SCHEDULER:
             self._planner = HandoverPlanner(block_size=vllm_config.cache_config.block_size)
+        self._times = ReceiveTimes(time.monotonic)
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -126,6 +130,7 @@ class BatonConnector(KVConnectorBase_V1):
         planner = self._scheduler
         receive = _receive_params(request)
         if receive is not None and num_external_tokens > 0:
+            self._times.had_blocks(request.request_id)
             planner.open_receive(
                 request.request_id,
                 receive,
@@ -165,7 +170,11 @@ class BatonConnector(KVConnectorBase_V1):
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """Give up what the request still had open; its blocks need no delay, they were copied out or written."""
         self._scheduler.finish(request.request_id)
-        return False, None
+        return False, self._times.take(request.request_id)
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        """Note which hand-overs have ended."""
+        self._times.landed(connector_output.finished_recving or ())
 
     @property
     def _scheduler(self) -> HandoverPlanner:

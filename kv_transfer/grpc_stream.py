@@ -23,7 +23,8 @@ from core.errors import CorruptFrame, KVTransferError, TransferAborted, Transfer
 from kv_transfer.frames import HEADER_BYTES, Header, read_header
 from kv_transfer.transport import StagedFrame
 
-MESSAGE_BYTES: Final = 4 << 20  # of frames that are joined or cut
+# Of frames that are joined or cut. Of 1 MiB, a hand-over of 4,096 tokens takes half as much CPU time again (bench/kv).
+MESSAGE_BYTES: Final = 4 << 20
 ADMITTED: Final = ("baton-admitted", "1")  # initial metadata of a stream whose token was accepted
 _MAX_ANSWERS: Final = 16  # that wait to be read
 _CLOSED: Final = "the stream is closed"

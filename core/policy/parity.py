@@ -3,8 +3,8 @@
 Owns prompts, tolerance and verdict. Pure. Must not know how answers are had.
 
 KV that was handed over and KV that was computed here differ by rounding only: the same operations in another batch.
-What wrong KV does is larger by orders: of the test model in float32, rounding moves log-probabilities by less than
-1e-4, zeroed or swapped blocks by several tenths to several units (tests/integration/test_pair_self_test.py).
+Measured with the test model in float32 on a CPU, two engines, twelve prompts: log-probabilities are equal to the last
+digit, and 0.44 to 2.1 apart when zeros are handed over (tests/integration/test_pair_self_test.py).
 """
 
 from __future__ import annotations
