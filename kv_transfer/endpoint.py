@@ -206,6 +206,7 @@ class KVEndpoint:
         if verb == "faults":
             if self.faults.runtime:
                 self.faults = SendFaults.parse(arguments | {"runtime": "1"})
+                self._ways.leave_out(self.faults.left_out)
             return {}
         raise ValueError(f"the call {verb[:20]!r} is not known here")
 

@@ -47,8 +47,10 @@ def read_quarantined(data: Mapping[str, Any]) -> tuple[Quarantined, ...] | None:
 class Quarantine:
     """All and only the senders whose KV was wrong within the window, or that are left out."""
 
-    def __init__(self, clock_s: Callable[[], float]) -> None:
+    def __init__(self, clock_s: Callable[[], float], *, mismatches: int = MISMATCHES) -> None:
+        """Leave a sender out after so many wrong hand-overs within the window."""
         self._clock_s = clock_s
+        self._mismatches = mismatches
         self._records: OrderedDict[Sender, _Record] = OrderedDict()  # the one that erred last is last
         self.mismatches = 0  # in all
         self.version = 0  # grows with each time out
@@ -67,7 +69,7 @@ class Quarantine:
         record.last_s = now_s
         if now_s < record.until_s:
             return  # a hand-over that was under way
-        if record.mismatches >= MISMATCHES or record.outs:
+        if record.mismatches >= self._mismatches or record.outs:
             record.until_s = now_s + min(LONGEST_S, FIRST_S * 2.0 ** min(record.outs, 30))
             record.reason = f"{record.mismatches} hand-overs with wrong KV, the last: {reason[:_MAX_REASON_CHARS]}"
             record.outs += 1

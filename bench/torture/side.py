@@ -6,6 +6,7 @@ Owns the endpoint's life: it is started, killed with whatever is under way, and 
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,11 @@ from kv_transfer.block_io import BlockIO
 from kv_transfer.endpoint import EndpointConfig, KVEndpoint
 from kv_transfer.frames import Offer
 from kv_transfer.plan import ReceiveOpen, ReceiveParams
+from kv_transfer.quarantine import Quarantine
 
 TOKEN: Final = "torture"
 OFFER_S: Final = 3.0  # how long an offer may wait for its request
+VERIFY_SHARE: Final = 0.25  # of hand-overs, digested end to end: a digest that does not match would be a fault
 STAGING_BYTES: Final = 4 << 20  # 64 chunks: eight hand-overs of up to eight frames each fill it now and then
 
 
@@ -55,12 +58,15 @@ class Side:
             group_bytes=0,
             ack_bytes=8192,
             transport=self._transport,
+            verify_share=VERIFY_SHARE,
         )
         self.endpoint = KVEndpoint(
             config,
             BlockIO(self.pool.cache),
             wrap=lambda inner: FaultyTransport(inner, self._odds, self._chance, self.faults),
         )
+        # Here wrong frames are the rule, and every pair would soon be left out.
+        self.endpoint.receiver.quarantine = Quarantine(time.monotonic, mismatches=1 << 30)
         self.address = self.endpoint.start()
 
     def kill(self) -> None:
