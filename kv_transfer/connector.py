@@ -260,6 +260,8 @@ class _WorkerHalf:
             self.endpoint.stage(part.transfer_id, layer, first, ids, self._faulty.get(part.transfer_id))
 
     def end_step(self) -> None:
+        if self._ranges:
+            self.endpoint.end_step()
         for part in self._ranges:
             if part.last:
                 self.endpoint.sender.finish(part.transfer_id)

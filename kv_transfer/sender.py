@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from core.errors import CorruptFrame, KVTransferError, PeerMismatch, StagingFull, TransferAborted
 from kv_transfer.frames import (
@@ -29,6 +29,9 @@ from kv_transfer.ledger import End, LeaseLedger, Side
 from kv_transfer.send_queue import SendQueue
 from kv_transfer.staging import Segment, StagingPool
 from kv_transfer.transport import Outgoing
+
+if TYPE_CHECKING:
+    from kv_transfer.device_blocks import DeviceBuffer
 
 logger = logging.getLogger(__name__)
 GROUP_BYTES: Final = 256 << 10  # a layer of a short prompt waits for the next: sending one costs 0.4 ms of the core
@@ -162,14 +165,24 @@ class Sender:
         return segment
 
     def put(
-        self, transfer_id: str, segment: Segment, *, layer: int, first_block: int, num_blocks: int, header: bytes
+        self,
+        transfer_id: str,
+        segment: Segment,
+        *,
+        layer: int,
+        first_block: int,
+        num_blocks: int,
+        header: bytes,
+        device: DeviceBuffer | None = None,
     ) -> None:
-        """Hand a filled segment over, in the order of the frames; once for each that was taken."""
+        """Hand a segment over, filled or kept for what is on `device`, in the order of the frames; once for each."""
         handover = self._open.get(transfer_id)
         if handover is None:
             self._pool.give_back(segment)
             return
-        handover.queue.put(segment, layer=layer, first_block=first_block, num_blocks=num_blocks, header=header)
+        handover.queue.put(
+            segment, layer=layer, first_block=first_block, num_blocks=num_blocks, header=header, device=device
+        )
         handover.unannounced_bytes += segment.view.nbytes
         if handover.unannounced_bytes >= self._group_bytes:
             handover.unannounced_bytes = 0

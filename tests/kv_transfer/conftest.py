@@ -35,6 +35,8 @@ def make_side(tmp_path: Path) -> Iterator[MakeSide]:
         lease_s: float = 5.0,
         group_bytes: int = 0,  # every frame leaves at once
         ack_bytes: int = 1,  # every frame is acknowledged
+        transport: str = "auto",
+        by_device: bool = False,  # as where the host cannot reach the cache
     ) -> Side:
         generator = torch.Generator().manual_seed(seed)
         cache = {
@@ -54,8 +56,9 @@ def make_side(tmp_path: Path) -> Iterator[MakeSide]:
             staging_bytes,
             group_bytes,
             ack_bytes,
+            transport,
         )
-        endpoint = KVEndpoint(config, BlockIO(cache))
+        endpoint = KVEndpoint(config, BlockIO(cache, by_device=by_device))
         address = endpoint.start()
         assert json.loads(file.read_text())["address"] == address
         sides.append(Side(endpoint, cache, address))

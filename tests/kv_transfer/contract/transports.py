@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import gettempdir
 
+from kv_transfer.collective_transport import CollectiveTransport
 from kv_transfer.frames import blocks_header
 from kv_transfer.shm_transport import SCHEME, ShmTransport
 from kv_transfer.staging import StagingPool
@@ -50,6 +51,7 @@ TRANSPORTS = {
     "tcp": Case(lambda token, _: TcpTransport(token)),
     "tcp-1": Case(lambda token, _: TcpTransport(token, connections=1)),
     "shm": Case(lambda token, staging: ShmTransport(token, staging, Path(gettempdir())), dial_unix),
+    "gloo": Case(lambda token, _: CollectiveTransport("gloo", token)),
 }
 
 
