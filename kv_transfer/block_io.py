@@ -46,6 +46,11 @@ class BlockIO:
         # Copies on a GPU run beside the forward pass; created where they are used, from the KV thread.
         self._stream: torch.cuda.Stream | None = None if self._on_host else torch.cuda.Stream(first.device)
 
+    @property
+    def host_memory(self) -> Sequence[memoryview]:
+        """The cache, layer by layer, where the host reads and writes it."""
+        return self._host_views
+
     def gather_into(self, layer: int, block_ids: Sequence[int], view: memoryview) -> None:
         """Copy blocks of one layer to `view`, back to back; they are there on return.
 

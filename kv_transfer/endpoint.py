@@ -85,7 +85,9 @@ class KVEndpoint:
         self._loop = asyncio.new_event_loop()
         self._pool = StagingPool(config.staging_bytes)
         self._grpc = GrpcTransport(self._control, token=config.token, port=config.port, tls=config.tls)
-        context = TransportContext(config.token, self._pool, Path(config.endpoint_file).parent, io.device_name)
+        context = TransportContext(
+            config.token, self._pool, Path(config.endpoint_file).parent, io.device_name, io.host_memory
+        )
         made = make_transports(config.transport, self._grpc, context, encrypted=config.tls is not None)
         # Between devices where a transport can, and then through the host only for a transport that cannot.
         self._device = io.device if DEVICE_TRANSPORTS & {transport.name for transport in made} else None

@@ -6,7 +6,7 @@ Owns the list of transports by name. Must not know what a hand-over is, nor choo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,8 @@ from kv_transfer.choice import AUTO
 from kv_transfer.collective_transport import CollectiveTransport
 from kv_transfer.communicator import missing_for
 from kv_transfer.grpc_transport import NAME as GRPC
+from kv_transfer.nixl_agent import missing_nixl
+from kv_transfer.nixl_transport import NixlTransport
 from kv_transfer.shm_transport import ShmTransport
 from kv_transfer.staging import StagingPool
 from kv_transfer.tcp_transport import TcpTransport
@@ -30,6 +32,7 @@ class TransportContext:
     pool: StagingPool
     run_dir: Path  # for sockets
     device: str = "cpu"  # whose memory the KV cache is in, as torch names it
+    cache: Sequence[memoryview] = ()  # the KV cache, where the host reads and writes it
 
 
 MakeTransport = Callable[[TransportContext], Transport]
@@ -37,16 +40,21 @@ MakeTransport = Callable[[TransportContext], Transport]
 _FACTORIES: Final[Mapping[str, MakeTransport]] = {
     "nccl": lambda context: CollectiveTransport("nccl", context.token, device=context.device),
     "shm": lambda context: ShmTransport(context.token, context.pool, context.run_dir),
+    "nixl": lambda context: NixlTransport(context.token, context.pool, context.cache),
     "tcp": lambda context: TcpTransport(context.token),
     "gloo": lambda context: CollectiveTransport("gloo", context.token),
 }
 # Those that read and write the memory of a device themselves.
 DEVICE_TRANSPORTS: Final = frozenset({"nccl", "gloo"})
 # What each lacks here, or None: `auto` leaves those out that lack something, and one that is named is an error.
-_MISSING: Final[Mapping[str, Callable[[str], str | None]]] = {"nccl": lambda device: missing_for("nccl", device)}
+_MISSING: Final[Mapping[str, Callable[[str], str | None]]] = {
+    "nccl": lambda device: missing_for("nccl", device),
+    "nixl": lambda device: missing_nixl(),
+}
+_FOR_GPUS: Final = frozenset({"nccl", "nixl"})  # else shm and tcp are faster: docs/benchmarks.md
 _NEVER_AUTO: Final = frozenset({"gloo"})  # NCCL's code where there is no GPU: for tests
 # With certificates between components, bytes cross a network over transports that ask for them only.
-_PLAIN_ON_THE_NETWORK: Final = frozenset({"nccl", "tcp", "gloo"})
+_PLAIN_ON_THE_NETWORK: Final = frozenset({"nccl", "nixl", "tcp", "gloo"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +99,8 @@ def _missing(name: str, context: TransportContext) -> str | None:
 
 
 def _suits_auto(name: str, context: TransportContext) -> bool:
-    return name not in _NEVER_AUTO and _missing(name, context) is None
+    has_gpu = context.device != "cpu"
+    return name not in _NEVER_AUTO and (has_gpu or name not in _FOR_GPUS) and _missing(name, context) is None
 
 
 def host_identity() -> str:

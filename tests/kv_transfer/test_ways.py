@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import kv_transfer.ways as ways
 from core.errors import ConfigError, CorruptFrame
 from kv_transfer.grpc_transport import GrpcTransport
 from kv_transfer.staging import StagingPool
@@ -51,15 +52,33 @@ def test_with_certificates_nothing_crosses_the_network_in_the_clear(context: Tra
 def test_nccl_is_for_gpus_whose_torch_has_it(context: TransportContext, monkeypatch: pytest.MonkeyPatch) -> None:
     for has_nccl in (False, True):
         monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda has_nccl=has_nccl: has_nccl)
-        assert made(on_gpu(context), "auto") == ["nccl", "shm", "tcp", "grpc"][not has_nccl :]
+        assert [name for name in made(on_gpu(context), "auto") if name != "nixl"] == [
+            *["nccl"][not has_nccl :],
+            *("shm", "tcp", "grpc"),
+        ]
         with pytest.raises(ConfigError, match=r"kv\.transport: nccl .* cpu memory; set kv\.transport to auto"):
             made(context, "nccl")
     assert made(on_gpu(context), "nccl") == ["nccl", "grpc"]
     assert made(on_gpu(context), "auto", encrypted=True) == ["shm", "grpc"]
 
 
+def test_nixl_is_for_gpus_unless_it_is_named(context: TransportContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways, "missing_nixl", lambda: None)
+    assert made(context, "auto") == ["shm", "tcp", "grpc"]
+    assert made(context, "nixl") == ["nixl", "grpc"]
+    assert made(on_gpu(context), "auto") == ["shm", "nixl", "tcp", "grpc"]
+    monkeypatch.setattr(ways, "missing_nixl", lambda: "it is not installed")
+    assert made(on_gpu(context), "auto") == ["shm", "tcp", "grpc"]
+    with pytest.raises(
+        ConfigError, match=r"kv\.transport: nixl cannot be used: it is not installed; set kv\.transport"
+    ):
+        made(context, "nixl")
+
+
 def test_an_unknown_transport_is_named_with_those_that_are_known(context: TransportContext) -> None:
-    with pytest.raises(ConfigError, match=r"kv\.transport names pigeon; known are auto, nccl, shm, tcp, gloo, grpc"):
+    with pytest.raises(
+        ConfigError, match=r"kv\.transport names pigeon; known are auto, nccl, shm, nixl, tcp, gloo, grpc"
+    ):
         made(context, "pigeon")
 
 

@@ -12,8 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import gettempdir
 
+import pytest
+
 from kv_transfer.collective_transport import CollectiveTransport
 from kv_transfer.frames import blocks_header
+from kv_transfer.nixl_agent import missing_nixl
+from kv_transfer.nixl_transport import NixlTransport
 from kv_transfer.shm_transport import SCHEME, ShmTransport
 from kv_transfer.staging import StagingPool
 from kv_transfer.tcp_transport import TcpTransport
@@ -45,6 +49,7 @@ class Case:
 
     make: Callable[[str, StagingPool], Transport]
     dial: Callable[[str], socket.socket] = dial_tcp
+    missing: str | None = None  # why it cannot be tested here
 
 
 TRANSPORTS = {
@@ -52,7 +57,12 @@ TRANSPORTS = {
     "tcp-1": Case(lambda token, _: TcpTransport(token, connections=1)),
     "shm": Case(lambda token, staging: ShmTransport(token, staging, Path(gettempdir())), dial_unix),
     "gloo": Case(lambda token, _: CollectiveTransport("gloo", token)),
+    "nixl": Case(lambda token, staging: NixlTransport(token, staging), missing=missing_nixl()),
 }
+CASES = [
+    pytest.param(name, marks=pytest.mark.skipif(case.missing is not None, reason=str(case.missing)))
+    for name, case in TRANSPORTS.items()
+]
 
 
 def stage(pool: StagingPool, payload: bytes, *, layer: int = 0) -> StagedFrame:
