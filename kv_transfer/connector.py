@@ -246,6 +246,7 @@ class _WorkerHalf:
                 request_id=send.request_id,
                 peer=peers[self._rank % len(peers)],
                 lease_s=send.params.lease_s,
+                due_s=send.params.due_s,
             )
 
     def save_layer(self, layer_name: str) -> None:
@@ -291,7 +292,13 @@ def _send_params(request: Request) -> SendParams | None:
     params = request.kv_transfer_params
     if not params or not params.get("do_remote_decode"):
         return None
-    return SendParams(str(params["transfer_id"]), str(params["peer"]), float(params["lease_s"]))
+    due_s = params.get("due_s")
+    return SendParams(
+        str(params["transfer_id"]),
+        str(params["peer"]),
+        float(params["lease_s"]),
+        None if due_s is None else float(due_s),
+    )
 
 
 def _digest(request: Request) -> str:

@@ -19,6 +19,7 @@ class SendParams:
     transfer_id: str
     peer: str  # host:port of the decode engine's receiver, one per tensor-parallel rank, comma-separated
     lease_s: float
+    due_s: float | None = None  # of the machine's monotonic clock: when the request's first token is due
 
 
 @dataclass(frozen=True, slots=True)

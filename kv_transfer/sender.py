@@ -26,6 +26,7 @@ from kv_transfer.frames import (
     transfer_seed,
 )
 from kv_transfer.ledger import End, LeaseLedger, Side
+from kv_transfer.link_turns import LinkTurns
 from kv_transfer.send_queue import SendQueue
 from kv_transfer.staging import Segment, StagingPool
 from kv_transfer.transport import Outgoing
@@ -86,6 +87,7 @@ class _Handover:
     request_id: str
     peer: str
     lease_s: float
+    due_s: float  # of the monotonic clock: when it must have landed for its request to keep its promise
     queue: SendQueue
     unannounced_bytes: int = 0  # staged since the KV thread was last woken
     complete: bool = False  # the engine put the last frame
@@ -120,6 +122,7 @@ class Sender:
         self._group_bytes = group_bytes
         self._open: dict[str, _Handover] = {}  # all and only unfinished sends, by transfer id
         self._tasks: set[asyncio.Task[None]] = set()  # all and only those that run
+        self._turns = LinkTurns()
         self.counts = {"sent": 0, "declined": 0, "failed": 0}
         self.bytes_sent = 0
         self.resumed = 0  # streams that went on with a hand-over whose stream had broken
@@ -132,8 +135,11 @@ class Sender:
 
     # Engine thread
 
-    def open(self, offer: Offer, *, request_id: str, peer: str, lease_s: float) -> None:
+    def open(self, offer: Offer, *, request_id: str, peer: str, lease_s: float, due_s: float | None = None) -> None:
         """Start a hand-over: the offer goes out while the first layer is still being computed.
+
+        On a link that is too short for all, those go first that are due first, at `due_s` of the monotonic clock;
+        by default as its lease ends.
 
         One that is open already goes on as it is: a prompt computed again after a preemption has the same blocks.
         """
@@ -141,7 +147,9 @@ class Sender:
             logger.warning("hand-over %s is under way already", offer.transfer_id)
             return
         queue = SendQueue(self._pool, seed=transfer_seed(offer.transfer_id), block_bytes=offer.block_bytes)
-        handover = _Handover(offer, request_id, peer, lease_s, queue)
+        handover = _Handover(
+            offer, request_id, peer, lease_s, time.monotonic() + lease_s if due_s is None else due_s, queue
+        )
         self._open[offer.transfer_id] = handover
         self._loop.call_soon_threadsafe(self._start, handover)
 
@@ -242,6 +250,7 @@ class Sender:
         transfer_id = handover.offer.transfer_id
         lost: KVTransferError | None = None  # why the peer cannot know that the hand-over is over
         handover.running = True
+        self._turns.arrive(transfer_id, handover.due_s, handover.offer.num_bytes)
         try:
             if handover.problem is not None:
                 raise handover.problem
@@ -265,6 +274,7 @@ class Sender:
             handover.running = False
             self.counts[outcome] += 1
             self._open.pop(transfer_id, None)
+            self._turns.finish(transfer_id)
             handover.queue.close()
             if outcome == "sent":
                 self._ledger.landed(Side.SEND, transfer_id)
@@ -339,10 +349,12 @@ class Sender:
             complete = handover.complete  # read before the queue: the engine sets it after the last put
             batch = queue.take(_BATCH_BYTES)
             if batch:
-                began_s = time.monotonic()
-                await stream.write_blocks(batch)
-                handover.busy_s += time.monotonic() - began_s
-                self._note_sent(handover, sum(frame.payload.nbytes for frame in batch))
+                num_bytes = sum(frame.payload.nbytes for frame in batch)
+                async with self._turns.turn(handover.offer.transfer_id, num_bytes):
+                    began_s = time.monotonic()
+                    await stream.write_blocks(batch)
+                    handover.busy_s += time.monotonic() - began_s
+                self._note_sent(handover, num_bytes)
             elif complete:
                 await stream.write(control_frame(Kind.END, count=queue.num_frames))
                 handover.ended_s = time.monotonic()
