@@ -19,6 +19,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from core.component_tls import tls_from_json
+from core.errors import ConfigError
 from kv_transfer.block_io import BlockIO
 from kv_transfer.endpoint import EndpointConfig, KVEndpoint
 from kv_transfer.faults import SendFaults
@@ -34,6 +35,7 @@ from kv_transfer.plan import (
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
     from vllm.forward_context import ForwardContext
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -62,6 +64,8 @@ class BatonConnector(KVConnectorBase_V1):
         self._planner: HandoverPlanner | None = None
         self._worker: _WorkerHalf | None = None
         self._rank: int = vllm_config.parallel_config.rank
+        _check_one_group(kv_cache_config)
+        self._is_windowed = _is_windowed(kv_cache_config)
         if role is KVConnectorRole.SCHEDULER:
             self._planner = HandoverPlanner(block_size=vllm_config.cache_config.block_size)
 
@@ -176,9 +180,21 @@ class BatonConnector(KVConnectorBase_V1):
             return None, None
         return None, self._worker.take_finished() or None
 
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        """Report requests whose hand-over ended, and which of them lack KV; vLLM 0.30 and later ask so."""
+        results = super().get_transfer_results(finished_req_ids)
+        if self._is_windowed and self._worker is not None:
+            results.failed_recving = self._worker.failed
+        return results
+
     def get_block_ids_with_load_errors(self) -> set[int]:
-        """Report blocks the engine must compute itself."""
-        return self._worker.take_bad_blocks() if self._worker is not None else set()
+        """Report blocks the engine must compute itself.
+
+        A sliding window has given the blocks before them away, so that nothing can be computed from them on: such a
+        request is told of as a whole, by `get_transfer_results`, and computes all of its prompt.
+        """
+        bad = self._worker.take_bad_blocks() if self._worker is not None else set()
+        return set() if self._is_windowed else bad
 
     def shutdown(self) -> None:
         """Stop the KV thread."""
@@ -210,6 +226,7 @@ class _WorkerHalf:
         self._ranges: tuple[SendRange, ...] = ()
         self._computes = False
         self._bad_blocks: set[int] = set()
+        self._failed: set[str] = set()
         self.endpoint = KVEndpoint(config, self._io, SendFaults.parse(dict(extra.get("faults") or {})))
         self.endpoint.start()
 
@@ -274,11 +291,38 @@ class _WorkerHalf:
             self.endpoint.wait_results(_IDLE_WAIT_S)
         results = self.endpoint.take_results()
         self._bad_blocks |= results.bad_blocks
+        self._failed = results.failed  # of this step
         return results.finished
+
+    @property
+    def failed(self) -> set[str]:
+        """Of the requests that `take_finished` last returned, those that lack KV."""
+        return self._failed
 
     def take_bad_blocks(self) -> set[int]:
         bad, self._bad_blocks = self._bad_blocks, set()
         return bad
+
+
+def _check_one_group(kv_cache_config: KVCacheConfig) -> None:
+    """Raise ConfigError for a model whose layers are in several KV groups.
+
+    vLLM makes one of them for a connector that knows of one, where it can: layers with a sliding window then keep all
+    of the context, beside those that need it.
+    """
+    count = len(kv_cache_config.kv_cache_groups)
+    if count > 1:
+        raise ConfigError(
+            f"kv: this model has {count} KV cache groups, and a hand-over carries one: serve it by decode workers "
+            "alone, with kv.transport: none and pools.prefill.replicas: 0"
+        )
+
+
+def _is_windowed(kv_cache_config: KVCacheConfig) -> bool:
+    """Whether every layer has a sliding window, so that vLLM gives blocks away that lie before it."""
+    from vllm.v1.kv_cache_interface import SlidingWindowSpec
+
+    return any(isinstance(group.kv_cache_spec, SlidingWindowSpec) for group in kv_cache_config.kv_cache_groups)
 
 
 def _receive_params(request: Request) -> ReceiveParams | None:
