@@ -122,6 +122,8 @@ class SubmitEncoder:
             ticket.transfer_id = handover.transfer_id
             ticket.kv_address = handover.kv_address
             ticket.lease_s = handover.lease_s
+            if handover.due_in_s is not None:
+                ticket.due_in_s = handover.due_in_s
 
     def encode(self, call_id: int, leg: Leg) -> bytes:
         """Write the command that submits one leg."""
@@ -143,7 +145,8 @@ def submission_from_pb(submit: pb.Submit) -> Submission:
     handover = None
     if submit.HasField("handover"):
         ticket = submit.handover
-        handover = Handover(ticket.transfer_id, ticket.kv_address, ticket.lease_s)
+        due_in_s = ticket.due_in_s if ticket.HasField("due_in_s") else None
+        handover = Handover(ticket.transfer_id, ticket.kv_address, ticket.lease_s, due_in_s)
     call = HttpCall(submit.request_id, submit.method, submit.path, headers_from_pb(submit.headers), submit.body)
     return Submission(submit.call_id, leg, call, handover, submit.slack_s, submit.prompt_tokens)
 

@@ -264,3 +264,4 @@ class Handover:
     transfer_id: str
     kv_address: str  # where the decode engine receives
     lease_s: float  # how long either side holds blocks for it
+    due_in_s: float | None = None  # until its request's first token is due; None: nobody waits for it

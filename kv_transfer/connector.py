@@ -21,6 +21,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
 
 from core.component_tls import tls_from_json
+from core.errors import ConfigError
 from core.types import Quarantined
 from kv_transfer.block_io import BlockIO
 from kv_transfer.endpoint import EndpointConfig, KVEndpoint
@@ -28,17 +29,17 @@ from kv_transfer.faults import SendFaults
 from kv_transfer.frames import Offer
 from kv_transfer.plan import (
     HandoverPlanner,
-    ReceiveParams,
-    SendParams,
     SendRange,
     StepPlan,
     prompt_digest,
 )
 from kv_transfer.quarantine import QUARANTINED
 from kv_transfer.receive_times import ReceiveTimes
+from kv_transfer.request_params import receive_params, send_params
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
     from vllm.forward_context import ForwardContext
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -96,6 +97,8 @@ class BatonConnector(KVConnectorBase_V1):
         self._planner: HandoverPlanner | None = None
         self._worker: _WorkerHalf | None = None
         self._rank: int = vllm_config.parallel_config.rank
+        _check_one_group(kv_cache_config)
+        self._is_windowed = _is_windowed(kv_cache_config)
         if role is KVConnectorRole.SCHEDULER:
             self._planner = HandoverPlanner(block_size=vllm_config.cache_config.block_size)
         self._times = ReceiveTimes(time.monotonic)
@@ -114,7 +117,7 @@ class BatonConnector(KVConnectorBase_V1):
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         """Say how many prompt tokens will come from the prefill side; pure, may be called in every step."""
-        params = _receive_params(request)
+        params = receive_params(request.kv_transfer_params)
         if params is None or request.prompt_token_ids is None:
             return 0, False
         count = self._scheduler.external_tokens(
@@ -128,7 +131,7 @@ class BatonConnector(KVConnectorBase_V1):
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         """Note the blocks that were reserved for a request, before anything is computed or received."""
         planner = self._scheduler
-        receive = _receive_params(request)
+        receive = receive_params(request.kv_transfer_params)
         if receive is not None and num_external_tokens > 0:
             self._times.had_blocks(request.request_id)
             planner.open_receive(
@@ -141,7 +144,7 @@ class BatonConnector(KVConnectorBase_V1):
             )
         elif receive is not None:
             planner.refuse_receive(request.request_id, receive)
-        send = _send_params(request)
+        send = send_params(request.kv_transfer_params)
         if send is not None and request.prompt_token_ids is not None:
             planner.open_send(
                 request.request_id,
@@ -216,9 +219,21 @@ class BatonConnector(KVConnectorBase_V1):
             return None, None
         return None, self._worker.take_finished() or None
 
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        """Report requests whose hand-over ended, and which of them lack KV; vLLM 0.30 and later ask so."""
+        results = super().get_transfer_results(finished_req_ids)
+        if self._is_windowed and self._worker is not None:
+            results.failed_recving = self._worker.failed
+        return results
+
     def get_block_ids_with_load_errors(self) -> set[int]:
-        """Report blocks the engine must compute itself."""
-        return self._worker.take_bad_blocks() if self._worker is not None else set()
+        """Report blocks the engine must compute itself.
+
+        A sliding window has given the blocks before them away, so that nothing can be computed from them on: such a
+        request is told of as a whole, by `get_transfer_results`, and computes all of its prompt.
+        """
+        bad = self._worker.take_bad_blocks() if self._worker is not None else set()
+        return set() if self._is_windowed else bad
 
     def get_kv_connector_stats(self) -> BatonStats | None:
         """Report whose KV is not taken, when that has changed."""
@@ -261,6 +276,7 @@ class _WorkerHalf:
         self._computes = False
         self._bad_blocks: set[int] = set()
         self._told: tuple[tuple[str, int, int], ...] = ()  # who is left out, as the front was told last
+        self._failed: set[str] = set()
         self.endpoint = KVEndpoint(config, self._io, SendFaults.parse(dict(extra.get("faults") or {})))
         self.endpoint.start()
 
@@ -297,6 +313,7 @@ class _WorkerHalf:
                 request_id=send.request_id,
                 peer=peers[self._rank % len(peers)],
                 lease_s=send.params.lease_s,
+                due_s=send.params.due_s,
             )
 
     def save_layer(self, layer_name: str) -> None:
@@ -311,6 +328,8 @@ class _WorkerHalf:
             self.endpoint.stage(part.transfer_id, layer, first, ids, self._faulty.get(part.transfer_id))
 
     def end_step(self) -> None:
+        if self._ranges:
+            self.endpoint.end_step()
         for part in self._ranges:
             if part.last:
                 self.endpoint.sender.finish(part.transfer_id)
@@ -322,6 +341,7 @@ class _WorkerHalf:
             self.endpoint.wait_results(_IDLE_WAIT_S)
         results = self.endpoint.take_results()
         self._bad_blocks |= results.bad_blocks
+        self._failed = results.failed  # of this step
         return results.finished
 
     def take_stats(self) -> BatonStats | None:
@@ -333,23 +353,35 @@ class _WorkerHalf:
         self._told = keys
         return BatonStats.of(left_out)
 
+    @property
+    def failed(self) -> set[str]:
+        """Of the requests that `take_finished` last returned, those that lack KV."""
+        return self._failed
+
     def take_bad_blocks(self) -> set[int]:
         bad, self._bad_blocks = self._bad_blocks, set()
         return bad
 
 
-def _receive_params(request: Request) -> ReceiveParams | None:
-    params = request.kv_transfer_params
-    if not params or not params.get("do_remote_prefill"):
-        return None
-    return ReceiveParams(str(params["transfer_id"]), float(params["lease_s"]))
+def _check_one_group(kv_cache_config: KVCacheConfig) -> None:
+    """Raise ConfigError for a model whose layers are in several KV groups.
+
+    vLLM makes one of them for a connector that knows of one, where it can: layers with a sliding window then keep all
+    of the context, beside those that need it.
+    """
+    count = len(kv_cache_config.kv_cache_groups)
+    if count > 1:
+        raise ConfigError(
+            f"kv: this model has {count} KV cache groups, and a hand-over carries one: serve it by decode workers "
+            "alone, with kv.transport: none and pools.prefill.replicas: 0"
+        )
 
 
-def _send_params(request: Request) -> SendParams | None:
-    params = request.kv_transfer_params
-    if not params or not params.get("do_remote_decode"):
-        return None
-    return SendParams(str(params["transfer_id"]), str(params["peer"]), float(params["lease_s"]))
+def _is_windowed(kv_cache_config: KVCacheConfig) -> bool:
+    """Whether every layer has a sliding window, so that vLLM gives blocks away that lie before it."""
+    from vllm.v1.kv_cache_interface import SlidingWindowSpec
+
+    return any(isinstance(group.kv_cache_spec, SlidingWindowSpec) for group in kv_cache_config.kv_cache_groups)
 
 
 def _digest(request: Request) -> str:

@@ -20,20 +20,22 @@ from core.component_tls import ComponentTLS
 from core.errors import ConfigError, StartFailed
 from kv_transfer.block_io import BlockIO
 from kv_transfer.choice import AUTO
+from kv_transfer.device_blocks import DeviceBlocks
 from kv_transfer.digest import SendDigests
 from kv_transfer.faults import SendFaults
-from kv_transfer.frames import MAX_ID_CHARS, blocks_header, transfer_seed
+from kv_transfer.frames import MAX_ID_CHARS, blocks_header, place_header, place_of, transfer_seed
 from kv_transfer.grpc_transport import NAME as GRPC
 from kv_transfer.grpc_transport import GrpcTransport
+from kv_transfer.host_copies import HostCopies
 from kv_transfer.landing import ACK_BYTES
 from kv_transfer.ledger import LeaseLedger
 from kv_transfer.measured_ways import MeasuredWays
 from kv_transfer.plan import ReceiveOpen
 from kv_transfer.receiver import Receiver, Results
 from kv_transfer.sender import GROUP_BYTES, Sender
-from kv_transfer.staging import StagingPool
+from kv_transfer.staging import Segment, StagingPool
 from kv_transfer.transport import Transport
-from kv_transfer.ways import PeerTransports, TransportContext, host_identity, make_transports
+from kv_transfer.ways import DEVICE_TRANSPORTS, PeerTransports, TransportContext, host_identity, make_transports
 
 logger = logging.getLogger(__name__)
 _START_TIMEOUT_S = 30.0
@@ -85,8 +87,14 @@ class KVEndpoint:
         self._loop = asyncio.new_event_loop()
         self._pool = StagingPool(config.staging_bytes)
         self._grpc = GrpcTransport(self._control, token=config.token, port=config.port, tls=config.tls)
-        context = TransportContext(config.token, self._pool, Path(config.endpoint_file).parent)
+        context = TransportContext(
+            config.token, self._pool, Path(config.endpoint_file).parent, io.device_name, io.host_memory
+        )
         made = make_transports(config.transport, self._grpc, context, encrypted=config.tls is not None)
+        # Between devices where a transport can, and then through the host only for a transport that cannot.
+        self._device = io.device if DEVICE_TRANSPORTS & {transport.name for transport in made} else None
+        if self._device is not None:
+            made = [each if each.name in DEVICE_TRANSPORTS else HostCopies(each) for each in made]
         self._transports = [wrap(transport) for transport in made]
         self.digests = SendDigests(io, share=config.verify_share)
         self._addresses: dict[str, str] = {}  # all and only transports that listen
@@ -120,6 +128,8 @@ class KVEndpoint:
 
     def expect(self, opened: ReceiveOpen) -> None:
         """Register reserved blocks."""
+        if self.io.device is not None:
+            self.io.device.reserve()
         self._loop.call_soon_threadsafe(self.receiver.expect, opened)
 
     def stage(
@@ -132,6 +142,9 @@ class KVEndpoint:
         segment = self.sender.take(transfer_id, len(block_ids) * self.io.block_bytes)
         if segment is None:
             return
+        if self._device is not None and faults is None:
+            self._stage_on_device(self._device, transfer_id, segment, layer, first_block, block_ids)
+            return
         self.io.gather_into(layer, block_ids, segment.view)
         if faults is not None:
             faults.spoil_blocks(segment.view)
@@ -141,6 +154,35 @@ class KVEndpoint:
         self.sender.put(
             transfer_id, segment, layer=layer, first_block=first_block, num_blocks=len(block_ids), header=header
         )
+
+    def _stage_on_device(
+        self,
+        device: DeviceBlocks,
+        transfer_id: str,
+        segment: Segment,
+        layer: int,
+        first_block: int,
+        block_ids: Sequence[int],
+    ) -> None:
+        """Gather to memory of the device; the segment bounds it, and takes a copy if the bytes must go by the host."""
+        seed = transfer_seed(transfer_id)
+        buffer = device.gather(layer, block_ids, place_of(seed, layer, first_block))
+        num_blocks = len(block_ids)
+        header = place_header(layer, first_block, num_blocks, segment.view.nbytes)
+        self.sender.put(
+            transfer_id,
+            segment,
+            layer=layer,
+            first_block=first_block,
+            num_blocks=num_blocks,
+            header=header,
+            device=buffer,
+        )
+
+    def end_step(self) -> None:
+        """Note that the engine's step has staged all it computed; its next step may overwrite the blocks."""
+        if self._device is not None:
+            self._device.end_step()
 
     def cancel_receive(self, transfer_id: str) -> None:
         """Give up an expected hand-over."""

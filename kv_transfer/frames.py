@@ -101,9 +101,14 @@ def transfer_seed(transfer_id: str) -> int:
     return int(xxhash.xxh3_64_intdigest(transfer_id.encode()))
 
 
+def place_of(seed: int, layer: int, first_block: int) -> int:
+    """Name where a frame belongs in 64 bits: its transfer's seed, layer and position."""
+    return (seed ^ (layer << 32) ^ first_block) & 0xFFFF_FFFF_FFFF_FFFF
+
+
 def _checksum(seed: int, layer: int, first_block: int, chunks: Sequence[bytes | memoryview]) -> int:
     """Digest bytes and their place; frames without KV have their count for a layer."""
-    digest = xxhash.xxh3_64(seed=(seed ^ (layer << 32) ^ first_block) & 0xFFFF_FFFF_FFFF_FFFF)
+    digest = xxhash.xxh3_64(seed=place_of(seed, layer, first_block))
     for chunk in chunks:
         digest.update(chunk)
     return int(digest.intdigest())
@@ -113,6 +118,18 @@ def blocks_header(seed: int, layer: int, first_block: int, num_blocks: int, payl
     """Encode what precedes `num_blocks` blocks of one layer."""
     checksum = _checksum(seed, layer, first_block, (payload,))
     return _HEADER.pack(Kind.BLOCKS, VERSION, layer, first_block, num_blocks, payload.nbytes, checksum)
+
+
+def place_header(layer: int, first_block: int, num_blocks: int, size: int) -> bytes:
+    """Encode what precedes blocks whose sum travels behind them, from device to device."""
+    return _HEADER.pack(Kind.BLOCKS, VERSION, layer, first_block, num_blocks, size, 0)
+
+
+def seal_header(header: bytes, place: int, payload: memoryview) -> bytes:
+    """Put the checksum of a payload into a header that `place_header` made; `place` is `place_of` the frame."""
+    kind, version, layer, first_block, num_blocks, size, _ = _HEADER.unpack(header)
+    checksum = int(xxhash.xxh3_64_intdigest(payload, seed=place))
+    return _HEADER.pack(kind, version, layer, first_block, num_blocks, size, checksum)
 
 
 def verify_blocks(header: Header, seed: int, rows: Sequence[memoryview]) -> None:

@@ -13,8 +13,8 @@ from typing import Final
 
 from core.errors import CorruptFrame, TransferAborted
 from kv_transfer.block_io import BlockIO
-from kv_transfer.frames import Header, Kind, control_frame, read_problem, verify_blocks, verify_control
-from kv_transfer.transport import Incoming
+from kv_transfer.frames import Header, Kind, control_frame, place_of, read_problem, verify_blocks, verify_control
+from kv_transfer.transport import DeviceIncoming, Incoming
 
 ACK_BYTES: Final = 2 << 20  # landed bytes of a hand-over that the sender may have to keep; LANDED covers the rest
 _LAND_S: Final = 0.5  # how long a frame may still be in landing when its hand-over has ended
@@ -137,15 +137,28 @@ class Landing:
 
     async def _land(self, header: Header, landed: Landed, io: BlockIO, seed: int) -> None:
         ids = landed.place(header)
-        rows = io.writable(header.layer, ids)
         self.writing = True
         try:
-            await self.incoming.land(header, rows)
-            verify_blocks(header, seed, rows)
-            io.commit(header.layer, ids, rows)
+            if isinstance(self.incoming, DeviceIncoming) and self.incoming.is_on_device:
+                await self._land_on_device(self.incoming, header, ids, io, seed)
+            else:
+                rows = io.writable(header.layer, ids)
+                await self.incoming.land(header, rows)
+                verify_blocks(header, seed, rows)
+                io.commit(header.layer, ids, rows)
         finally:
             self.writing = False
         landed.add(header)
+
+    @staticmethod
+    async def _land_on_device(
+        incoming: DeviceIncoming, header: Header, ids: Sequence[int], io: BlockIO, seed: int
+    ) -> None:
+        device = io.device
+        if device is None:
+            raise CorruptFrame("a frame for the memory of a device came to an engine that has none")
+        place = place_of(seed, header.layer, header.first_block)
+        await incoming.land_on_device(header, lambda tensor: device.scatter(header.layer, ids, place, tensor))
 
     async def _next(self) -> Header:
         if self._stopped:

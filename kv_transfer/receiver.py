@@ -55,6 +55,7 @@ class Results:
     """What the engine thread takes: request ids whose hand-over ended, and blocks it must compute itself."""
 
     finished: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)  # of `finished`, those with bad blocks
     bad_blocks: set[int] = field(default_factory=set)
 
 
@@ -109,8 +110,7 @@ class Receiver:
             logger.warning("request %s recomputes its prompt: its hand-over is another's", opened.request_id)
             self._report(opened.request_id, set(opened.block_ids))
             return
-        loop = asyncio.get_running_loop()
-        expiry = loop.call_later(opened.params.lease_s, self._expire, transfer_id)
+        expiry = asyncio.get_running_loop().call_later(opened.params.lease_s, self._expire, transfer_id)
         expected = Expected(opened, expiry, Landed(self._io, opened.block_ids, opened.first_block))
         self._expected[transfer_id] = expected
         num_blocks = len(opened.block_ids)
@@ -309,8 +309,7 @@ class Receiver:
     def _wait_for_next(self, transfer_id: str) -> None:
         """Give the sender of a stream that broke the time to offer again; then the engine recomputes."""
         self._end_grace(transfer_id)
-        loop = asyncio.get_running_loop()
-        self._graces[transfer_id] = loop.call_later(RESUME_S, self._sender_left, transfer_id)
+        self._graces[transfer_id] = asyncio.get_running_loop().call_later(RESUME_S, self._sender_left, transfer_id)
 
     def _sender_left(self, transfer_id: str) -> None:
         del self._graces[transfer_id]
@@ -370,6 +369,7 @@ class Receiver:
         with self._lock:
             self._results.finished.add(request_id)
             self._results.bad_blocks.update(bad_blocks)
+            self._results.failed.update({request_id} if bad_blocks else ())
             self._ended.set()
 
     def _bury(self, transfer_id: str, reason: str) -> None:

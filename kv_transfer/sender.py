@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from core.errors import CorruptFrame, KVTransferError, PeerMismatch, StagingFull, TransferAborted
 from kv_transfer.digest import SendDigests
@@ -27,9 +27,14 @@ from kv_transfer.frames import (
     transfer_seed,
 )
 from kv_transfer.ledger import End, LeaseLedger, Side
+from kv_transfer.link_turns import LinkTurns
+from kv_transfer.overlap import Overlap
 from kv_transfer.send_queue import SendQueue
 from kv_transfer.staging import Segment, StagingPool
 from kv_transfer.transport import Outgoing
+
+if TYPE_CHECKING:
+    from kv_transfer.device_blocks import DeviceBuffer
 
 logger = logging.getLogger(__name__)
 GROUP_BYTES: Final = 256 << 10  # a layer of a short prompt waits for the next: sending one costs 0.4 ms of the core
@@ -62,21 +67,6 @@ class Ways(Protocol):
 
 
 @dataclass(slots=True)
-class Overlap:
-    """How much of the transfers was hidden behind the prefill that made them, summed over landed hand-overs."""
-
-    num_bytes: int = 0
-    hidden_bytes: int = 0  # had left when the last layer was computed
-    exposed_s: float = 0.0  # from the last layer computed to the decode side's word that all is in its cache
-
-    def add(self, num_bytes: int, hidden_bytes: int, completed_s: float) -> None:
-        """Count one hand-over that has just landed."""
-        self.num_bytes += num_bytes
-        self.hidden_bytes += hidden_bytes
-        self.exposed_s += time.monotonic() - completed_s
-
-
-@dataclass(slots=True)
 class _Handover:
     """One hand-over on its way out."""
 
@@ -84,6 +74,7 @@ class _Handover:
     request_id: str
     peer: str
     lease_s: float
+    due_s: float  # of the monotonic clock: when it must have landed for its request to keep its promise
     queue: SendQueue
     unannounced_bytes: int = 0  # staged since the KV thread was last woken
     complete: bool = False  # the engine put the last frame
@@ -120,6 +111,7 @@ class Sender:
         self._digests = digests
         self._open: dict[str, _Handover] = {}  # all and only unfinished sends, by transfer id
         self._tasks: set[asyncio.Task[None]] = set()  # all and only those that run
+        self._turns = LinkTurns()
         self.counts = {"sent": 0, "declined": 0, "failed": 0}
         self.bytes_sent = 0
         self.resumed = 0  # streams that went on with a hand-over whose stream had broken
@@ -132,8 +124,11 @@ class Sender:
 
     # Engine thread
 
-    def open(self, offer: Offer, *, request_id: str, peer: str, lease_s: float) -> None:
+    def open(self, offer: Offer, *, request_id: str, peer: str, lease_s: float, due_s: float | None = None) -> None:
         """Start a hand-over: the offer goes out while the first layer is still being computed.
+
+        On a link that is too short for all, those go first that are due first, at `due_s` of the monotonic clock;
+        by default as its lease ends.
 
         One that is open already goes on as it is: a prompt computed again after a preemption has the same blocks.
         """
@@ -141,7 +136,9 @@ class Sender:
             logger.warning("hand-over %s is under way already", offer.transfer_id)
             return
         queue = SendQueue(self._pool, seed=transfer_seed(offer.transfer_id), block_bytes=offer.block_bytes)
-        handover = _Handover(offer, request_id, peer, lease_s, queue)
+        handover = _Handover(
+            offer, request_id, peer, lease_s, time.monotonic() + lease_s if due_s is None else due_s, queue
+        )
         self._open[offer.transfer_id] = handover
         if self._digests is not None:
             self._digests.begin(offer.transfer_id, peer, offer.num_blocks)
@@ -167,14 +164,24 @@ class Sender:
         return segment
 
     def put(
-        self, transfer_id: str, segment: Segment, *, layer: int, first_block: int, num_blocks: int, header: bytes
+        self,
+        transfer_id: str,
+        segment: Segment,
+        *,
+        layer: int,
+        first_block: int,
+        num_blocks: int,
+        header: bytes,
+        device: DeviceBuffer | None = None,
     ) -> None:
-        """Hand a filled segment over, in the order of the frames; once for each that was taken."""
+        """Hand a segment over, filled or kept for what is on `device`, in the order of the frames; once for each."""
         handover = self._open.get(transfer_id)
         if handover is None:
             self._pool.give_back(segment)
             return
-        handover.queue.put(segment, layer=layer, first_block=first_block, num_blocks=num_blocks, header=header)
+        handover.queue.put(
+            segment, layer=layer, first_block=first_block, num_blocks=num_blocks, header=header, device=device
+        )
         handover.unannounced_bytes += segment.view.nbytes
         if handover.unannounced_bytes >= self._group_bytes:
             handover.unannounced_bytes = 0
@@ -234,6 +241,7 @@ class Sender:
         transfer_id = handover.offer.transfer_id
         lost: KVTransferError | None = None  # why the peer cannot know that the hand-over is over
         handover.running = True
+        self._turns.arrive(transfer_id, handover.due_s, handover.offer.num_bytes)
         try:
             if handover.problem is not None:
                 raise handover.problem
@@ -257,6 +265,7 @@ class Sender:
             handover.running = False
             self.counts[outcome] += 1
             self._open.pop(transfer_id, None)
+            self._turns.finish(transfer_id)
             handover.queue.close()
             if self._digests is not None:
                 self._digests.end(transfer_id, handover.peer, landed=outcome == "sent")
@@ -333,10 +342,12 @@ class Sender:
             complete = handover.complete  # read before the queue: the engine sets it after the last put
             batch = queue.take(_BATCH_BYTES)
             if batch:
-                began_s = time.monotonic()
-                await stream.write_blocks(batch)
-                handover.busy_s += time.monotonic() - began_s
-                self._note_sent(handover, sum(frame.payload.nbytes for frame in batch))
+                num_bytes = sum(frame.payload.nbytes for frame in batch)
+                async with self._turns.turn(handover.offer.transfer_id, num_bytes):
+                    began_s = time.monotonic()
+                    await stream.write_blocks(batch)
+                    handover.busy_s += time.monotonic() - began_s
+                self._note_sent(handover, num_bytes)
             elif complete:
                 await stream.write(self._last_frame(handover))
                 handover.ended_s = time.monotonic()

@@ -25,14 +25,16 @@ class Header(_message.Message):
     def __init__(self, name: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
 
 class Handover(_message.Message):
-    __slots__ = ("transfer_id", "kv_address", "lease_s")
+    __slots__ = ("transfer_id", "kv_address", "lease_s", "due_in_s")
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     KV_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
+    DUE_IN_S_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
     kv_address: str
     lease_s: float
-    def __init__(self, transfer_id: _Optional[str] = ..., kv_address: _Optional[str] = ..., lease_s: _Optional[float] = ...) -> None: ...
+    due_in_s: float
+    def __init__(self, transfer_id: _Optional[str] = ..., kv_address: _Optional[str] = ..., lease_s: _Optional[float] = ..., due_in_s: _Optional[float] = ...) -> None: ...
 
 class Submit(_message.Message):
     __slots__ = ("call_id", "request_id", "leg", "method", "path", "headers", "body", "handover", "slack_s", "prompt_tokens")

@@ -181,10 +181,12 @@ class PlanConfig(Section):
 class KVConfig(Section):
     """How KV blocks are handed over from prefill to decode."""
 
-    transport: Literal["auto", "shm", "tcp", "grpc"] = Field(
+    transport: Literal["auto", "nccl", "shm", "nixl", "tcp", "grpc", "none"] = Field(
         default="auto",
         description="how the bytes travel; auto: the one that is measured fastest of those that both ends can do, for "
-        "each pair; a named one is all that is used, save that a hand-over it failed in goes on over grpc",
+        "each pair; a named one is all that is used, save that a hand-over it failed in goes on over grpc; nccl and "
+        "nixl are not seen on a GPU yet; none: nothing is handed over, for models that cannot be, and without prefill "
+        "workers",
     )
     lease_s: float = Field(
         default=30.0, gt=0.1, le=3600, description="how long either side holds blocks for one hand-over"

@@ -15,9 +15,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from core.component_tls import ComponentTLS
+from kv_transfer.collective_transport import CollectiveTransport
 from kv_transfer.frames import blocks_header
 from kv_transfer.grpc_transport import GrpcTransport
+from kv_transfer.nixl_agent import missing_nixl
+from kv_transfer.nixl_transport import NixlTransport
 from kv_transfer.shm_transport import SCHEME, ShmTransport
 from kv_transfer.staging import StagingPool
 from kv_transfer.tcp_transport import TcpTransport
@@ -51,6 +56,7 @@ class Case:
 
     make: Callable[[str, StagingPool], Transport]
     dial: Callable[[str], socket.socket] = dial_tcp
+    missing: str | None = None  # why it cannot be tested here
 
 
 async def _no_control(verb: str, arguments: dict[str, str]) -> dict[str, object]:
@@ -74,7 +80,13 @@ TRANSPORTS = {
     "grpc": Case(lambda token, _: GrpcTransport(_no_control, token=token)),
     "grpc-tls": Case(lambda token, _: GrpcTransport(_no_control, token=token, tls=_certificates())),
     "shm": Case(lambda token, staging: ShmTransport(token, staging, Path(tempfile.gettempdir())), dial_unix),
+    "gloo": Case(lambda token, _: CollectiveTransport("gloo", token)),
+    "nixl": Case(lambda token, staging: NixlTransport(token, staging), missing=missing_nixl()),
 }
+CASES = [
+    pytest.param(name, marks=pytest.mark.skipif(case.missing is not None, reason=str(case.missing)))
+    for name, case in TRANSPORTS.items()
+]
 
 
 def stage(pool: StagingPool, payload: bytes, *, layer: int = 0) -> StagedFrame:
