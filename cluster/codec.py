@@ -25,6 +25,7 @@ from core.types import (
     LegFacts,
     LegOrder,
     Membership,
+    Quarantined,
     Role,
     WorkerHello,
     WorkerRecord,
@@ -129,6 +130,8 @@ class SubmitEncoder:
             ticket.transfer_id = handover.transfer_id
             ticket.kv_address = handover.kv_address
             ticket.lease_s = handover.lease_s
+            if handover.due_in_s is not None:
+                ticket.due_in_s = handover.due_in_s
 
     def encode(self, call_id: int, leg: Leg) -> bytes:
         """Write the command that submits one leg."""
@@ -150,7 +153,8 @@ def submission_from_pb(submit: pb.Submit) -> Submission:
     handover = None
     if submit.HasField("handover"):
         ticket = submit.handover
-        handover = Handover(ticket.transfer_id, ticket.kv_address, ticket.lease_s)
+        due_in_s = ticket.due_in_s if ticket.HasField("due_in_s") else None
+        handover = Handover(ticket.transfer_id, ticket.kv_address, ticket.lease_s, due_in_s)
     call = HttpCall(
         submit.request_id,
         submit.method,
@@ -261,6 +265,10 @@ def state_to_pb(value: WorkerState) -> pb.WorkerState:
         draining=value.draining,
         step_prompt_tokens=value.step_prompt_tokens,
         step_seqs=value.step_seqs,
+        quarantined=[
+            pb.Quarantined(worker_id=q.worker_id, epoch=q.epoch, times=q.times, left_s=q.left_s, reason=q.reason)
+            for q in value.quarantined
+        ],
     )
 
 
@@ -275,6 +283,7 @@ def state_from_pb(message: pb.WorkerState) -> WorkerState:
         message.draining,
         message.step_prompt_tokens,
         message.step_seqs,
+        tuple(Quarantined(q.worker_id, q.epoch, q.times, q.left_s, q.reason) for q in message.quarantined),
     )
 
 
@@ -286,6 +295,8 @@ def facts_to_pb(value: LegFacts) -> pb.LegFacts:
         received_tokens=value.received_tokens,
         queued_s=value.queued_s,
         prefill_s=value.prefill_s,
+        blocks_s=value.blocks_s,
+        landed_s=value.landed_s,
     )
 
 
@@ -297,6 +308,8 @@ def facts_from_pb(message: pb.LegFacts) -> LegFacts:
         message.received_tokens,
         message.queued_s,
         message.prefill_s,
+        message.blocks_s,
+        message.landed_s,
     )
 
 

@@ -17,7 +17,9 @@ from typing import Any, Final
 from cluster.cluster_status import MemberStatus
 from cluster.commands import NOT_SERVING, OK, controller_status
 from cluster.console import Console
-from cluster.kv_diagnosis import RankAnswer, findings, page
+from cluster.front import front_of
+from cluster.kv_diagnosis import RankAnswer, findings, of_self_tests, page
+from cluster.router_probe import ask_pairs
 from cluster.state import StateDir
 from core.component_tls import ComponentTLS, tls_from_json
 from core.errors import BatonError, StartFailed
@@ -44,6 +46,8 @@ def run(*, as_json: bool) -> int:
     run_dir = Path(record.run_dir)
     answers = asyncio.run(ask(members, read_token(run_dir), read_tls(run_dir)))
     found = findings(answers)
+    if record.url:
+        found += of_self_tests(ask_pairs(front_of(record.url, run_dir)))
     console.block(page(answers, found))
     console.result(
         {

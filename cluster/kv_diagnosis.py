@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from cluster.cluster_status import MemberStatus
 from cluster.console import table
+from core.policy.pair_trust import PairReport, Trust
 from core.types import Role
 
 LATE_S: Final = 1.0  # beyond its deadline by which a lease that is still open is a fault: expiry runs on a busy thread
@@ -47,7 +48,7 @@ def findings(answers: Sequence[RankAnswer]) -> list[Finding]:
         found += _of_member(answer)
         if answer.stats is not None:
             found += [*_of_ledger(answer, answer.stats), *_of_leases(answer, answer.stats)]
-            found += _of_ways(answer, answer.stats, names)
+            found += [*_of_ways(answer, answer.stats, names), *_of_quarantine(answer, answer.stats)]
     return [*found, *_of_pairs([answer.member for answer in answers])]
 
 
@@ -99,6 +100,16 @@ def _of_ways(answer: RankAnswer, stats: Mapping[str, Any], names: Mapping[str, s
             yield Finding(pair, "no transport works, so decode computes these prompts itself", remedy)
 
 
+def _of_quarantine(answer: RankAnswer, stats: Mapping[str, Any]) -> Iterator[Finding]:
+    for sender in stats.get("quarantined", ()):
+        what = f"decode takes no KV of it for {sender['left_s']:.0f} s more: {sender['reason']}"
+        remedy = (
+            f"{answer.member.name} computes these prompts itself; check memory and drivers of both machines, and the "
+            f"log {answer.member.log_path}"
+        )
+        yield Finding(f"{sender['worker_id']} -> {answer.member.name}", what, remedy)
+
+
 def _of_pairs(members: Sequence[MemberStatus]) -> Iterator[Finding]:
     """Report prefill and decode workers that differ, once for each two kinds of them."""
     kinds: dict[tuple[str, str], list[tuple[MemberStatus, MemberStatus]]] = {}
@@ -115,6 +126,19 @@ def _of_pairs(members: Sequence[MemberStatus]) -> Iterator[Finding]:
         prefills, decodes = (sorted({pair[side].name for pair in pairs}) for side in (0, 1))
         subject = f"{', '.join(prefills)} and {', '.join(decodes)}"
         yield Finding(subject, f"they are never paired, for they differ in {values}", "start both with the same")
+
+
+def of_self_tests(pairs: Sequence[PairReport]) -> list[Finding]:
+    """Report pairs that a router does not use because their self-test failed; quarantine the decode worker tells."""
+    return [
+        Finding(
+            f"{pair.prefill} -> {pair.decode}",
+            f"they are not paired: {pair.reason}",
+            f"it is tested again in {pair.retry_in_s:.0f} s; until then {pair.decode} computes these prompts itself",
+        )
+        for pair in pairs
+        if pair.trust is Trust.FAILED
+    ]
 
 
 def _of_role(members: Sequence[MemberStatus], role: Role) -> list[MemberStatus]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.placement import GPU_KIND, Node
@@ -65,6 +66,15 @@ def check_event_log(config: BatonConfig) -> None:
                 )
         elif os.path.isdir(given) or not os.access(os.path.dirname(given), os.W_OK):
             raise ConfigError(f"router.{key}: {given} cannot be written; name a file in a folder that exists")
+
+
+def check_transport(config: BatonConfig, nodes: Sequence[Node]) -> None:
+    """Raise ConfigError when KV is to go from GPU to GPU and no node has one."""
+    if config.kv.transport == "nccl" and not any(node.total.get("GPU") for node in nodes):
+        raise ConfigError(
+            "kv.transport: nccl moves KV from GPU to GPU, and no node has a GPU; set kv.transport to auto, which takes "
+            "what is fastest here"
+        )
 
 
 def check_policy(config: BatonConfig, base: Path) -> None:

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 from cluster.console import PredictionReport, PromiseReport, RouterLoad, RouterReport
 from cluster.front import Front
 from core.errors import BatonError, SLOInfeasible, StartFailed
+from core.policy.pair_trust import PairReport, Trust
 
 ASK_S = 5.0
 POLL_S = 0.1
@@ -66,6 +67,18 @@ def _promises(answer: bytes) -> tuple[PromiseReport, ...]:
         )
         for found in json.loads(answer)["classes"]
     )
+
+
+def ask_pairs(front: Front) -> tuple[PairReport, ...]:
+    """Ask which pairs of workers get no requests together, and why; nothing of a router that does not answer."""
+    try:
+        _, answer = _ask(front, "GET", "/status", None, ASK_S)
+        return tuple(
+            PairReport(p["prefill"], p["decode"], Trust(p["state"]), p["reason"], p["retry_in_s"])
+            for p in json.loads(answer)["other_pairs"]
+        )
+    except (OSError, http.client.HTTPException, ValueError, KeyError):
+        return ()
 
 
 def ask_explanation(front: Front, request_id: str) -> bytes:

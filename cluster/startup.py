@@ -103,6 +103,7 @@ class Startup:
 
         Raises ConfigError.
         """
+        preflight.check_transport(self._config, nodes)
         if self._config.pools == "auto":
             found = describe_inventory(take_inventory(nodes), cpus_per_worker=self._config.plan.cpus)
             self._console.stage("plan", f"pools for {found}")

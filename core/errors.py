@@ -27,6 +27,7 @@
         ├── TransferTimeout          the peer did not answer in time
         ├── TransferAborted          cancelled by one side
         ├── CorruptFrame             checksum or frame layout wrong
+        ├── DigestMismatch           what landed is not what the prefill side had
         └── StagingFull              no staging memory left
 
 `name` is stable: clients, metrics and logs use it. `retriable` says whether the same request may be tried on
@@ -222,6 +223,12 @@ class CorruptFrame(KVTransferError):
     """A frame's checksum or layout is wrong."""
 
     name = "kv_corrupt_frame"
+
+
+class DigestMismatch(KVTransferError):
+    """The blocks that landed are not those of the prefill side's cache, although every frame was right."""
+
+    name = "kv_digest_mismatch"
 
 
 class StagingFull(KVTransferError):

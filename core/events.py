@@ -39,7 +39,8 @@ from core.types import (
 )
 
 FORMAT: Final = 2
-_STATE_FIELDS: Final = tuple(WorkerState.__dataclass_fields__)
+# Whose KV a worker does not take is no load: it shows in who a request must not go to.
+_STATE_FIELDS: Final = tuple(name for name in WorkerState.__dataclass_fields__ if name != "quarantined")
 _OWN_FIELDS: Final = (
     "inflight_requests",
     "inflight_prompt_tokens",

@@ -47,6 +47,7 @@ class RouterSpec:
     record: str = ""  # file, from run_dir; empty: none
     record_bytes: int = 64 << 20
     lease_s: float = 30.0
+    self_test: bool = False  # pairs take requests once they have answered as their decode worker alone does
     max_body_bytes: int = 16 << 20
     max_concurrent_requests: int = 4096
     request_timeout_s: float = 600.0
@@ -100,6 +101,7 @@ class RouterSpec:
             record=config.router.record or "",
             record_bytes=int(config.router.record_mb * (1 << 20)),
             lease_s=config.kv.lease_s,
+            self_test=config.kv.self_test,
             max_body_bytes=int(config.router.max_body_mb * (1 << 20)),
             max_concurrent_requests=config.router.max_concurrent_requests,
             request_timeout_s=config.router.request_timeout_s,

@@ -81,6 +81,17 @@ class WorkerHello:
 
 
 @dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A prefill worker of which a decode worker takes no KV for a while."""
+
+    worker_id: str
+    epoch: int
+    times: int  # how often it was, the present one included; with another number it begins anew
+    left_s: float  # how long it was to be, when this was said
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerState:
     """A worker's load at the end of its latest engine step."""
 
@@ -92,6 +103,7 @@ class WorkerState:
     draining: bool = False
     step_prompt_tokens: int = 0  # computed in that step
     step_seqs: int = 0  # sequences that got a token from it
+    quarantined: tuple[Quarantined, ...] = ()  # of which it takes no KV
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +123,8 @@ class LegFacts:
     received_tokens: int = 0  # of the prompt, handed over by a prefill worker
     queued_s: float = 0.0  # from the engine's taking the leg to its first step
     prefill_s: float = 0.0  # from there to its first token
-    blocks_s: float = 0.0  # from taking the leg until it had the blocks for a hand-over
-    landed_s: float = 0.0  # from taking the leg until the last of the hand-over was in them
+    blocks_s: float = 0.0  # from the engine's taking the leg until it had the blocks for a hand-over
+    landed_s: float = 0.0  # from there until the last of the hand-over was in them and the scheduler knew; 0: none was
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,3 +264,4 @@ class Handover:
     transfer_id: str
     kv_address: str  # where the decode engine receives
     lease_s: float  # how long either side holds blocks for it
+    due_in_s: float | None = None  # until its request's first token is due; None: nobody waits for it

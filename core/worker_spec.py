@@ -42,6 +42,7 @@ class KVSpec:
     transport: str = "auto"  # as `kv.transport`, or "none": this worker hands nothing over
     lease_s: float = 30.0
     staging_bytes: int = 1 << 30
+    verify_share: float = 0.0  # of hand-overs whose blocks are digested end to end; 0: none
     port: int = 0  # 0: any free port
     faults: tuple[tuple[str, str], ...] = ()  # fault injection for tests: see kv_transfer.faults
 

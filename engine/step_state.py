@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from core.types import WorkerState
+from core.types import Quarantined, WorkerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,12 @@ class StepState:
         """Take the number of usable KV blocks, once known."""
         self._state = replace(self._state, kv_blocks_total=total)
 
+    def set_quarantined(self, quarantined: tuple[Quarantined, ...]) -> None:
+        """Take whose KV the engine does not take, and tell the callbacks."""
+        self._state = replace(self._state, quarantined=quarantined)
+        for callback in self._callbacks:
+            callback()
+
     def get(self) -> WorkerState:
         """Return the state at the end of the latest step."""
         return self._state
@@ -72,6 +78,7 @@ class StepState:
             step_s=latest.seconds,
             step_prompt_tokens=latest.prompt_tokens,
             step_seqs=latest.seqs,
+            quarantined=old.quarantined,
         )
         if figures.report is not None or figures.made_tokens or self._state != old:
             for callback in self._callbacks:

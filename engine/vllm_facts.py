@@ -15,9 +15,11 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 from core.types import LegFacts
+from kv_transfer.receive_times import read_times
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,8 @@ class FactsReader:
         # All and only the requests of watched calls that have no token yet, by the engine's own name: call, vLLM's
         # state of the request, and when it was given to the engine.
         self._awaited: dict[str, tuple[WatchedCall, Any, float]] = {}
+        # All and only those that have one, of KV that was handed over, and that have not ended.
+        self._received: dict[str, tuple[WatchedCall, float]] = {}
         self._add, self._process = processor.add_request, processor.process_outputs
         processor.add_request, processor.process_outputs = self._add_request, self._process_outputs
 
@@ -55,6 +59,7 @@ class FactsReader:
             self._call.reset(token)
             for name in call.names:
                 self._awaited.pop(name, None)
+                self._received.pop(name, None)
 
     def _add_request(self, request: Any, *args: Any, **kwargs: Any) -> None:
         self._add(request, *args, **kwargs)
@@ -73,10 +78,15 @@ class FactsReader:
             self._awaited.pop(call.names[0], None)
 
     def _process_outputs(self, outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        last = [output for output in outputs if getattr(output, "kv_transfer_params", None) is not None]
+        received = [(output.request_id, times) for output in last if (times := read_times(output.kv_transfer_params))]
+        for output in last:
+            output.kv_transfer_params = None  # of no concern to the client, whom vLLM would tell
         processed = self._process(outputs, *args, **kwargs)
-        if self._awaited:
+        if self._awaited or received:
             try:
                 self._take_first_tokens(outputs)
+                self._take_times(received)
             except Exception:  # the boundary between measuring and serving
                 logger.exception("first tokens are not measured")
         return processed
@@ -86,6 +96,16 @@ class FactsReader:
             if (awaited := self._awaited.pop(output.request_id, None)) is not None:
                 call, state, given_s = awaited
                 call.facts = facts_of(output, state, given_s)
+                if call.facts is not None and call.facts.received_tokens:
+                    self._received[output.request_id] = call, given_s
+
+    def _take_times(self, received: Sequence[tuple[str, tuple[float, float]]]) -> None:
+        for name, (blocks_s, landed_s) in received:
+            call, given_s = self._received.pop(name, (None, 0.0))
+            if call is not None and call.facts is not None:
+                call.facts = replace(
+                    call.facts, blocks_s=max(0.0, blocks_s - given_s), landed_s=max(0.0, landed_s - given_s)
+                )
 
 
 def facts_of(output: Any, state: Any, given_s: float) -> LegFacts | None:

@@ -55,6 +55,7 @@ def connector_config(spec: WorkerSpec) -> dict[str, object]:
         "transport": spec.kv.transport,
         "lease_s": spec.kv.lease_s,
         "staging_bytes": spec.kv.staging_bytes,
+        "verify_share": spec.kv.verify_share,
         "token": spec.token,
         "tls": asdict(spec.tls) if spec.tls else None,
         "fingerprint": fingerprint,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.step_state import StepFigures, StepReport, StepState
 
@@ -60,6 +60,8 @@ def stat_logger_factory(state: StepState) -> Callable[[VllmConfig, int], StatLog
             engine_idx: int = 0,
         ) -> None:
             if scheduler_stats is not None:
+                if carried := getattr(scheduler_stats, "kv_connector_stats", None):
+                    _take_quarantine(state, carried)
                 state.observe(figures_of(scheduler_stats, made_tokens=iteration_stats is not None), time.monotonic())
 
         def log_engine_initialized(self) -> None:
@@ -69,6 +71,14 @@ def stat_logger_factory(state: StepState) -> Callable[[VllmConfig, int], StatLog
         return StepLogger(vllm_config, engine_index)
 
     return make
+
+
+def _take_quarantine(state: StepState, carried: Mapping[str, Any]) -> None:
+    from kv_transfer.quarantine import read_quarantined
+
+    quarantined = read_quarantined(carried)
+    if quarantined is not None:
+        state.set_quarantined(quarantined)
 
 
 def figures_of(stats: SchedulerStats, *, made_tokens: bool) -> StepFigures:

@@ -12,14 +12,15 @@ import torch
 
 from core.errors import PeerMismatch
 from kv_transfer.copying import copy_hashed
+from kv_transfer.device_blocks import DeviceBlocks
 from kv_transfer.frames import Digest
 
 
 class BlockIO:
     """Copies blocks out of and into the paged cache of one engine rank."""
 
-    def __init__(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
-        """Take the cache tensors by layer name, in layer order.
+    def __init__(self, kv_caches: Mapping[str, torch.Tensor], *, by_device: bool = False) -> None:
+        """Take the cache tensors by layer name, in layer order; `by_device` treats a CPU as a device of its own.
 
         Raises PeerMismatch when layers differ in shape (several KV groups are not supported) or a block is not
         contiguous.
@@ -40,9 +41,17 @@ class BlockIO:
         self._rows = [cache.view(self.num_blocks, -1).view(torch.uint8) for cache in kv_caches.values()]
         self.block_bytes = self._rows[0].shape[1]
         self._on_host = first.device.type == "cpu"
+        self.device_name = str(first.device)
+        # For transports between devices; None where the host reads and writes the cache itself.
+        self.device = None if self._on_host and not by_device else DeviceBlocks(self._rows)
         self._host_views = [memoryview(rows.view(-1).numpy()) for rows in self._rows] if self._on_host else []
         # Copies on a GPU run beside the forward pass; created where they are used, from the KV thread.
         self._stream: torch.cuda.Stream | None = None if self._on_host else torch.cuda.Stream(first.device)
+
+    @property
+    def host_memory(self) -> Sequence[memoryview]:
+        """The cache, layer by layer, where the host reads and writes it."""
+        return self._host_views
 
     def gather_into(self, layer: int, block_ids: Sequence[int], view: memoryview, digest: Digest | None = None) -> None:
         """Copy blocks of one layer to `view`, back to back, and feed them to `digest`; they are there on return.

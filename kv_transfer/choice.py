@@ -20,7 +20,7 @@ from typing import Final
 
 AUTO: Final = "auto"
 FALL_BACK: Final = "grpc"  # what a hand-over goes on with when the named transport failed in it
-PREFERENCE: Final = ("shm", "tcp", "grpc")  # of those that are not measured, by the bench of the peers
+PREFERENCE: Final = ("nccl", "shm", "nixl", "tcp", "grpc")  # of those that are not measured, by the bench of the peers
 LARGE_BYTES: Final = 1 << 20  # below, the fixed cost of a hand-over outweighs its bytes
 WINDOW: Final = 9  # measures that count: the median holds against 4 that are off
 TRIALS: Final = 3  # of a transport that is new, before it is left to the retries; WINDOW when it may be faster

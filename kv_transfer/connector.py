@@ -7,8 +7,9 @@ serves every role. Written against vLLM 0.24-0.33 (base class kv_connector/v1/ba
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,28 +18,34 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
     KVConnectorRole,
 )
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
 
 from core.component_tls import tls_from_json
 from core.engine import RESUMED_TOKENS
+from core.errors import ConfigError
+from core.types import Quarantined
 from kv_transfer.block_io import BlockIO
 from kv_transfer.endpoint import EndpointConfig, KVEndpoint
 from kv_transfer.faults import SendFaults
 from kv_transfer.frames import Offer
 from kv_transfer.plan import (
     HandoverPlanner,
-    ReceiveParams,
-    SendParams,
     SendRange,
     StepPlan,
     prompt_digest,
 )
+from kv_transfer.quarantine import QUARANTINED
+from kv_transfer.receive_times import ReceiveTimes
+from kv_transfer.request_params import receive_params, send_params
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
     from vllm.forward_context import ForwardContext
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
 # vLLM's engine steps every millisecond while all it has is requests that wait for KV; each such step wakes the worker's
@@ -54,6 +61,34 @@ class BatonMetadata(KVConnectorMetadata):
     plan: StepPlan
 
 
+@dataclass
+class BatonStats(KVConnectorStats):
+    """Whose KV a rank does not take, carried to the front with the statistics of a step; vLLM's log has none of it."""
+
+    @classmethod
+    def of(cls, quarantined: Sequence[Quarantined]) -> BatonStats:
+        """Make it of all who are left out; an empty list says that nobody is any more."""
+        return cls({QUARANTINED: [asdict(sender) for sender in quarantined]})
+
+    def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
+        """Join two ranks' lists."""
+        known = self.data.setdefault(QUARANTINED, [])
+        known += [sender for sender in other.data.get(QUARANTINED, ()) if sender not in known]
+        return self
+
+    def reduce(self) -> dict[str, int | float]:
+        """Give vLLM's log nothing: what this says is in Baton's own."""
+        return {}
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.data.clear()
+
+    def is_empty(self) -> bool:
+        """Tell whether there is nothing to carry."""
+        return QUARANTINED not in self.data
+
+
 class BatonConnector(KVConnectorBase_V1):
     """Streams whole KV blocks between engines, layer by layer."""
 
@@ -63,8 +98,11 @@ class BatonConnector(KVConnectorBase_V1):
         self._planner: HandoverPlanner | None = None
         self._worker: _WorkerHalf | None = None
         self._rank: int = vllm_config.parallel_config.rank
+        _check_one_group(kv_cache_config)
+        self._is_windowed = _is_windowed(kv_cache_config)
         if role is KVConnectorRole.SCHEDULER:
             self._planner = HandoverPlanner(block_size=vllm_config.cache_config.block_size)
+        self._times = ReceiveTimes(time.monotonic)
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -80,7 +118,7 @@ class BatonConnector(KVConnectorBase_V1):
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         """Say how many prompt tokens will come from the prefill side; pure, may be called in every step."""
-        params = _receive_params(request)
+        params = receive_params(request.kv_transfer_params)
         if params is None or request.prompt_token_ids is None:
             return 0, False
         count = self._scheduler.external_tokens(
@@ -94,8 +132,9 @@ class BatonConnector(KVConnectorBase_V1):
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         """Note the blocks that were reserved for a request, before anything is computed or received."""
         planner = self._scheduler
-        receive = _receive_params(request)
+        receive = receive_params(request.kv_transfer_params)
         if receive is not None and num_external_tokens > 0:
+            self._times.had_blocks(request.request_id)
             planner.open_receive(
                 request.request_id,
                 receive,
@@ -106,7 +145,7 @@ class BatonConnector(KVConnectorBase_V1):
             )
         elif receive is not None:
             planner.refuse_receive(request.request_id, receive)
-        send = _send_params(request)
+        send = send_params(request.kv_transfer_params)
         if send is not None and request.prompt_token_ids is not None:
             planner.open_send(
                 request.request_id,
@@ -135,7 +174,11 @@ class BatonConnector(KVConnectorBase_V1):
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """Give up what the request still had open; its blocks need no delay, they were copied out or written."""
         self._scheduler.finish(request.request_id)
-        return False, None
+        return False, self._times.take(request.request_id)
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        """Note which hand-overs have ended."""
+        self._times.landed(connector_output.finished_recving or ())
 
     @property
     def _scheduler(self) -> HandoverPlanner:
@@ -177,9 +220,30 @@ class BatonConnector(KVConnectorBase_V1):
             return None, None
         return None, self._worker.take_finished() or None
 
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        """Report requests whose hand-over ended, and which of them lack KV; vLLM 0.30 and later ask so."""
+        results = super().get_transfer_results(finished_req_ids)
+        if self._is_windowed and self._worker is not None:
+            results.failed_recving = self._worker.failed
+        return results
+
     def get_block_ids_with_load_errors(self) -> set[int]:
-        """Report blocks the engine must compute itself."""
-        return self._worker.take_bad_blocks() if self._worker is not None else set()
+        """Report blocks the engine must compute itself.
+
+        A sliding window has given the blocks before them away, so that nothing can be computed from them on: such a
+        request is told of as a whole, by `get_transfer_results`, and computes all of its prompt.
+        """
+        bad = self._worker.take_bad_blocks() if self._worker is not None else set()
+        return set() if self._is_windowed else bad
+
+    def get_kv_connector_stats(self) -> BatonStats | None:
+        """Report whose KV is not taken, when that has changed."""
+        return self._worker.take_stats() if self._worker is not None else None
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> BatonStats:
+        """Make what vLLM's own loggers collect."""
+        return BatonStats(data or {})
 
     def shutdown(self) -> None:
         """Stop the KV thread."""
@@ -204,6 +268,7 @@ class _WorkerHalf:
             lease_s=float(extra.get("lease_s", 30.0)),
             staging_bytes=int(extra.get("staging_bytes", 1 << 30)),
             transport=str(extra.get("transport", "auto")),
+            verify_share=float(extra.get("verify_share", 0.0)),
         )
         self._rank = rank
         self._io = BlockIO(kv_caches)
@@ -211,6 +276,8 @@ class _WorkerHalf:
         self._ranges: tuple[SendRange, ...] = ()
         self._computes = False
         self._bad_blocks: set[int] = set()
+        self._told: tuple[tuple[str, int, int], ...] = ()  # who is left out, as the front was told last
+        self._failed: set[str] = set()
         self.endpoint = KVEndpoint(config, self._io, SendFaults.parse(dict(extra.get("faults") or {})))
         self.endpoint.start()
 
@@ -247,6 +314,7 @@ class _WorkerHalf:
                 request_id=send.request_id,
                 peer=peers[self._rank % len(peers)],
                 lease_s=send.params.lease_s,
+                due_s=send.params.due_s,
             )
 
     def save_layer(self, layer_name: str) -> None:
@@ -261,7 +329,7 @@ class _WorkerHalf:
             self.endpoint.stage(part.transfer_id, layer, first, ids, self._faulty.get(part.transfer_id))
 
     def end_step(self) -> None:
-        self.endpoint.flush()
+        self.endpoint.end_step()
         for part in self._ranges:
             if part.last:
                 self.endpoint.finish(part.transfer_id)
@@ -273,25 +341,47 @@ class _WorkerHalf:
             self.endpoint.wait_results(_IDLE_WAIT_S)
         results = self.endpoint.take_results()
         self._bad_blocks |= results.bad_blocks
+        self._failed = results.failed  # of this step
         return results.finished
+
+    def take_stats(self) -> BatonStats | None:
+        """Tell of the quarantine when somebody came into it, or left."""
+        left_out = self.endpoint.receiver.quarantine.report()
+        keys = tuple((sender.worker_id, sender.epoch, sender.times) for sender in left_out)
+        if keys == self._told:
+            return None
+        self._told = keys
+        return BatonStats.of(left_out)
+
+    @property
+    def failed(self) -> set[str]:
+        """Of the requests that `take_finished` last returned, those that lack KV."""
+        return self._failed
 
     def take_bad_blocks(self) -> set[int]:
         bad, self._bad_blocks = self._bad_blocks, set()
         return bad
 
 
-def _receive_params(request: Request) -> ReceiveParams | None:
-    params = request.kv_transfer_params
-    if not params or not params.get("do_remote_prefill"):
-        return None
-    return ReceiveParams(str(params["transfer_id"]), float(params["lease_s"]))
+def _check_one_group(kv_cache_config: KVCacheConfig) -> None:
+    """Raise ConfigError for a model whose layers are in several KV groups.
+
+    vLLM makes one of them for a connector that knows of one, where it can: layers with a sliding window then keep all
+    of the context, beside those that need it.
+    """
+    count = len(kv_cache_config.kv_cache_groups)
+    if count > 1:
+        raise ConfigError(
+            f"kv: this model has {count} KV cache groups, and a hand-over carries one: serve it by decode workers "
+            "alone, with kv.transport: none and pools.prefill.replicas: 0"
+        )
 
 
-def _send_params(request: Request) -> SendParams | None:
-    params = request.kv_transfer_params
-    if not params or not params.get("do_remote_decode"):
-        return None
-    return SendParams(str(params["transfer_id"]), str(params["peer"]), float(params["lease_s"]))
+def _is_windowed(kv_cache_config: KVCacheConfig) -> bool:
+    """Whether every layer has a sliding window, so that vLLM gives blocks away that lie before it."""
+    from vllm.v1.kv_cache_interface import SlidingWindowSpec
+
+    return any(isinstance(group.kv_cache_spec, SlidingWindowSpec) for group in kv_cache_config.kv_cache_groups)
 
 
 def _digest(request: Request) -> str:

@@ -11,7 +11,8 @@ from core.cluster_token import token_metadata
 from core.component_tls import ComponentTLS
 from core.errors import Unauthorized
 from kv_transfer.grpc_credentials import open_channel
-from kv_transfer.grpc_transport import CONTROL_TIMEOUT_S, OPTIONS, SERVICE, control_request, translate
+from kv_transfer.grpc_stream import translate
+from kv_transfer.grpc_transport import CONTROL_TIMEOUT_S, OPTIONS, SERVICE, control_request
 
 
 class KVControlClient:

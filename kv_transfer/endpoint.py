@@ -20,10 +20,13 @@ from core.component_tls import ComponentTLS
 from core.errors import ConfigError, StartFailed
 from kv_transfer.block_io import BlockIO
 from kv_transfer.choice import AUTO
+from kv_transfer.device_blocks import DeviceBlocks
+from kv_transfer.digest import SendDigests
 from kv_transfer.faults import SendFaults
-from kv_transfer.frames import MAX_ID_CHARS
+from kv_transfer.frames import MAX_ID_CHARS, place_header, place_of, transfer_seed
 from kv_transfer.grpc_transport import NAME as GRPC
 from kv_transfer.grpc_transport import GrpcTransport
+from kv_transfer.host_copies import HostCopies
 from kv_transfer.landing import ACK_BYTES
 from kv_transfer.ledger import LeaseLedger
 from kv_transfer.measured_ways import MeasuredWays
@@ -33,7 +36,7 @@ from kv_transfer.sender import Sender
 from kv_transfer.stager import GROUP_BYTES, Stager
 from kv_transfer.staging import StagingPool
 from kv_transfer.transport import Transport
-from kv_transfer.ways import PeerTransports, TransportContext, host_identity, make_transports
+from kv_transfer.ways import DEVICE_TRANSPORTS, PeerTransports, TransportContext, host_identity, make_transports
 
 logger = logging.getLogger(__name__)
 _START_TIMEOUT_S = 30.0
@@ -55,6 +58,7 @@ class EndpointConfig:
     group_bytes: int = GROUP_BYTES
     ack_bytes: int = ACK_BYTES
     transport: str = AUTO  # as kv.transport names it
+    verify_share: float = 0.0  # of hand-overs whose blocks are digested end to end; 0: none
     tls: ComponentTLS | None = None  # between components; None: the token only
 
 
@@ -84,9 +88,16 @@ class KVEndpoint:
         self._loop = asyncio.new_event_loop()
         self._pool = StagingPool(config.staging_bytes)
         self._grpc = GrpcTransport(self._control, token=config.token, port=config.port, tls=config.tls)
-        context = TransportContext(config.token, self._pool, Path(config.endpoint_file).parent)
+        context = TransportContext(
+            config.token, self._pool, Path(config.endpoint_file).parent, io.device_name, io.host_memory
+        )
         made = make_transports(config.transport, self._grpc, context, encrypted=config.tls is not None)
+        # Between devices where a transport can, and then through the host only for a transport that cannot.
+        self._device = io.device if DEVICE_TRANSPORTS & {transport.name for transport in made} else None
+        if self._device is not None:
+            made = [each if each.name in DEVICE_TRANSPORTS else HostCopies(each) for each in made]
         self._transports = [wrap(transport) for transport in made]
+        self.digests = SendDigests(io, share=config.verify_share)
         self._addresses: dict[str, str] = {}  # all and only transports that listen
         self._ways = MeasuredWays(self._transports, self._ask, host=host_identity(), transport=config.transport)
         self.sender = Sender(
@@ -95,6 +106,7 @@ class KVEndpoint:
             self._grpc.refuse,
             ledger=self.ledger,
             pool=self._pool,
+            digests=self.digests,
         )
         self._stager = Stager(io, self.sender, config.group_bytes)
         self._thread = threading.Thread(target=self._run, name="baton-kv", daemon=True)
@@ -117,22 +129,58 @@ class KVEndpoint:
 
     def expect(self, opened: ReceiveOpen) -> None:
         """Register reserved blocks."""
+        if self.io.device is not None:
+            self.io.device.reserve()
         self._loop.call_soon_threadsafe(self.receiver.expect, opened)
 
     def stage(
         self, transfer_id: str, layer: int, first_block: int, block_ids: Sequence[int], faults: SendFaults | None = None
     ) -> None:
         """Copy blocks of one layer out of the cache for a hand-over; they are the caller's again on return."""
-        self._stager.stage(transfer_id, layer, first_block, block_ids, faults)
-
-    def flush(self) -> None:
-        """Let everything leave that was staged; at the end of a step, before the hand-overs it completes `finish`."""
-        self._stager.flush()
+        self.digests.add(transfer_id, layer, first_block, block_ids)
+        if self._device is not None and faults is None:
+            self._stage_on_device(self._device, transfer_id, layer, first_block, block_ids)
+        else:
+            self._stager.stage(transfer_id, layer, first_block, block_ids, faults)
 
     def finish(self, transfer_id: str) -> None:
         """Note that the last block of a hand-over was staged."""
         self._stager.flush()
         self.sender.finish(transfer_id)
+
+    def _stage_on_device(
+        self,
+        device: DeviceBlocks,
+        transfer_id: str,
+        layer: int,
+        first_block: int,
+        block_ids: Sequence[int],
+    ) -> None:
+        """Gather to memory of the device; the segment bounds it, and takes a copy if the bytes must go by the host."""
+        num_blocks = len(block_ids)
+        segment = self.sender.take(transfer_id, num_blocks * self.io.block_bytes)
+        if segment is None:
+            return
+        buffer = device.gather(layer, block_ids, place_of(transfer_seed(transfer_id), layer, first_block))
+        header = place_header(layer, first_block, num_blocks, segment.view.nbytes)
+        self.sender.put(
+            transfer_id,
+            segment,
+            layer=layer,
+            first_block=first_block,
+            num_blocks=num_blocks,
+            header=header,
+            device=buffer,
+        )
+
+    def end_step(self) -> None:
+        """Let everything leave that the engine's step has staged; its next step may overwrite the blocks.
+
+        Before the hand-overs that the step completes `finish`.
+        """
+        self._stager.flush()
+        if self._device is not None:
+            self._device.end_step()
 
     def cancel_receive(self, transfer_id: str) -> None:
         """Give up an expected hand-over."""
@@ -198,6 +246,7 @@ class KVEndpoint:
         if verb == "faults":
             if self.faults.runtime:
                 self.faults = SendFaults.parse(arguments | {"runtime": "1"})
+                self._ways.leave_out(self.faults.left_out)
             return {"taken": bool(self.faults.runtime)}
         raise ValueError(f"the call {verb[:20]!r} is not known here")
 
@@ -218,6 +267,9 @@ class KVEndpoint:
             "receives": self.receiver.counts,
             "sends": self.sender.counts,
             "resumed": self.sender.resumed,
+            "mismatches": self.receiver.quarantine.mismatches,
+            "digests": self.digests.count,
+            "quarantined": [asdict(sender) for sender in self.receiver.quarantine.report()],
             "bytes_sent": self.sender.bytes_sent,
             "bytes_landed": self.receiver.bytes_landed,
             "staged_bytes": self.sender.staged_bytes,

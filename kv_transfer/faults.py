@@ -19,6 +19,9 @@ class SendFaults:
     drop_layer: int = 0  # never send the frames of this layer
     corrupt_layer: int = 0  # flip one byte in the frames of this layer
     zero_blocks: int = 0  # send zeros instead of KV, with right checksums: the negative control
+    without_shm: int = 0  # use no hand-over over this transport, as if the peer did not listen on it
+    without_tcp: int = 0
+    without_grpc: int = 0
     never_offer: int = 0  # behave as if the hand-over had been sent, but stay silent
     skip_first: int = 0  # leave this many hand-overs untouched first
     only: int = 1 << 30  # apply to this many hand-overs
@@ -46,6 +49,12 @@ class SendFaults:
         self.only -= 1
         active = self.drop_layer or self.corrupt_layer or self.zero_blocks or self.never_offer
         return self if active else None
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Name the transports that are not used."""
+        flags = {"shm": self.without_shm, "tcp": self.without_tcp, "grpc": self.without_grpc}
+        return frozenset(name for name, is_out in flags.items() if is_out)
 
     def drops(self, layer: int) -> bool:
         """Whether a layer (from 0) is never sent."""

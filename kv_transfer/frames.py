@@ -106,6 +106,14 @@ def transfer_seed(transfer_id: str) -> int:
     return int(xxhash.xxh3_64_intdigest(transfer_id.encode()))
 
 
+def place_of(seed: int, layer: int, first_block: int) -> int:
+    """Name where a frame of one layer belongs in 64 bits: its transfer's seed, layer and position.
+
+    It is its own inverse: with a place for `seed` it returns the seed.
+    """
+    return (seed ^ (layer << 32) ^ first_block) & 0xFFFF_FFFF_FFFF_FFFF
+
+
 def _checksum(digest: int, *, seed: int = 0, layer: int = 0, first_block: int, num_blocks: int) -> int:
     """Tie the checksum of a payload to its place."""
     return int(xxhash.xxh3_64_intdigest(_PLACE.pack(digest, seed, layer, first_block, num_blocks)))
@@ -125,6 +133,18 @@ def blocks_header(
     digest = _digest_of((payload,)) if digest is None else digest
     checksum = _checksum(digest, seed=seed, layer=layer, first_block=first_block, num_blocks=num_blocks)
     return _HEADER.pack(Kind.BLOCKS, VERSION, layer, first_block, num_blocks, payload.nbytes, checksum)
+
+
+def place_header(layer: int, first_block: int, num_blocks: int, size: int) -> bytes:
+    """Encode what precedes blocks whose sum travels behind them, from device to device."""
+    return _HEADER.pack(Kind.BLOCKS, VERSION, layer, first_block, num_blocks, size, 0)
+
+
+def seal_header(header: bytes, place: int, payload: memoryview) -> bytes:
+    """Put the checksum of a payload into a header that `place_header` made; `place` is `place_of` the frame."""
+    head = read_header(header)
+    seed = place_of(place, head.layer, head.first_block)
+    return blocks_header(seed, head.layer, head.first_block, head.num_blocks, payload)
 
 
 def verify_blocks(header: Header, seed: int, rows: Sequence[memoryview], *, digest: int | None = None) -> None:

@@ -1,6 +1,6 @@
 """Hand-over streams and their control calls over gRPC, as raw frames without protobuf.
 
-Owns sockets, tokens and the translation of gRPC errors. Both directions run on one event loop, the KV thread's.
+Owns the server, the channels and who is let in. Both directions run on one event loop, the KV thread's.
 """
 
 from __future__ import annotations
@@ -8,23 +8,23 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final
 
 import grpc
 from grpc._cython import cygrpc
 
 from core.cluster_token import token_metadata, token_presented
 from core.component_tls import ComponentTLS
-from core.errors import ConfigError, CorruptFrame, KVTransferError, TransferAborted, TransferTimeout
-from kv_transfer.copying import land_hashed
-from kv_transfer.frames import HEADER_BYTES, Header, read_header
+from core.errors import ConfigError, KVTransferError, TransferAborted, TransferTimeout
 from kv_transfer.grpc_credentials import open_channel, open_port
-from kv_transfer.transport import Serve, StagedFrame
+from kv_transfer.grpc_stream import ADMITTED, MESSAGE_BYTES, GrpcIncoming, GrpcOutgoing, translate
+from kv_transfer.transport import Serve
 
 logger = logging.getLogger(__name__)
 NAME = "grpc"
 SERVICE = "baton.kv.Transfer"
-_MAX_MESSAGE_BYTES = 1 << 30
+_MAX_MESSAGE_BYTES: Final = 4 * MESSAGE_BYTES  # nothing that is larger is taken, whoever sends it
 CONTROL_TIMEOUT_S = 2.0
 OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -54,14 +54,6 @@ def control_request(verb: str, arguments: dict[str, str]) -> bytes:
     return json.dumps({"verb": verb, **arguments}).encode()
 
 
-def translate(exc: grpc.RpcError) -> KVTransferError:
-    """Turn a gRPC error into ours."""
-    code = exc.code() if isinstance(exc, grpc.aio.AioRpcError) else None
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return TransferTimeout("the peer did not answer in time")
-    return TransferAborted(f"the stream to the peer broke ({code.name if code else exc})")
-
-
 def is_worth_logging(record: logging.LogRecord) -> bool:
     """Tell gRPC's errors from its report that a peer left between the last message of a stream and its status.
 
@@ -69,108 +61,6 @@ def is_worth_logging(record: logging.LogRecord) -> bool:
     sender ends a stream: it has the verdict and wants no status.
     """
     return record.exc_info is None or not isinstance(record.exc_info[1], cygrpc.ExecuteBatchError)
-
-
-class GrpcIncoming:
-    """The receiver's end of one stream; implements kv_transfer.transport.Incoming.
-
-    A message holds whole frames, one or more.
-    """
-
-    def __init__(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        self._context = context
-        self._message = memoryview(b"")  # what is left of the message that is being taken
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    async def header(self) -> Header:
-        """Wait for the next frame."""
-        if not self._message:
-            self._message = memoryview(await self._read())
-        if self._message.nbytes < HEADER_BYTES:
-            raise CorruptFrame("a frame header is cut")
-        header = read_header(self._take(HEADER_BYTES))
-        if header.size > self._message.nbytes:
-            raise CorruptFrame("a frame claims more bytes than the message holds")
-        return header
-
-    async def payload(self, header: Header) -> bytes:
-        """Take the payload of a frame without KV."""
-        return bytes(self._take(header.size))
-
-    async def land(self, header: Header, rows: Sequence[memoryview]) -> int:
-        """Copy the payload of a BLOCKS frame; nothing is written after it returned or raised."""
-        if self._ended.done():
-            raise TransferAborted("the stream is closed")
-        return land_hashed(rows, self._take(header.size))
-
-    async def write(self, message: bytes) -> None:
-        """Answer with one frame."""
-        if self._ended.done():
-            raise TransferAborted("the stream is closed")
-        try:
-            await self._context.write(message)
-        except (grpc.RpcError, grpc.aio.UsageError, cygrpc.ExecuteBatchError, asyncio.InvalidStateError) as exc:
-            raise TransferAborted("the sender is gone") from exc
-
-    def close(self) -> None:
-        """End the stream at once: what is read or written fails; idempotent."""
-        if not self._ended.done():
-            self._ended.set_result(None)
-
-    async def _read(self) -> bytes:
-        if self._ended.done():
-            raise TransferAborted("the stream is closed")
-        reading = asyncio.ensure_future(self._context.read())
-        try:
-            await asyncio.wait({reading, self._ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not reading.done():
-                raise TransferAborted("the stream is closed")
-            message = reading.result()
-        except (grpc.RpcError, grpc.aio.UsageError, cygrpc.ExecuteBatchError, asyncio.InvalidStateError) as exc:
-            raise TransferAborted("the sender is gone") from exc
-        finally:
-            reading.cancel()
-        if message is grpc.aio.EOF:
-            raise TransferAborted("the sender ended the stream")
-        return bytes(message)
-
-    def _take(self, size: int) -> memoryview:
-        part, self._message = self._message[:size], self._message[size:]
-        return part
-
-
-class GrpcOutgoing:
-    """One stream to a peer; implements kv_transfer.transport.Outgoing."""
-
-    def __init__(self, channel: grpc.aio.Channel, timeout_s: float, token: str) -> None:
-        self._call = channel.stream_stream(f"/{SERVICE}/Push")(timeout=timeout_s, metadata=token_metadata(token))
-
-    async def write(self, message: bytes) -> None:
-        """Send one message. Raises TransferAborted or TransferTimeout when the stream is gone."""
-        try:
-            await self._call.write(message)
-        except grpc.RpcError as exc:
-            raise translate(exc) from exc
-        except (grpc.aio.UsageError, asyncio.InvalidStateError) as exc:  # the latter: the peer ended it before
-            raise TransferAborted("the stream to the peer is closed") from exc
-
-    async def write_blocks(self, frames: Sequence[StagedFrame]) -> None:
-        """Send frames joined to one message: one costs 30-60 us whatever its size."""
-        await self.write(b"".join(part for frame in frames for part in (frame.header, frame.payload)))
-
-    async def read(self) -> bytes:
-        """Wait for one message. Raises TransferAborted or TransferTimeout when the stream is gone."""
-        try:
-            message = await self._call.read()
-        except grpc.RpcError as exc:
-            raise translate(exc) from exc
-        if message is grpc.aio.EOF:
-            raise TransferAborted("the peer ended the stream")
-        return bytes(message)
-
-    def close(self) -> None:
-        """End the stream at once; idempotent."""
-        self._call.cancel()
 
 
 class GrpcTransport:
@@ -187,6 +77,8 @@ class GrpcTransport:
         self._server: grpc.aio.Server | None = None
         self._serving: set[asyncio.Task[None]] = set()  # all and only streams that are served
         self._channels: dict[str, grpc.aio.Channel] = {}  # one to each peer, kept open
+        self._streams: set[GrpcOutgoing] = set()  # all and only outgoing ones that are open
+        self._is_closed = False
 
     async def listen(self, host: str, serve: Serve) -> str:
         """Bind and listen; return host:port. Raises OSError when the port is taken."""
@@ -207,8 +99,23 @@ class GrpcTransport:
         return f"{host}:{bound}"
 
     async def connect(self, address: str, timeout_s: float) -> GrpcOutgoing:
-        """Open a stream that lives at most `timeout_s`; a peer that is not there shows in its first use."""
-        return GrpcOutgoing(self._channel(address), timeout_s, self._token)
+        """Open a stream to a peer, once it has said that it takes it.
+
+        Raises Unauthorized, TransferAborted or TransferTimeout.
+        """
+        call = self._channel(address).stream_stream(f"/{SERVICE}/Push")(metadata=token_metadata(self._token))
+        stream = GrpcOutgoing(call, self._streams.discard)
+        self._streams.add(stream)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await stream.admitted()
+        except TimeoutError as exc:
+            stream.close()
+            raise TransferTimeout(f"KV peer {address} did not answer within {timeout_s:g} s") from exc
+        except BaseException:
+            stream.close()
+            raise
+        return stream
 
     async def call(self, peer: str, verb: str, arguments: dict[str, str]) -> dict[str, object]:
         """Call a control verb of a peer. Raises TransferAborted or TransferTimeout."""
@@ -229,7 +136,10 @@ class GrpcTransport:
             logger.warning("peer %s was not told that %s is withdrawn: %s", peer, transfer_id, exc)
 
     async def close(self) -> None:
-        """Stop at once, on both sides; open streams are cancelled."""
+        """Stop at once, on both sides; open streams end. Idempotent."""
+        self._is_closed = True
+        for stream in list(self._streams):
+            stream.close()
         if self._server is not None:
             await self._server.stop(None)
         for channel in self._channels.values():
@@ -240,6 +150,8 @@ class GrpcTransport:
         await asyncio.gather(*self._serving, return_exceptions=True)
 
     def _channel(self, peer: str) -> grpc.aio.Channel:
+        if self._is_closed:
+            raise TransferAborted("the transport is closed")
         channel = self._channels.get(peer)
         if channel is None:
             channel = self._channels[peer] = open_channel(peer, OPTIONS, self._tls)
@@ -252,6 +164,7 @@ class GrpcTransport:
     async def _push(self, _: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         await self._authorize(context)
         assert self._serve is not None, "streams come only after `listen`"
+        await context.send_initial_metadata((ADMITTED,))
         incoming = GrpcIncoming(context)
         serving = asyncio.ensure_future(self._serve(incoming))
         self._serving.add(serving)

@@ -13,8 +13,8 @@ from typing import Final
 
 from core.errors import CorruptFrame, TransferAborted
 from kv_transfer.block_io import BlockIO
-from kv_transfer.frames import Header, Kind, control_frame, read_problem, verify_blocks, verify_control
-from kv_transfer.transport import Incoming
+from kv_transfer.frames import Header, Kind, control_frame, place_of, read_problem, verify_blocks, verify_control
+from kv_transfer.transport import DeviceIncoming, Incoming
 
 ACK_BYTES: Final = 2 << 20  # landed bytes of a hand-over that the sender may have to keep; LANDED covers the rest
 _LAND_S: Final = 0.5  # how long a frame may still be in landing when its hand-over has ended
@@ -67,6 +67,10 @@ class Landed:
         """Return the blocks that lack a layer."""
         return {self._block_ids[i] for i, layers in enumerate(self._layers) if layers != self._all}
 
+    def forget(self) -> None:
+        """Take everything that has landed for wrong."""
+        self._layers = [0] * len(self._block_ids)
+
     def check_complete(self, frames_sent: int) -> None:
         """Raises CorruptFrame unless every block is whole and every frame counted."""
         missing = len(self.incomplete_blocks())
@@ -116,8 +120,10 @@ class Landing:
         seed: int,
         ack_bytes: int,
         progress: Callable[[int], None],
-    ) -> None:
+    ) -> bytes:
         """Land frames until the last one, beginning with `first`; `progress` hears of the bytes of each.
+
+        Returns the payload of the last one, the sender's digest if it made one.
 
         Raises Stopped, CorruptFrame, Aborted, or what the transport raises when the stream broke.
         """
@@ -139,20 +145,39 @@ class Landing:
         if header.kind is not Kind.END:
             raise CorruptFrame(f"unexpected {header.kind.name} frame")
         landed.check_complete(header.num_blocks)
+        return payload
 
     async def _land(self, header: Header, landed: Landed, io: BlockIO, seed: int) -> None:
         place = landed.place(header)
-        rows = [io.writable(layer, place.block_ids) for layer in place.layers]
-        together = [row for of_layer in rows for row in of_layer]
         self.writing = True
         try:
-            digest = await self.incoming.land(header, together)
-            verify_blocks(header, seed, together, digest=digest)
-            for layer, of_layer in zip(place.layers, rows, strict=True):
-                io.commit(layer, place.block_ids, of_layer)
+            if isinstance(self.incoming, DeviceIncoming) and self.incoming.is_on_device:
+                await self._land_on_device(self.incoming, header, place, io, seed)
+            else:
+                await self._land_on_host(header, place, io, seed)
         finally:
             self.writing = False
         landed.add(place)
+
+    async def _land_on_host(self, header: Header, place: Place, io: BlockIO, seed: int) -> None:
+        rows = [io.writable(layer, place.block_ids) for layer in place.layers]
+        together = [row for of_layer in rows for row in of_layer]
+        digest = await self.incoming.land(header, together)
+        verify_blocks(header, seed, together, digest=digest)
+        for layer, of_layer in zip(place.layers, rows, strict=True):
+            io.commit(layer, place.block_ids, of_layer)
+
+    @staticmethod
+    async def _land_on_device(incoming: DeviceIncoming, header: Header, place: Place, io: BlockIO, seed: int) -> None:
+        device, block_ids = io.device, place.block_ids
+        if device is None:
+            raise CorruptFrame("a frame for the memory of a device came to an engine that has none")
+        if len(place.layers) != 1:
+            raise CorruptFrame("a frame for the memory of a device has more than one layer")
+        sealed_for = place_of(seed, header.layer, header.first_block)
+        await incoming.land_on_device(
+            header, lambda tensor: device.scatter(header.layer, block_ids, sealed_for, tensor)
+        )
 
     async def _next(self) -> Header:
         if self._stopped:

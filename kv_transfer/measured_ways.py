@@ -107,6 +107,7 @@ class MeasuredWays:
         self._transport = transport
         self._clock_s = clock_s
         self._max_peers = max_peers
+        self._left_out: frozenset[str] = frozenset()  # by name
         self._peers: OrderedDict[str, _Peer] = OrderedDict()  # least recently used first
         self.counts = {transport.name: Count() for transport in transports}
 
@@ -147,6 +148,13 @@ class MeasuredWays:
         if known is not None and known.choice is not None:
             known.choice.failed(name)
             known.offered = None
+
+    def leave_out(self, names: frozenset[str]) -> None:
+        """Use these transports no more, and all others again; what was measured counts no longer."""
+        if names != self._left_out:
+            self._left_out = names
+            for known in self._peers.values():
+                known.offered = known.choice = None
 
     def stats(self) -> dict[str, object]:
         """Report counts by transport, and by peer what each transport does there."""
@@ -237,7 +245,7 @@ class MeasuredWays:
 
     def _usable(self, offered: Offered) -> tuple[str, ...]:
         """List the transports that both ends can do."""
-        names = [transport.name for transport in self._transports]
+        names = [transport.name for transport in self._transports if transport.name not in self._left_out]
         shared = [name for name in names if name in offered.addresses or name == _GRPC]
         return tuple(name for name in shared if name not in _SAME_HOST_ONLY or offered.host == self._host)
 

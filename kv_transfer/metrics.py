@@ -35,7 +35,12 @@ def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
             yield f'{name}{{outcome="{outcome}"}} {count}'
     yield from _transports(stats.get("transports", {}))
     overlap = stats["overlap"]
+    yield from _single(
+        "baton_kv_quarantined", "gauge", "Prefill workers whose KV is not taken for a while", len(stats["quarantined"])
+    )
     counters = (
+        ("baton_kv_mismatches_total", "Hand-overs that brought wrong KV and were recomputed", stats["mismatches"]),
+        ("baton_kv_digests_total", "Hand-overs sent with a digest of their blocks, end to end", stats["digests"]),
         ("baton_kv_sent_bytes_total", "KV bytes sent", stats["bytes_sent"]),
         ("baton_kv_landed_bytes_total", "KV bytes received into the cache", stats["bytes_landed"]),
         ("baton_kv_send_landed_bytes_total", "KV bytes of sends that landed", overlap["num_bytes"]),

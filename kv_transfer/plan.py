@@ -10,6 +10,9 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
+
+NULL_BLOCK: Final = 0  # vLLM's null block, in place of what lies outside a sliding window
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,7 @@ class SendParams:
     transfer_id: str
     peer: str  # host:port of the decode engine's receiver, one per tensor-parallel rank, comma-separated
     lease_s: float
+    due_s: float | None = None  # of the machine's monotonic clock: when the request's first token is due
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class ReceiveOpen:
     params: ReceiveParams
     request_id: str
     prompt_digest: str
-    first_block: int  # blocks before it are already in this engine's prefix cache
+    first_block: int  # blocks before it are in this engine's prefix cache already, or outside a sliding window
     num_blocks: int  # of the whole prompt
     block_ids: tuple[int, ...]  # physical, of blocks first_block..num_blocks
 
@@ -128,9 +132,14 @@ class HandoverPlanner:
         num_external_tokens: int,
         block_ids: Sequence[int],
     ) -> None:
-        """Note the blocks that were reserved for a hand-over; `block_ids` are all blocks of the request."""
+        """Note the blocks that were reserved for a hand-over; `block_ids` are all blocks of the request.
+
+        Those at the beginning that a sliding window has left behind have no memory here, and are not asked for.
+        """
         num_blocks = -(-num_prompt_tokens // self.block_size)
         first = (num_prompt_tokens - num_external_tokens) // self.block_size
+        while first < num_blocks - 1 and block_ids[first] == NULL_BLOCK:
+            first += 1
         self._receives[request_id] = params.transfer_id
         self._receivers[params.transfer_id] = request_id
         self._receive_opens.append(

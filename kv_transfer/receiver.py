@@ -9,67 +9,45 @@ may be followed by another of the same sender within a short grace.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from core.errors import CorruptFrame, KVExpired, KVTransferError, PeerMismatch, TransferAborted, TransferTimeout
+from core.errors import (
+    CorruptFrame,
+    DigestMismatch,
+    KVExpired,
+    KVTransferError,
+    PeerMismatch,
+    TransferAborted,
+    TransferTimeout,
+)
 from kv_transfer.block_io import BlockIO
+from kv_transfer.digest import check_digest
+from kv_transfer.expected import ENDED, Expected, Waiter
 from kv_transfer.frames import (
     MAX_CONTROL_BYTES,
     Header,
     Kind,
     Offer,
-    Problem,
     control_frame,
-    problem_frame,
     read_offer,
     transfer_seed,
     verify_control,
 )
 from kv_transfer.landing import ACK_BYTES, Aborted, Landed, Landing, Stopped
+from kv_transfer.last_words import answer, drop
 from kv_transfer.ledger import End, LeaseLedger, Side
 from kv_transfer.memory import Memory
 from kv_transfer.plan import ReceiveOpen
+from kv_transfer.quarantine import Quarantine
 from kv_transfer.transport import Incoming
 
 logger = logging.getLogger(__name__)
 RESUME_S: Final = 0.5  # how long a hand-over whose stream broke waits for the next one
-_ANSWER_S: Final = 1.0  # how long a sender may take to take a refusal
 _OFFERED_TWICE = "this hand-over is already offered by another stream"
-_ENDED = "the hand-over has ended on this side"
-
-
-@dataclass(slots=True)
-class _Expected:
-    """One registered hand-over."""
-
-    open: ReceiveOpen
-    expiry: asyncio.TimerHandle
-    landed: Landed
-    sender: tuple[str, int] | None = None  # worker and epoch of the first stream: the others must be of the same
-    attempt: int = -1  # the highest that was let in
-    landing: Landing | None = None  # the stream that is open
-    end: tuple[End, set[int]] | None = None  # how it ended, and the blocks to compute
-
-    @property
-    def transfer_id(self) -> str:
-        return self.open.params.transfer_id
-
-    def check_open(self) -> None:
-        """Raises KVExpired when the hand-over has ended."""
-        if self.end is not None:
-            raise KVExpired(_ENDED)
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiter:
-    """An offer that came before the engine was ready."""
-
-    offer: Offer
-    arrival: asyncio.Future[_Expected]
 
 
 @dataclass(slots=True)
@@ -77,6 +55,7 @@ class Results:
     """What the engine thread takes: request ids whose hand-over ended, and blocks it must compute itself."""
 
     finished: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)  # of `finished`, those with bad blocks
     bad_blocks: set[int] = field(default_factory=set)
 
 
@@ -94,10 +73,11 @@ class Receiver:
         self._ledger = ledger
         self._wait_s = wait_s
         self._ack_bytes = ack_bytes
-        self._expected: dict[str, _Expected] = {}  # all and only open receives, by transfer id
-        self._waiting: dict[str, _Waiter] = {}  # all and only offers without a request, by transfer id
+        self._expected: dict[str, Expected] = {}  # all and only open receives, by transfer id
+        self._waiting: dict[str, Waiter] = {}  # all and only offers without a request, by transfer id
         self._graces: dict[str, asyncio.TimerHandle] = {}  # hand-overs whose stream broke, until the next or the end
         self._memory = Memory()
+        self.quarantine = Quarantine(time.monotonic)
         self._lock = threading.Lock()
         self._results = Results()
         self._ended = threading.Event()  # set while results wait to be taken
@@ -130,9 +110,8 @@ class Receiver:
             logger.warning("request %s recomputes its prompt: its hand-over is another's", opened.request_id)
             self._report(opened.request_id, set(opened.block_ids))
             return
-        loop = asyncio.get_running_loop()
-        expiry = loop.call_later(opened.params.lease_s, self._expire, transfer_id)
-        expected = _Expected(opened, expiry, Landed(self._io, opened.block_ids, opened.first_block))
+        expiry = asyncio.get_running_loop().call_later(opened.params.lease_s, self._expire, transfer_id)
+        expected = Expected(opened, expiry, Landed(self._io, opened.block_ids, opened.first_block))
         self._expected[transfer_id] = expected
         num_blocks = len(opened.block_ids)
         num_bytes = num_blocks * self._io.block_bytes * self._io.num_layers
@@ -176,21 +155,21 @@ class Receiver:
             expected, landing = await self._match(offer, incoming, first)
         except KVTransferError as exc:
             logger.warning("offer refused: %s: %s", exc.name, exc)
-            await _answer(incoming, Kind.REFUSED, exc)
+            await answer(incoming, Kind.REFUSED, exc)
         else:
             await self._serve_granted(expected, landing, first)
         finally:
             if first is not None:
-                await _drop(first)
+                await drop(first)
             incoming.close()
 
-    async def _serve_granted(self, expected: _Expected, landing: Landing, first: asyncio.Future[Header]) -> None:
+    async def _serve_granted(self, expected: Expected, landing: Landing, first: asyncio.Future[Header]) -> None:
         error: KVTransferError | None = None
         try:
             count = expected.landed.num_frames
             expected.check_open()
             await landing.incoming.write(control_frame(Kind.GRANT, first_block=expected.open.first_block, count=count))
-            await landing.run(
+            digest = await landing.run(
                 first,
                 expected.landed,
                 self._io,
@@ -198,12 +177,16 @@ class Receiver:
                 ack_bytes=self._ack_bytes,
                 progress=lambda size: self._note_landed(expected.transfer_id, size),
             )
+            await check_digest(self._io, digest, expected.open.first_block, expected.open.block_ids)
             expected.check_open()
             self._complete(expected)
             await landing.incoming.write(control_frame(Kind.LANDED))
         except Stopped:
-            error = KVExpired(_ENDED)
-        except (CorruptFrame, KVExpired, Aborted) as exc:
+            error = KVExpired(ENDED)
+        except (CorruptFrame, DigestMismatch) as exc:
+            self._distrust(expected, exc)
+            error = exc
+        except (KVExpired, Aborted) as exc:
             self._fail(expected, exc)
             error = exc
         except KVTransferError as exc:
@@ -211,9 +194,17 @@ class Receiver:
         finally:
             self._leave(expected, landing)
         if error is not None:
-            await _answer(landing.incoming, Kind.FAILED, error)
+            await answer(landing.incoming, Kind.FAILED, error)
 
-    def _leave(self, expected: _Expected, landing: Landing) -> None:
+    def _distrust(self, expected: Expected, error: KVTransferError) -> None:
+        """End a hand-over that brought wrong bytes, and hold that against its sender."""
+        assert expected.sender is not None, "a stream that landed bytes was let in"
+        if isinstance(error, DigestMismatch):
+            expected.landed.forget()
+        self.quarantine.mismatch(expected.sender, str(error))
+        self._fail(expected, error)
+
+    def _leave(self, expected: Expected, landing: Landing) -> None:
         landing.leave()
         if expected.landing is landing:
             expected.landing = None
@@ -234,14 +225,15 @@ class Receiver:
         verify_control(header, payload)
         return read_offer(payload)
 
-    async def _match(
-        self, offer: Offer, incoming: Incoming, first: asyncio.Future[Header]
-    ) -> tuple[_Expected, Landing]:
+    async def _match(self, offer: Offer, incoming: Incoming, first: asyncio.Future[Header]) -> tuple[Expected, Landing]:
         self._memory.check_epoch(offer)
-        if offer.fingerprint != self._fingerprint:
-            reason = f"fingerprint of {offer.worker_id} is {offer.fingerprint}, here {self._fingerprint}"
-            self.refuse(offer.transfer_id, reason)
-            raise PeerMismatch(reason)
+        try:
+            self.quarantine.check((offer.worker_id, offer.epoch))
+            if offer.fingerprint != self._fingerprint:
+                raise PeerMismatch(f"fingerprint of {offer.worker_id} is {offer.fingerprint}, here {self._fingerprint}")
+        except PeerMismatch as exc:
+            self.refuse(offer.transfer_id, str(exc))
+            raise
         expected = await self._when_expected(offer, first)
         landing = await self._take_over(expected, offer, incoming)
         opened = expected.open
@@ -258,7 +250,7 @@ class Receiver:
         self._ledger.transferring(Side.RECEIVE, offer.transfer_id, peer=offer.worker_id, epoch=offer.epoch)
         return expected, landing
 
-    async def _take_over(self, expected: _Expected, offer: Offer, incoming: Incoming) -> Landing:
+    async def _take_over(self, expected: Expected, offer: Offer, incoming: Incoming) -> Landing:
         """Let a stream in; one of an earlier attempt is ended and has stopped writing before this returns."""
         sender = (offer.worker_id, offer.epoch)
         if expected.sender not in (None, sender) or offer.attempt <= expected.attempt:
@@ -276,7 +268,7 @@ class Receiver:
         expected.landing = Landing(incoming, offer.attempt)
         return expected.landing
 
-    async def _when_expected(self, offer: Offer, first: asyncio.Future[Header]) -> _Expected:
+    async def _when_expected(self, offer: Offer, first: asyncio.Future[Header]) -> Expected:
         transfer_id = offer.transfer_id
         if (reason := self._memory.why_dead(transfer_id)) is not None:
             raise TransferAborted(reason)
@@ -284,8 +276,8 @@ class Receiver:
             return expected
         if (other := self._waiting.get(transfer_id)) is not None:
             self._supersede(other, offer)
-        arrival: asyncio.Future[_Expected] = asyncio.get_running_loop().create_future()
-        waiter = self._waiting[transfer_id] = _Waiter(offer, arrival)
+        arrival: asyncio.Future[Expected] = asyncio.get_running_loop().create_future()
+        waiter = self._waiting[transfer_id] = Waiter(offer, arrival)
         self._end_grace(transfer_id)
         try:
             watched: set[asyncio.Future[Any]] = {arrival, first}
@@ -306,7 +298,7 @@ class Receiver:
                 arrival.exception()  # known already; taken, so that nobody misses it
 
     @staticmethod
-    def _supersede(waiter: _Waiter, offer: Offer) -> None:
+    def _supersede(waiter: Waiter, offer: Offer) -> None:
         known = waiter.offer
         same = (known.worker_id, known.epoch) == (offer.worker_id, offer.epoch)
         if not same or offer.attempt <= known.attempt:
@@ -317,8 +309,7 @@ class Receiver:
     def _wait_for_next(self, transfer_id: str) -> None:
         """Give the sender of a stream that broke the time to offer again; then the engine recomputes."""
         self._end_grace(transfer_id)
-        loop = asyncio.get_running_loop()
-        self._graces[transfer_id] = loop.call_later(RESUME_S, self._sender_left, transfer_id)
+        self._graces[transfer_id] = asyncio.get_running_loop().call_later(RESUME_S, self._sender_left, transfer_id)
 
     def _sender_left(self, transfer_id: str) -> None:
         del self._graces[transfer_id]
@@ -332,7 +323,7 @@ class Receiver:
         self.bytes_landed += size
         self._ledger.progress(Side.RECEIVE, transfer_id)
 
-    def _complete(self, expected: _Expected) -> None:
+    def _complete(self, expected: Expected) -> None:
         assert expected.sender is not None, "a stream that landed was let in"
         self.counts["landed"] += 1
         self._memory.note_landed(expected.transfer_id, expected.sender)
@@ -344,7 +335,7 @@ class Receiver:
         if expected is not None:
             self._fail(expected, KVExpired("the lease ran out"), End.EXPIRED)
 
-    def _fail(self, expected: _Expected, error: KVTransferError, how: End = End.RELEASED) -> None:
+    def _fail(self, expected: Expected, error: KVTransferError, how: End = End.RELEASED) -> None:
         """End a hand-over without (all of) its bytes: the engine computes from the first incomplete block on."""
         if expected.end is not None:
             return
@@ -353,7 +344,7 @@ class Receiver:
         self._bury(expected.transfer_id, f"{error.name}: {error}")
         self._end(expected, how, expected.landed.incomplete_blocks() or set(expected.open.block_ids[-1:]))
 
-    def _end(self, expected: _Expected, how: End, bad_blocks: set[int] | None = None) -> None:
+    def _end(self, expected: Expected, how: End, bad_blocks: set[int] | None = None) -> None:
         """End a hand-over; it is reported now, or when the frame that is in landing has ended."""
         if expected.end is not None:
             return
@@ -368,7 +359,7 @@ class Receiver:
             expected.landing = None
         self._settle(expected)
 
-    def _settle(self, expected: _Expected) -> None:
+    def _settle(self, expected: Expected) -> None:
         assert expected.end is not None, "only what has ended is settled"
         how, bad_blocks = expected.end
         self._ledger.end(Side.RECEIVE, expected.transfer_id, how)
@@ -378,6 +369,7 @@ class Receiver:
         with self._lock:
             self._results.finished.add(request_id)
             self._results.bad_blocks.update(bad_blocks)
+            self._results.failed.update({request_id} if bad_blocks else ())
             self._ended.set()
 
     def _bury(self, transfer_id: str, reason: str) -> None:
@@ -385,16 +377,3 @@ class Receiver:
         waiter = self._waiting.pop(transfer_id, None)
         if waiter is not None and not waiter.arrival.done():
             waiter.arrival.set_exception(TransferAborted(reason))
-
-
-async def _answer(incoming: Incoming, kind: Kind, error: KVTransferError) -> None:
-    """Say why a hand-over ended, if the sender can still be told."""
-    with contextlib.suppress(KVTransferError, TimeoutError):
-        async with asyncio.timeout(_ANSWER_S):
-            await incoming.write(problem_frame(kind, Problem(error.name, str(error))))
-
-
-async def _drop(reading: asyncio.Future[Header]) -> None:
-    """Stop waiting for a frame, and take what has come instead."""
-    reading.cancel()
-    await asyncio.gather(reading, return_exceptions=True)

@@ -10,11 +10,15 @@ import threading
 from collections import deque
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from core.errors import CorruptFrame
-from kv_transfer.frames import blocks_header
+from kv_transfer.frames import blocks_header, place_header, place_of
 from kv_transfer.staging import Segment, StagingPool
 from kv_transfer.transport import StagedFrame
+
+if TYPE_CHECKING:
+    from kv_transfer.device_blocks import DeviceBuffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +51,18 @@ class SendQueue:
 
     # Engine thread
 
-    def put(self, segment: Segment, *, layer: int, first_block: int, num_blocks: int, header: bytes) -> None:
-        """Append a frame; its segment is given back at once when the hand-over has ended."""
-        frame = StagedFrame(header, segment.view, segment.offset)
+    def put(
+        self,
+        segment: Segment,
+        *,
+        layer: int,
+        first_block: int,
+        num_blocks: int,
+        header: bytes,
+        device: DeviceBuffer | None = None,
+    ) -> None:
+        """Append a frame, here or still on `device`; its segment is given back at once when the hand-over has ended."""
+        frame = StagedFrame(header, segment.view, segment.offset, device)
         with self._lock:
             if not self._closed:
                 self._staged.append(_Staged(frame, segment, layer, first_block, num_blocks))
@@ -125,12 +138,17 @@ class SendQueue:
         """Make a frame of each layer, without its first blocks; the last one owns the memory, as it lands last."""
         first, rest = staged.first_block + count, staged.num_blocks - count
         layer_bytes, skipped = staged.num_blocks * self._block_bytes, count * self._block_bytes
+        device = staged.frame.device
         parts = []
         for index, start in enumerate(range(0, staged.frame.payload.nbytes, layer_bytes)):
             payload = staged.frame.payload[start + skipped : start + layer_bytes]
             layer = staged.layer + index
-            header = blocks_header(self._seed, layer, first, rest, payload)
-            frame = StagedFrame(header, payload, staged.frame.offset + start + skipped)
+            if device is None:
+                header = blocks_header(self._seed, layer, first, rest, payload)
+            else:  # such a frame has one layer
+                device = device.without_first(skipped, place_of(self._seed, layer, first))
+                header = place_header(layer, first, rest, payload.nbytes)
+            frame = StagedFrame(header, payload, staged.frame.offset + start + skipped, device)
             parts.append(_Staged(frame, None, layer, first, rest))
         parts[-1] = replace(parts[-1], segment=staged.segment)
         return parts

@@ -12,23 +12,21 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from core.errors import CorruptFrame, KVTransferError, PeerMismatch, StagingFull, TransferAborted
-from kv_transfer.frames import (
-    Header,
-    Kind,
-    Offer,
-    control_frame,
-    offer_frame,
-    read_control,
-    read_problem,
-    transfer_seed,
-)
+from core.errors import KVTransferError, StagingFull, TransferAborted
+from kv_transfer.digest import SendDigests
+from kv_transfer.frames import Kind, Offer, control_frame, offer_frame, transfer_seed
 from kv_transfer.ledger import End, LeaseLedger, Side
+from kv_transfer.link_turns import LinkTurns
+from kv_transfer.overlap import Overlap
+from kv_transfer.replies import Verdict, checked
 from kv_transfer.send_queue import SendQueue
 from kv_transfer.staging import Segment, StagingPool
 from kv_transfer.transport import Outgoing
+
+if TYPE_CHECKING:
+    from kv_transfer.device_blocks import DeviceBuffer
 
 logger = logging.getLogger(__name__)
 MAX_ATTEMPTS: Final = 3  # streams that one hand-over may use up
@@ -60,21 +58,6 @@ class Ways(Protocol):
 
 
 @dataclass(slots=True)
-class Overlap:
-    """How much of the transfers was hidden behind the prefill that made them, summed over landed hand-overs."""
-
-    num_bytes: int = 0
-    hidden_bytes: int = 0  # had left when the last layer was computed
-    exposed_s: float = 0.0  # from the last layer computed to the decode side's word that all is in its cache
-
-    def add(self, num_bytes: int, hidden_bytes: int, completed_s: float) -> None:
-        """Count one hand-over that has just landed."""
-        self.num_bytes += num_bytes
-        self.hidden_bytes += hidden_bytes
-        self.exposed_s += time.monotonic() - completed_s
-
-
-@dataclass(slots=True)
 class _Handover:
     """One hand-over on its way out."""
 
@@ -82,6 +65,7 @@ class _Handover:
     request_id: str
     peer: str
     lease_s: float
+    due_s: float  # of the monotonic clock: when it must have landed for its request to keep its promise
     queue: SendQueue
     announced: bool = False  # the KV thread was told of frames and has not looked since
     complete: bool = False  # the engine put the last frame
@@ -106,14 +90,17 @@ class Sender:
         *,
         ledger: LeaseLedger,
         pool: StagingPool,
+        digests: SendDigests | None = None,
     ) -> None:
         self._loop = loop
         self._ways = ways
         self._withdraw = withdraw
         self._ledger = ledger
         self._pool = pool
+        self._digests = digests
         self._open: dict[str, _Handover] = {}  # all and only unfinished sends, by transfer id
         self._tasks: set[asyncio.Task[None]] = set()  # all and only those that run
+        self._turns = LinkTurns()
         self._is_closed = False
         self.counts = {"sent": 0, "declined": 0, "failed": 0}
         self.bytes_sent = 0
@@ -127,8 +114,11 @@ class Sender:
 
     # Engine thread
 
-    def open(self, offer: Offer, *, request_id: str, peer: str, lease_s: float) -> None:
+    def open(self, offer: Offer, *, request_id: str, peer: str, lease_s: float, due_s: float | None = None) -> None:
         """Start a hand-over: the offer goes out while the first layer is still being computed.
+
+        On a link that is too short for all, those go first that are due first, at `due_s` of the monotonic clock;
+        by default as its lease ends.
 
         One that is open already goes on as it is: a prompt computed again after a preemption has the same blocks.
         """
@@ -136,8 +126,12 @@ class Sender:
             logger.warning("hand-over %s is under way already", offer.transfer_id)
             return
         queue = SendQueue(self._pool, seed=transfer_seed(offer.transfer_id), block_bytes=offer.block_bytes)
-        handover = _Handover(offer, request_id, peer, lease_s, queue)
+        handover = _Handover(
+            offer, request_id, peer, lease_s, time.monotonic() + lease_s if due_s is None else due_s, queue
+        )
         self._open[offer.transfer_id] = handover
+        if self._digests is not None:
+            self._digests.begin(offer.transfer_id, peer, offer.num_blocks)
         self._loop.call_soon_threadsafe(self._start, handover)
 
     def wants(self, transfer_id: str, first_block: int, num_blocks: int) -> int | None:
@@ -160,14 +154,24 @@ class Sender:
         return segment
 
     def put(
-        self, transfer_id: str, segment: Segment, *, layer: int, first_block: int, num_blocks: int, header: bytes
+        self,
+        transfer_id: str,
+        segment: Segment,
+        *,
+        layer: int,
+        first_block: int,
+        num_blocks: int,
+        header: bytes,
+        device: DeviceBuffer | None = None,
     ) -> None:
-        """Hand a filled segment over, in the order of the frames; once for each that was taken."""
+        """Hand a segment over, filled or kept for what is on `device`, in the order of the frames; once for each."""
         handover = self._open.get(transfer_id)
         if handover is None:
             self._pool.give_back(segment)
             return
-        handover.queue.put(segment, layer=layer, first_block=first_block, num_blocks=num_blocks, header=header)
+        handover.queue.put(
+            segment, layer=layer, first_block=first_block, num_blocks=num_blocks, header=header, device=device
+        )
         if not handover.announced:  # one wake-up for all frames that are put before it is heard
             handover.announced = True
             self._loop.call_soon_threadsafe(handover.wake.set)
@@ -209,6 +213,8 @@ class Sender:
         offer = handover.offer
         if self._is_closed:
             del self._open[offer.transfer_id]
+            if self._digests is not None:
+                self._digests.end(offer.transfer_id, handover.peer, landed=False)
             return
         self._ledger.grant(
             Side.SEND,
@@ -236,7 +242,10 @@ class Sender:
             return
         del self._open[transfer_id]
         self.counts[outcome] += 1
+        self._turns.finish(transfer_id)
         handover.queue.close()
+        if self._digests is not None:
+            self._digests.end(transfer_id, handover.peer, landed=outcome == "sent")
         if outcome == "sent":
             self._ledger.landed(Side.SEND, transfer_id)
         self._ledger.end(Side.SEND, transfer_id, how)
@@ -247,6 +256,7 @@ class Sender:
         transfer_id = handover.offer.transfer_id
         lost: KVTransferError | None = None  # why the peer cannot know that the hand-over is over
         handover.running = True
+        self._turns.arrive(transfer_id, handover.due_s, handover.offer.num_bytes)
         try:
             if handover.problem is not None:
                 raise handover.problem
@@ -256,7 +266,7 @@ class Sender:
         except TimeoutError:
             how = End.EXPIRED
             logger.warning("hand-over %s expired after %g s", transfer_id, handover.lease_s)
-        except _Verdict as verdict:
+        except Verdict as verdict:
             outcome = "declined" if verdict.declines else "failed"
             level = logging.INFO if verdict.declines else logging.WARNING
             logger.log(level, "hand-over %s %s: %s", transfer_id, outcome, verdict.error)
@@ -296,10 +306,10 @@ class Sender:
         raise TransferAborted(f"{MAX_ATTEMPTS} streams broke, the last one: {broken}") from broken
 
     async def _exchange(self, handover: _Handover, stream: Outgoing, attempt: int) -> None:
-        """Send over one stream to the peer's last word. Raises _Verdict, or a KVTransferError if the stream broke."""
+        """Send over one stream to the peer's last word. Raises Verdict, or a KVTransferError if the stream broke."""
         offer = handover.offer
         await stream.write(offer_frame(replace(offer, attempt=attempt)))
-        reply = _checked(await stream.read(), Kind.GRANT, Kind.LANDED)
+        reply = checked(await stream.read(), Kind.GRANT, Kind.LANDED)
         if reply.kind is Kind.LANDED:  # the last stream broke with the word on its way
             return
         handover.queue.go_on(first_needed=reply.first_block, landed=reply.num_blocks)
@@ -323,7 +333,7 @@ class Sender:
     async def _read(self, handover: _Handover, stream: Outgoing) -> None:
         """Take acknowledgements until the word that all has landed."""
         while True:
-            reply = _checked(await stream.read(), Kind.ACK, Kind.LANDED)
+            reply = checked(await stream.read(), Kind.ACK, Kind.LANDED)
             if reply.kind is Kind.LANDED:
                 if handover.ended_s is not None:
                     handover.busy_s += time.monotonic() - handover.ended_s
@@ -340,42 +350,27 @@ class Sender:
             complete = handover.complete  # read before the queue: the engine sets it after the last put
             batch = queue.take(_BATCH_BYTES)
             if batch:
-                began_s = time.monotonic()
-                await stream.write_blocks(batch)
-                handover.busy_s += time.monotonic() - began_s
-                self._note_sent(handover, sum(frame.payload.nbytes for frame in batch))
+                num_bytes = sum(frame.payload.nbytes for frame in batch)
+                async with self._turns.turn(handover.offer.transfer_id, num_bytes):
+                    began_s = time.monotonic()
+                    await stream.write_blocks(batch)
+                    handover.busy_s += time.monotonic() - began_s
+                self._note_sent(handover, num_bytes)
             elif complete:
-                await stream.write(control_frame(Kind.END, count=queue.num_frames))
+                await stream.write(self._last_frame(handover))
                 handover.ended_s = time.monotonic()
                 return
             else:
                 await handover.wake.wait()
 
+    def _last_frame(self, handover: _Handover) -> bytes:
+        queue = handover.queue
+        digest = b""
+        if self._digests is not None:
+            digest = self._digests.payload(handover.offer.transfer_id, queue.first_needed)
+        return control_frame(Kind.END, digest, count=queue.num_frames)
+
     def _note_sent(self, handover: _Handover, num_bytes: int) -> None:
         self.bytes_sent += num_bytes
         if not handover.complete:
             handover.sent_before_complete = handover.queue.num_bytes
-
-
-class _Verdict(Exception):
-    """The decode side has ended the hand-over; another stream would not change its mind."""
-
-    def __init__(self, error: KVTransferError, *, declines: bool) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.declines = declines  # it needs nothing: its request ended, or has the whole prompt cached
-
-
-def _checked(message: bytes, *wanted: Kind) -> Header:
-    """Return a reply of the wanted kind. Raises _Verdict with what the peer reports instead, or CorruptFrame."""
-    header, payload = read_control(message)
-    if header.kind in wanted:
-        return header
-    if header.kind in (Kind.REFUSED, Kind.FAILED):
-        problem = read_problem(payload)
-        text = f"the decode side says {problem.error}: {problem.message}"
-        if problem.error == PeerMismatch.name:
-            raise _Verdict(PeerMismatch(text), declines=False)
-        declines = header.kind is Kind.REFUSED and problem.error == TransferAborted.name
-        raise _Verdict(TransferAborted(text), declines=declines)
-    raise CorruptFrame(f"the decode side answered out of turn: {header.kind.name}")

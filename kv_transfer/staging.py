@@ -79,6 +79,11 @@ class StagingPool:
         """Bytes of the chunks in use."""
         return self._used_chunks * CHUNK_BYTES
 
+    @property
+    def region(self) -> memoryview:
+        """The whole region, for libraries that want to know it beforehand."""
+        return self._view
+
     def take(self, size: int) -> Segment | None:
         """Take `size` bytes; None when no part that large is free, or the system has no memory left."""
         count = max(1, -(-size // CHUNK_BYTES))

@@ -12,9 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from kv_transfer.frames import Header
+
+if TYPE_CHECKING:
+    import torch
+
+    from kv_transfer.device_blocks import DeviceBuffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,7 @@ class StagedFrame:
     header: bytes  # encoded, HEADER_BYTES long
     payload: memoryview  # whole blocks of one layer or more, back to back
     offset: int  # of the payload in the sender's staging memory (StagingPool.fd)
+    device: DeviceBuffer | None = None  # the payload in device memory; then `header` and `payload` await a copy of it
 
 
 class Outgoing(Protocol):
@@ -70,6 +76,20 @@ class Incoming(Protocol):
 
     def close(self) -> None:
         """End the stream at once; idempotent."""
+        ...
+
+
+@runtime_checkable
+class DeviceIncoming(Incoming, Protocol):
+    """The receiver's end of a stream whose payloads may come to the memory of its device."""
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether the payload of the header that was last read comes so, with its sum behind it."""
+        ...
+
+    async def land_on_device(self, header: Header, scatter: Callable[[torch.Tensor], None]) -> None:
+        """Take the payload with its sum and give it to `scatter`, in another thread; no call runs or comes later."""
         ...
 
 

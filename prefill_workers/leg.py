@@ -31,8 +31,8 @@ OUTPUT_FIELDS = frozenset(
 )
 
 
-def prefill_call(call: HttpCall, handover: Handover, *, tools_hidden_by_none: bool = False) -> HttpCall:
-    """Return `call` with the body of its prefill leg.
+def prefill_call(call: HttpCall, handover: Handover, *, now_s: float, tools_hidden_by_none: bool = False) -> HttpCall:
+    """Return `call` with the body of its prefill leg; `now_s` is the machine's monotonic clock, the engine's too.
 
     A body that is no JSON object is left for the engine to refuse. `tools_hidden_by_none` says that the engine leaves
     the tools out of the prompt when tool_choice is "none". Raises InvalidRequest for more than one prompt.
@@ -43,10 +43,10 @@ def prefill_call(call: HttpCall, handover: Handover, *, tools_hidden_by_none: bo
         return call
     if not isinstance(body, dict):
         return call
-    return replace(call, body=json.dumps(_leg(body, handover, tools_hidden_by_none)).encode())
+    return replace(call, body=json.dumps(_leg(body, handover, now_s, tools_hidden_by_none)).encode())
 
 
-def _leg(body: dict[str, object], handover: Handover, tools_hidden_by_none: bool) -> dict[str, object]:
+def _leg(body: dict[str, object], handover: Handover, now_s: float, tools_hidden_by_none: bool) -> dict[str, object]:
     _require_one_prompt(body)
     leg = {name: value for name, value in body.items() if name not in OUTPUT_FIELDS}
     leg["max_tokens"] = 1
@@ -61,6 +61,7 @@ def _leg(body: dict[str, object], handover: Handover, tools_hidden_by_none: bool
         "transfer_id": handover.transfer_id,
         "peer": handover.kv_address,
         "lease_s": handover.lease_s,
+        "due_s": None if handover.due_in_s is None else now_s + handover.due_in_s,
     }
     return leg
 

@@ -5,6 +5,8 @@ Must not know sessions or the decode role.
 
 from __future__ import annotations
 
+import time
+
 from core.engine import Engine, HttpCall, ReplySink
 from core.leg_slots import LegSlots
 from core.types import Handover, LegOrder
@@ -34,7 +36,8 @@ class PrefillWorker:
         Raises WorkerDraining or Overloaded before any work, else what the engine raises.
         """
         with self.slots.taken():
-            leg = prefill_call(call, handover, tools_hidden_by_none=self._tools_hidden_by_none)
+            now_s = time.monotonic()
+            leg = prefill_call(call, handover, now_s=now_s, tools_hidden_by_none=self._tools_hidden_by_none)
             async with self._queue.turn(order):
                 await self._engine.serve(leg, sink)
 

@@ -7,7 +7,7 @@ Owns what FastAPI serves. None of it is on the path of a token. Must not relay t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Final
 
 from fastapi import FastAPI, Request, Response
@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse
 
 from core.policy.breaker import Breakers
 from core.policy.calibration import Calibration
+from core.policy.pair_trust import PairReport
 from core.types import ClusterView, WorkerView
 from router import VERSION
 from router.console.feed import ConsoleFeed
@@ -107,6 +108,7 @@ def control_app(
     tenant_of: Callable[[Request], str | None] = without_keys,
     num_inflight: Callable[[], int] | None = None,
     console: ConsoleFeed | None = None,
+    pairs: Callable[[], Sequence[PairReport]] = tuple,
 ) -> FastAPI:
     """Make the application that serves everything but the relayed routes.
 
@@ -116,7 +118,7 @@ def control_app(
     app = FastAPI(title=_TITLE, version=VERSION, docs_url=None, redoc_url=None)
     _add_health(app, readiness)
     _add_reports(app, metrics, view, breakers)
-    add_status(app, metrics, calibration, view)
+    add_status(app, metrics, calibration, view, pairs)
     if explainer is not None:
         add_explain(app, explainer, tenant_of)
     if traffic is not None:

@@ -52,6 +52,7 @@ STATUS_BY_ERROR: Final[Mapping[type[errors.BatonError], Status]] = MappingProxyT
         errors.TransferTimeout: Status(500),
         errors.TransferAborted: Status(500),
         errors.CorruptFrame: Status(500),
+        errors.DigestMismatch: Status(503, 1.0),
         errors.StagingFull: Status(503, 1.0),
     }
 )

@@ -6,7 +6,7 @@ Owns the form of both answers. Must not decide whose request it is: whoever know
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from fastapi import FastAPI, Request, Response
@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse
 
 from core.metrics import ATTAINMENT_WINDOWS_S
 from core.policy.calibration import Calibration
+from core.policy.pair_trust import PairReport, Trust
 from core.types import ClusterView
 from router.errors import error_json
 from router.explain import Explainer
@@ -46,11 +47,23 @@ class ClassBody(BaseModel):
     predictions: list[PredictionBody]
 
 
+class PairBody(BaseModel):
+    """A prefill and a decode worker of equal fingerprints that get no requests together."""
+
+    prefill: str
+    decode: str
+    state: Annotated[str, Field(description="untested, failed (its self-test did) or quarantined")]
+    reason: str
+    retry_in_s: Annotated[float, Field(description="until it is tested again")]
+
+
 class StatusBody(BaseModel):
-    """How the promises are kept."""
+    """How the promises are kept, and who hands over to whom."""
 
     held_requests: int
     classes: list[ClassBody]
+    trusted_pairs: Annotated[int, Field(description="pairs of workers that requests may go to")]
+    other_pairs: list[PairBody]
 
 
 class ErrorDetail(BaseModel):
@@ -74,7 +87,11 @@ def without_keys(request: Request) -> str:
 
 
 def add_status(
-    app: FastAPI, metrics: RouterMetrics, calibration: Calibration | None, view: Callable[[], ClusterView]
+    app: FastAPI,
+    metrics: RouterMetrics,
+    calibration: Calibration | None,
+    view: Callable[[], ClusterView],
+    pairs: Callable[[], Sequence[PairReport]] = tuple,
 ) -> None:
     """Serve GET /status."""
 
@@ -109,7 +126,17 @@ def add_status(
                     predictions=predictions,
                 )
             )
-        return StatusBody(held_requests=len(view().held.keys_s), classes=classes)
+        known = pairs()
+        others = [pair for pair in known if pair.trust is not Trust.TRUSTED]
+        return StatusBody(
+            held_requests=len(view().held.keys_s),
+            classes=classes,
+            trusted_pairs=len(known) - len(others),
+            other_pairs=[
+                PairBody(prefill=p.prefill, decode=p.decode, state=p.trust, reason=p.reason, retry_in_s=p.retry_in_s)
+                for p in others
+            ],
+        )
 
 
 def add_explain(app: FastAPI, explainer: Explainer, tenant_of: Callable[[Request], str | None]) -> None:

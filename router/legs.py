@@ -62,7 +62,8 @@ class Legs:
             life.decode_facts = answer.facts
 
     async def _run_pair(self, life: Life, call: HttpCall, prefill: WorkerSession, decode: WorkerSession) -> None:
-        handover = Handover(self._ids.new(), decode.hello.kv_address, self._lease_s)
+        due_in_s = None if life.slo.tier is Tier.BEST_EFFORT else life.arrived_s + life.slo.ttft_s - time.monotonic()
+        handover = Handover(self._ids.new(), decode.hello.kv_address, self._lease_s, due_in_s)
         order = _order(life, call, handover, prefill, decode)
 
         def prefilled(outcome: str, reason: str, error: BatonError | None) -> None:

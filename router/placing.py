@@ -17,6 +17,8 @@ from core.errors import BatonError, NoWorker, Overloaded
 from core.policy.breaker import Breakers
 from core.policy.context import Tier
 from core.policy.least_loaded import LeastLoaded
+from core.policy.pair_trust import PairTrust
+from core.policy.pairing import decide_allowed
 from core.policy.protocol import Policy
 from core.policy.slack_queue import QueueRules, SlackQueue, Waiting
 from core.router_spec import RouterSpec
@@ -60,12 +62,14 @@ class Placer:
         spec: RouterSpec,
         breakers: Breakers,
         knowledge: Knowledge,
+        pairs: PairTrust,
         event_log: EventLog | None = None,
     ) -> None:
         self._pool = pool
         self._policy = policy
         self._breakers = breakers
         self._knowledge = knowledge
+        self._pairs = pairs
         self._event_log = event_log
         self._ranks = {c.name: _RANKS[c.tier] for c in spec.slo_classes}
         self._queue: SlackQueue[_Held] = SlackQueue(QueueRules(max_items=spec.max_held_requests))
@@ -122,12 +126,16 @@ class Placer:
         sent_tokens = 0 if life.transcript is None else life.transcript.num_tokens
         # As a new request with a longer prompt: what it waited before its first token is of no account any more.
         shape = shape._replace(prompt_tokens=shape.prompt_tokens + sent_tokens, waited_s=0.0)
-        left = view.without(excluded)
-        decision = self._policy.decide(shape, left, now_s)
-        if not isinstance(decision, Route):
-            decision = _BY_COUNT.decide(shape, left, now_s)
+
+        def decide(excluded: frozenset[str]) -> Decision:
+            left = view.without(excluded)
+            decision = self._policy.decide(shape, left, now_s)
+            return decision if isinstance(decision, Route) else _BY_COUNT.decide(shape, left, now_s)
+
+        _, decision = decide_allowed(decide, frozenset(excluded), self._pairs.allows)
         if isinstance(decision, Rejection):
             raise refusal(decision, slo_class=life.slo.name)
+        assert isinstance(decision, Route), "least loaded holds nothing back"
         self._knowledge.routed(life, decision, view)
         return decision
 
@@ -172,7 +180,11 @@ class Placer:
             self._follow(self._pool.membership)
         shape = self._knowledge.shape_of(life, now_s, sequence=self._num_decisions)
         self._num_decisions += 1
-        decision = self._policy.decide(shape, view.without(excluded), now_s)
+        excluded, decision = decide_allowed(
+            lambda excluded: self._policy.decide(shape, view.without(excluded), now_s),
+            frozenset(excluded),
+            self._pairs.allows,
+        )
         life.record.decided(shape, view, excluded, now_s, decision)
         if isinstance(decision, Route):
             self._knowledge.routed(life, decision, view)

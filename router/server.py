@@ -26,6 +26,7 @@ from cluster.pool import WorkerPool
 from core.cluster_token import operator_key
 from core.errors import ConfigError, Unauthorized, WorkerDraining
 from core.policy.breaker import Breakers
+from core.policy.pair_trust import PairTrust
 from core.router_spec import RouterSpec
 from core.types import WorkerRecord
 from router.adapting import AdaptingPolicy
@@ -38,6 +39,7 @@ from router.health import Readiness
 from router.http_protocol import HttpProtocol, WaitingRoom
 from router.knowledge import Knowledge
 from router.observer import Observer
+from router.pair_tests import PairTests
 from router.placing import Placer
 from router.recorder import TrafficRecorder
 from router.tenants import OPERATOR, Tenants
@@ -82,12 +84,15 @@ class RouterServer:
             recorder=self._recorder,
         )
         knowledge = Knowledge(spec, self._observer.calibration, self._tenants.weights, self._policy.answered)
+        pairs = PairTrust(self_test=spec.self_test)
+        self._pair_tests = PairTests(pool, pairs, lease_s=spec.lease_s)
         placer = Placer(
             pool=pool,
             policy=self._policy,
             spec=spec,
             breakers=breakers,
             knowledge=knowledge,
+            pairs=pairs,
             event_log=self._event_log,
         )
         self.dispatcher = Dispatcher(
@@ -101,11 +106,11 @@ class RouterServer:
         )
         self._console = ConsoleFeed(spec, self._console_sources(placer, breakers))
         relayed = RelayedRoutes(self.dispatcher, self._announced)
-        self._http = _http_server(spec, self._control(placer, breakers), relayed)
+        self._http = _http_server(spec, self._control(placer, breakers, pairs), relayed)
         self._serving: asyncio.Task[None] | None = None
         self._background: list[asyncio.Task[None]] = []  # what runs beside requests, until `stop`
 
-    def _control(self, placer: Placer, breakers: Breakers) -> FastAPI:
+    def _control(self, placer: Placer, breakers: Breakers, pairs: PairTrust) -> FastAPI:
         """Make what serves everything but the relayed routes."""
         return control_app(
             readiness=self._readiness,
@@ -118,6 +123,7 @@ class RouterServer:
             tenant_of=self._tenant_of,
             num_inflight=lambda: self.dispatcher.num_inflight,
             console=self._console,
+            pairs=lambda: pairs.report(time.monotonic()),
         )
 
     def _make_recorder(self) -> TrafficRecorder | None:
@@ -157,7 +163,10 @@ class RouterServer:
         except BaseException:
             listener.close()
             raise
-        self._background = [asyncio.create_task(self._policy.keep_adapting(), name="adapt")]
+        self._background = [
+            asyncio.create_task(self._policy.keep_adapting(), name="adapt"),
+            asyncio.create_task(self._pair_tests.keep_testing(), name="pair-tests"),
+        ]
         if self._event_log is not None:
             self._background.append(asyncio.create_task(self._event_log.keep_writing(), name="event-log"))
         if self._recorder is not None:

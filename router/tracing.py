@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 import orjson
 
-from core.types import Route
+from core.types import Leg, Route
 from router import VERSION
 from router.record import RequestRecord, verdict_of
 from router.timeline import STAGES
@@ -32,8 +32,10 @@ _SPAN_OF_STAGE: Final = {
     "queue": "queue",
     "prefill": "prefill",
     "transfer_exposed": "kv.transfer",
+    "blocks": "decode.blocks",
     "first_step": "decode.first_step",
 }
+_PREFILL_STAGES: Final = frozenset({"queue", "prefill"})
 _OPERATIONS: Final = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
 Value = str | int | float | bool
 
@@ -102,11 +104,20 @@ def spans_of(record: RequestRecord) -> Iterator[dict[str, object]]:
         name = _SPAN_OF_STAGE.get(stage)
         if name is not None and us:
             begin = at(marks.arrived_s) + cursor_us * 1000
-            yield _span(context, name, begin, begin + us * 1000, attributes=_stage_attributes(record, name))
+            told = _stage_attributes(record, name)
+            yield _span(context, name, begin, begin + us * 1000, parent_id=_above(context, name), attributes=told)
         cursor_us += us
     if marks.first_s is not None:
         tokens: dict[str, Value] = {"gen_ai.usage.output_tokens": record.output_tokens}
-        yield _span(context, "decode", at(marks.first_s), at(max(marks.first_s, marks.ended_s)), attributes=tokens)
+        ended_ns = at(max(marks.first_s, marks.ended_s))
+        above = _above(context, "decode")
+        yield _span(context, "decode", at(marks.first_s), ended_ns, parent_id=above, attributes=tokens)
+
+
+def _above(context: TraceContext, name: str) -> str | None:
+    """Find the span of the leg, in the latest try, that a stage was a part of; None: it is the request's own."""
+    kinds = {Leg.WHOLE, Leg.PREFILL if name in _PREFILL_STAGES else Leg.DECODE}
+    return None if name == "held" else next((leg.span_id for leg in reversed(context.legs) if leg.leg in kinds), None)
 
 
 def export_request(spans: list[dict[str, object]], *, service: str = "baton-router") -> bytes:

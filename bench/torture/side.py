@@ -6,6 +6,7 @@ Owns the endpoint's life: it is started, killed with whatever is under way, and 
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,11 @@ from kv_transfer.block_io import BlockIO
 from kv_transfer.endpoint import EndpointConfig, KVEndpoint
 from kv_transfer.frames import Offer
 from kv_transfer.plan import ReceiveOpen, ReceiveParams
+from kv_transfer.quarantine import Quarantine
 
 TOKEN: Final = "torture"
 OFFER_S: Final = 3.0  # how long an offer may wait for its request
+VERIFY_SHARE: Final = 0.25  # of hand-overs, digested end to end: a digest that does not match would be a fault
 STAGING_BYTES: Final = 4 << 20  # 64 chunks: eight hand-overs of up to eight frames each fill it now and then
 
 
@@ -55,12 +58,15 @@ class Side:
             group_bytes=self._chance.choice((0, 1 << 12, 1 << 20)),  # a layer a frame, some layers, all of them
             ack_bytes=8192,
             transport=self._transport,
+            verify_share=VERIFY_SHARE,
         )
         self.endpoint = KVEndpoint(
             config,
             BlockIO(self.pool.cache),
             wrap=lambda inner: FaultyTransport(inner, self._odds, self._chance, self.faults),
         )
+        # Here wrong frames are the rule, and every pair would soon be left out.
+        self.endpoint.receiver.quarantine = Quarantine(time.monotonic, mismatches=1 << 30)
         self.address = self.endpoint.start()
 
     def kill(self) -> None:
@@ -87,7 +93,7 @@ class Side:
         """Copy one layer of some blocks out."""
         self.endpoint.stage(transfer_id, layer, first_block, block_ids)
         if self._chance.random() < 0.25:
-            self.endpoint.flush()
+            self.endpoint.end_step()
 
     def finish(self, transfer_id: str) -> None:
         """Note that all is staged."""
@@ -96,7 +102,7 @@ class Side:
     def abort(self, transfer_id: str) -> None:
         """End the prefill request early."""
         self.endpoint.sender.abort(transfer_id, "torture")
-        self.endpoint.flush()
+        self.endpoint.end_step()
 
     def expect(self, transfer_id: str, digest: str, first: int, block_ids: Sequence[int], lease_s: float) -> None:
         """Reserve blocks for a hand-over."""

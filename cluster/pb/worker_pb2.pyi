@@ -25,14 +25,16 @@ class Header(_message.Message):
     def __init__(self, name: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
 
 class Handover(_message.Message):
-    __slots__ = ("transfer_id", "kv_address", "lease_s")
+    __slots__ = ("transfer_id", "kv_address", "lease_s", "due_in_s")
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     KV_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
+    DUE_IN_S_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
     kv_address: str
     lease_s: float
-    def __init__(self, transfer_id: _Optional[str] = ..., kv_address: _Optional[str] = ..., lease_s: _Optional[float] = ...) -> None: ...
+    due_in_s: float
+    def __init__(self, transfer_id: _Optional[str] = ..., kv_address: _Optional[str] = ..., lease_s: _Optional[float] = ..., due_in_s: _Optional[float] = ...) -> None: ...
 
 class Submit(_message.Message):
     __slots__ = ("call_id", "request_id", "leg", "method", "path", "headers", "body", "handover", "slack_s", "prompt_tokens", "nonce", "resume")
@@ -146,8 +148,22 @@ class Hello(_message.Message):
     fingerprint: Fingerprint
     def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., kv_address: _Optional[str] = ..., num_kv_blocks: _Optional[int] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ...) -> None: ...
 
+class Quarantined(_message.Message):
+    __slots__ = ("worker_id", "epoch", "times", "left_s", "reason")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
+    LEFT_S_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    epoch: int
+    times: int
+    left_s: float
+    reason: str
+    def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., times: _Optional[int] = ..., left_s: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class WorkerState(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "kv_blocks_used", "kv_blocks_total", "step_s", "draining", "step_prompt_tokens", "step_seqs")
+    __slots__ = ("num_running", "num_waiting", "kv_blocks_used", "kv_blocks_total", "step_s", "draining", "step_prompt_tokens", "step_seqs", "quarantined")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     KV_BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +172,7 @@ class WorkerState(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     STEP_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STEP_SEQS_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     kv_blocks_used: int
@@ -164,21 +181,26 @@ class WorkerState(_message.Message):
     draining: bool
     step_prompt_tokens: int
     step_seqs: int
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., step_s: _Optional[float] = ..., draining: _Optional[bool] = ..., step_prompt_tokens: _Optional[int] = ..., step_seqs: _Optional[int] = ...) -> None: ...
+    quarantined: _containers.RepeatedCompositeFieldContainer[Quarantined]
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., step_s: _Optional[float] = ..., draining: _Optional[bool] = ..., step_prompt_tokens: _Optional[int] = ..., step_seqs: _Optional[int] = ..., quarantined: _Optional[_Iterable[_Union[Quarantined, _Mapping]]] = ...) -> None: ...
 
 class LegFacts(_message.Message):
-    __slots__ = ("prompt_tokens", "cached_tokens", "received_tokens", "queued_s", "prefill_s")
+    __slots__ = ("prompt_tokens", "cached_tokens", "received_tokens", "queued_s", "prefill_s", "blocks_s", "landed_s")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_S_FIELD_NUMBER: _ClassVar[int]
     PREFILL_S_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_S_FIELD_NUMBER: _ClassVar[int]
+    LANDED_S_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     cached_tokens: int
     received_tokens: int
     queued_s: float
     prefill_s: float
-    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., received_tokens: _Optional[int] = ..., queued_s: _Optional[float] = ..., prefill_s: _Optional[float] = ...) -> None: ...
+    blocks_s: float
+    landed_s: float
+    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., received_tokens: _Optional[int] = ..., queued_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., blocks_s: _Optional[float] = ..., landed_s: _Optional[float] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("call_id", "status", "headers", "data", "last", "error", "error_message", "facts", "token_ids", "group_sizes")

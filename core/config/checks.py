@@ -52,6 +52,7 @@ def check_across(tree: ConfigTree, *, base: FilePath | None = None) -> list[Conf
         _engine_args_leave_own_flags,
         _steps_hold_their_requests,
         _pools_can_pair,
+        _pools_hand_over,
         _gpus_cover_parallelism,
         _policy_exists,
         _traffic_is_given_once,
@@ -130,6 +131,14 @@ def _pools_can_pair(settings: Settings) -> Iterator[ConfigProblem]:
         if prefill is not None and decode is not None and prefill != decode:
             message = f"must equal pools.prefill.{key}, which is {prefill}: other workers cannot exchange KV"
             yield settings.problem(("pools", "decode", key), message)
+
+
+def _pools_hand_over(settings: Settings) -> Iterator[ConfigProblem]:
+    path: Path = ("kv", "transport")
+    if settings.text(path) == "none" and "prefill" in settings.pools():
+        yield settings.problem(
+            path, "leaves prefill workers without a way to decode", "set pools.prefill.replicas to 0"
+        )
 
 
 def _gpus_cover_parallelism(settings: Settings) -> Iterator[ConfigProblem]:

@@ -181,10 +181,12 @@ class PlanConfig(Section):
 class KVConfig(Section):
     """How KV blocks are handed over from prefill to decode."""
 
-    transport: Literal["auto", "shm", "tcp", "grpc"] = Field(
+    transport: Literal["auto", "nccl", "shm", "nixl", "tcp", "grpc", "none"] = Field(
         default="auto",
         description="how the bytes travel; auto: the one that is measured fastest of those that both ends can do, for "
-        "each pair; a named one is all that is used, save that a hand-over it failed in goes on over grpc",
+        "each pair; a named one is all that is used, save that a hand-over it failed in goes on over grpc; nccl and "
+        "nixl are not seen on a GPU yet; none: nothing is handed over, for models that cannot be, and without prefill "
+        "workers",
     )
     lease_s: float = Field(
         default=30.0, gt=0.1, le=3600, description="how long either side holds blocks for one hand-over"
@@ -195,6 +197,18 @@ class KVConfig(Section):
     allow_faults: bool = Field(
         default=False,
         description="let `baton chaos` break hand-overs of this cluster on purpose: lose, corrupt and withhold frames",
+    )
+    self_test: bool = Field(
+        default=True,
+        description="before a pair of workers takes requests, have it answer two short prompts as its decode worker "
+        "alone does; engines that are simulated are not tested",
+    )
+    verify_share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="share of hand-overs whose blocks are compared end to end, prefill's cache with decode's, beside "
+        "the first few of each pair of workers; 0: none at all",
     )
 
 

@@ -102,11 +102,13 @@ def engine_spec(config: BatonConfig, pool_name: str, *, has_gpu: bool = False, b
 
 def kv_spec(config: BatonConfig) -> KVSpec:
     """Describe how every worker hands KV over; what `auto` means is found out by the workers, pair by pair."""
+    kv = config.kv
     return KVSpec(
-        transport=config.kv.transport,
-        lease_s=config.kv.lease_s,
-        staging_bytes=config.kv.staging_mb * MIB,
-        faults=(("runtime", "1"),) if config.kv.allow_faults else (),
+        transport=kv.transport,
+        lease_s=kv.lease_s,
+        staging_bytes=kv.staging_mb * MIB,
+        verify_share=kv.verify_share,
+        faults=(("runtime", "1"),) if kv.allow_faults else (),
     )
 
 

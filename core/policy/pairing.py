@@ -1,6 +1,7 @@
-"""The least pair of two workers of equal fingerprints, by scores that add up.
+"""The least pair of two workers of equal fingerprints, by scores that add up; and the asking of a policy again when
+it chose a pair that is not to be used.
 
-Owns the search over pairs. Must not know what a score means.
+Owns the search over pairs. Must not know what a score means, nor why a pair is not used.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from core.policy.protocol import Candidates
-from core.types import Fingerprint, WorkerView
+from core.types import Decision, Fingerprint, Route, WorkerView
 
 Score = Callable[[WorkerView], float]  # less is better
 _Choice = tuple[float, str, WorkerView]  # score, worker id, worker; ids differ, so views are never compared
@@ -35,6 +36,29 @@ def least_pair(workers: Candidates, prefill_score: Score, decode_score: Score) -
         if (sent := best_senders.get(fingerprint)) is not None
     ]
     return min(pairs)[1:] if pairs else None
+
+
+def decide_allowed(
+    decide: Callable[[frozenset[str]], Decision], excluded: frozenset[str], allows: Callable[[str, str], bool]
+) -> tuple[frozenset[str], Decision]:
+    """Ask until the decision is for no pair that is not allowed; return it with the workers that were left out for it.
+
+    First the prefill worker of a pair that is not allowed is left out, then, when nothing but a whole request is left,
+    its decode worker instead. `decide` is asked at most twice for each prefill worker.
+    """
+    decision = decide(excluded)
+    while isinstance(decision, Route) and decision.prefill is not None:
+        if allows(decision.prefill, decision.decode):
+            break
+        without_sender = excluded | {decision.prefill}
+        other = decide(without_sender)
+        if isinstance(other, Route) and other.prefill is None:
+            without_receiver = excluded | {decision.decode}
+            found = decide(without_receiver)
+            if isinstance(found, Route) and found.prefill is not None and allows(found.prefill, found.decode):
+                return without_receiver, found
+        excluded, decision = without_sender, other
+    return excluded, decision
 
 
 def _choices(workers: Iterable[WorkerView], score: Score) -> list[_Choice]:

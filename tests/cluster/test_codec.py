@@ -10,7 +10,18 @@ from cluster import codec
 from cluster.pb import worker_pb2 as pb
 from core.engine import HttpCall, Resume
 from core.errors import BatonError, WorkerError, error_classes
-from core.types import Fingerprint, Handover, Leg, LegOrder, Membership, Role, WorkerHello, WorkerRecord, WorkerState
+from core.types import (
+    Fingerprint,
+    Handover,
+    Leg,
+    LegOrder,
+    Membership,
+    Quarantined,
+    Role,
+    WorkerHello,
+    WorkerRecord,
+    WorkerState,
+)
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 u32 = st.integers(0, 2**32 - 1)
@@ -25,7 +36,8 @@ handovers = st.none() | st.builds(Handover, text, text, seconds)
 submissions = st.builds(codec.Submission, u64, st.sampled_from(Leg), calls, handovers, seconds, u32)
 fingerprints = st.builds(Fingerprint, text, text, text, text, text, u32, text, u32, u32, text)
 hellos = st.builds(WorkerHello, text, st.sampled_from(Role), u64, text, u32, text, u32, fingerprints)
-states = st.builds(WorkerState, u32, u32, u32, u32, seconds, st.booleans())
+quarantined = st.lists(st.builds(Quarantined, text, u64, u32, seconds, text), max_size=3).map(tuple)
+states = st.builds(WorkerState, u32, u32, u32, u32, seconds, st.booleans(), u32, u32, quarantined)
 records = st.builds(WorkerRecord, text, st.sampled_from(Role), u64, text, text)
 memberships = st.builds(Membership, u64, st.lists(records, max_size=4).map(tuple))
 

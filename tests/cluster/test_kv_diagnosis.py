@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.cluster_status import MemberStatus
-from cluster.kv_diagnosis import Finding, RankAnswer, findings, page
+from cluster.kv_diagnosis import Finding, RankAnswer, findings, of_self_tests, page
+from core.policy.pair_trust import PairReport, Trust
 from core.types import Fingerprint, Role
 
 SAME = Fingerprint("vllm 1", "m", "t", "bf16", "auto", 16, "cpu", 1, 1, "")
@@ -71,6 +72,24 @@ def test_a_lease_is_a_fault_only_beyond_its_deadline() -> None:
     assert judge(stats(leases=[lease(age_s=29.0)])) == []
     (found,) = judge(stats(leases=[lease(age_s=42.0)]))
     assert found.what == "the send lease t1 of req-1 holds 2 blocks 12.0 s beyond its deadline"
+
+
+def test_a_sender_in_quarantine_is_a_fault_of_the_pair() -> None:
+    said = {"worker_id": "prefill-0", "epoch": 1, "times": 1, "left_s": 41.6, "reason": "3 hand-overs with wrong KV"}
+    (found,) = judge(stats(), stats(quarantined=[said]))
+    assert found.subject == "prefill-0 -> decode-0"
+    assert found.what == "decode takes no KV of it for 42 s more: 3 hand-overs with wrong KV"
+    assert "log /d" in found.remedy
+
+
+def test_a_pair_that_failed_its_self_test_is_a_fault() -> None:
+    failed = PairReport("prefill-0", "decode-0", Trust.FAILED, "no KV came over", 12.0)
+    quarantined = PairReport("prefill-1", "decode-0", Trust.QUARANTINED, "wrong KV", 12.0)
+    (found,) = of_self_tests([failed, quarantined, PairReport("prefill-2", "decode-0", Trust.UNTESTED)])
+    assert str(found) == (
+        "prefill-0 -> decode-0: they are not paired: no KV came over; it is tested again in 12 s; until then decode-0 "
+        "computes these prompts itself"
+    )
 
 
 def test_a_worker_that_is_not_there_or_does_not_answer_is_a_fault() -> None:

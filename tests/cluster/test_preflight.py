@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ from cluster.preflight import (
     check_policy,
     check_port,
     check_scaling,
+    check_transport,
     this_machine,
 )
-from core.config.models import BatonConfig, LoraConfig, ModelConfig, PlanConfig, RouterConfig, ScalingConfig
+from core.config.models import BatonConfig, KVConfig, LoraConfig, ModelConfig, PlanConfig, RouterConfig, ScalingConfig
 from core.errors import ConfigError
 
 
@@ -110,6 +112,16 @@ def test_a_recording_that_cannot_be_made_is_refused() -> None:
 @pytest.mark.parametrize("place", [None, "e.jsonl", "{tmp}/e.jsonl"])
 def test_an_event_log_has_a_file(place: str | None, tmp_path: Path) -> None:
     check_event_log(BatonConfig(router=RouterConfig(event_log=place and place.format(tmp=tmp_path))))
+
+
+def test_nccl_without_a_gpu_is_refused_with_the_remedy() -> None:
+    here = this_machine()
+    without, with_gpu = (replace(here, total={"CPU": 2.0, "GPU": count}) for count in (0.0, 1.0))
+    nccl = BatonConfig(kv=KVConfig(transport="nccl"))
+    with pytest.raises(ConfigError, match=r"kv\.transport: nccl .* no node has a GPU; set kv\.transport to auto"):
+        check_transport(nccl, [without, without])
+    check_transport(nccl, [without, with_gpu])
+    check_transport(BatonConfig(), [without])
 
 
 def test_a_taken_port_is_refused() -> None:

@@ -90,6 +90,7 @@ async def test_each_leg_gets_its_own_transfer_params(engine: EchoEngine) -> None
         "transfer_id": "t-1",
         "peer": "10.0.0.2:7000",
         "lease_s": 10.0,
+        "due_s": None,
     }
     expected = {"do_remote_prefill": True, "transfer_id": "t-1", "lease_s": 10.0}
     assert await answer(worker, Leg.DECODE, HANDOVER) == expected

@@ -47,7 +47,7 @@ def test_configuration_is_carried_over() -> None:
                 "explained_requests": 5,
                 "otlp_endpoint": "http://127.0.0.1:4318",
             },
-            "kv": {"lease_s": 12},
+            "kv": {"lease_s": 12, "self_test": False},
         }
     )
     spec = RouterSpec.from_config(config, membership_address="h:1", run_dir="/run", token="t", events_fd=5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.types import WorkerState
+from core.types import Quarantined, WorkerState
 from engine.step_state import StepFigures, StepReport, StepState
 
 
@@ -75,3 +75,12 @@ def test_what_an_engine_does_not_report_is_unknown() -> None:
     steps.observe(StepFigures(1, 0, 0.0, made_tokens=True, report=StepReport(0.1, 8, 1)), 1.0)
     steps.observe(figures(1), 1.5)
     assert steps.get() == WorkerState(num_running=1, step_s=0.5)
+
+
+def test_a_quarantine_outlives_the_next_step_and_is_told_at_once() -> None:
+    state, told = StepState(), []
+    state.on_step(lambda: told.append(state.get().quarantined))
+    left_out = (Quarantined("prefill-0", 3, 1, 60.0, "wrong KV"),)
+    state.set_quarantined(left_out)
+    state.observe(StepFigures(1, 0, 0.5, made_tokens=True), 1.0)
+    assert told == [left_out, left_out]

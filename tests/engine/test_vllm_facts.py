@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from core.types import LegFacts
 from engine.vllm_facts import FactsReader
+from kv_transfer.receive_times import ReceiveTimes
 
 FACTS = LegFacts(prompt_tokens=100, cached_tokens=32, received_tokens=0, queued_s=pytest.approx(0.5), prefill_s=0.25)
 
@@ -120,3 +122,41 @@ def test_what_cannot_be_read_hurts_nobody(now_s: float, caplog: pytest.LogCaptur
         assert processor.process_outputs([strange]) == "processed"
     assert call.facts is None
     assert "first tokens are not measured" in caplog.text
+
+
+def last(name: str, times: tuple[float, float] | None, given_s: float) -> Any:
+    """Make the output with which a request ends."""
+    receives = ReceiveTimes(iter(times or ()).__next__)
+    receives.had_blocks(name) if times else None
+    receives.landed([name])
+    made = token(name, given_s)
+    made.kv_transfer_params = receives.take(name)
+    return made
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_the_last_output_brings_the_times_of_the_hand_over_and_clients_see_none(now_s: float, at_once: bool) -> None:
+    processor = Processor()
+    with FactsReader(processor).watch() as call:
+        processor.add_request(request("a"))
+        end = last("a", (now_s + 0.125, now_s + 0.375), now_s)
+        end.prefill_stats.num_external_cached_tokens = 64
+        if not at_once:
+            first = token("a", now_s)
+            first.prefill_stats.num_external_cached_tokens = 64
+            processor.process_outputs([first])
+            assert call.facts is not None
+            assert call.facts.landed_s == 0.0
+        processor.process_outputs([end])
+        assert call.facts == replace(FACTS, received_tokens=64, blocks_s=0.125, landed_s=0.375)
+        assert end.kv_transfer_params is None
+
+
+def test_nothing_landed_of_a_hand_over_that_failed(now_s: float) -> None:
+    processor = Processor()
+    with FactsReader(processor).watch() as call:
+        processor.add_request(request("a"))
+        end = last("a", (now_s, now_s), now_s)
+        processor.process_outputs([end])
+        assert call.facts == FACTS
+        assert end.kv_transfer_params is None

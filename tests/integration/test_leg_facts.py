@@ -51,6 +51,8 @@ def test_both_legs_know_their_parts(stack: Stack) -> None:
     # before prefill is done.
     assert decode.queued_s > prefill.prefill_s / 2
     assert decode.prefill_s < prefill.prefill_s  # one token against all of them
+    assert 0 < decode.blocks_s < decode.landed_s <= decode.queued_s
+    assert prefill.blocks_s == prefill.landed_s == 0
     last = stack.state("prefill-0")  # of two steps, for a step computes CHUNK_TOKENS
     assert (last.step_prompt_tokens, last.step_seqs) == (PROMPT_TOKENS - CHUNK_TOKENS, 1)
     assert last.step_s < prefill.prefill_s
@@ -68,4 +70,4 @@ def test_nothing_counts_as_received_of_a_handover_that_fails(stack: Stack) -> No
     stack.inject({"drop_layer": 1})
     _, decode = legs(stack, {**shared, "prompt": [*shared["prompt"], *more]}, "facts-4")
     assert (decode.prompt_tokens, decode.cached_tokens) == (PROMPT_TOKENS + 4 * BLOCK, 4 * BLOCK)
-    assert decode.received_tokens == 0
+    assert (decode.received_tokens, decode.landed_s) == (0, 0)

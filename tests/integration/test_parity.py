@@ -1,7 +1,7 @@
 """Output through prefill and decode pools equals that of one vLLM engine, token for token and field for field.
 
 Both run the same model in float32 with equal chunk budgets. `landed` counts the hand-overs that reached the decode
-engine, so that no case can pass by quietly serving from one pool.
+engine, so that no case can pass by quietly serving from one pool. All of it is done once for each transport.
 """
 
 from __future__ import annotations
@@ -15,12 +15,25 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.openai_http import Json, assert_same, post, stream, strip
-from tests.support.stack import CHUNK_TOKENS, DECODE_KV_TOKENS, Stack
+from tests.support.stack import CHUNK_TOKENS, DECODE_KV_TOKENS, TRANSPORTS, Stack
 
 pytestmark = pytest.mark.engine
 
 LENGTHS = (1, 2, 31, 32, 33, 64, 65, 100, 250, 511, CHUNK_TOKENS, CHUNK_TOKENS + 1, 777, 1500, 2100)
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module", params=TRANSPORTS, autouse=True)
+def transport(request: pytest.FixtureRequest, stack: Stack) -> Iterator[str]:
+    """Hand everything over by one transport, from empty caches."""
+    name: str = request.param
+    stack.reset_prefix_caches()
+    stack.use_transport(name)
+    before = stack.handovers()
+    yield name
+    after = stack.handovers()
+    stack.use_transport(None)
+    assert [other for other in TRANSPORTS if after[other] > before[other]] == [name]
 
 
 @pytest.fixture(autouse=True)

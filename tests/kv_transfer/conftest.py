@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import torch
 
 from kv_transfer.block_io import BlockIO
 from kv_transfer.endpoint import EndpointConfig, KVEndpoint
+from kv_transfer.transport import Transport
 from tests.support.kv_side import BLOCKS, LAYERS, SHAPE, MakeSide, Side, wait_until
 
 
@@ -35,6 +36,10 @@ def make_side(tmp_path: Path) -> Iterator[MakeSide]:
         lease_s: float = 5.0,
         group_bytes: int = 0,  # every frame leaves at once
         ack_bytes: int = 1,  # every frame is acknowledged
+        transport: str = "auto",
+        by_device: bool = False,  # as where the host cannot reach the cache
+        wrap: Callable[[Transport], Transport] = lambda transport: transport,
+        verify_share: float = 0.0,
     ) -> Side:
         generator = torch.Generator().manual_seed(seed)
         cache = {
@@ -54,8 +59,10 @@ def make_side(tmp_path: Path) -> Iterator[MakeSide]:
             staging_bytes,
             group_bytes,
             ack_bytes,
+            transport,
+            verify_share=verify_share,
         )
-        endpoint = KVEndpoint(config, BlockIO(cache))
+        endpoint = KVEndpoint(config, BlockIO(cache, by_device=by_device), wrap=wrap)
         address = endpoint.start()
         assert json.loads(file.read_text())["address"] == address
         sides.append(Side(endpoint, cache, address))

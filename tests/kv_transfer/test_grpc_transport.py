@@ -12,6 +12,7 @@ from grpc._cython import cygrpc
 
 from core.cluster_token import token_metadata
 from core.errors import KVTransferError, TransferAborted
+from kv_transfer.frames import Kind, read_control
 from kv_transfer.grpc_transport import SERVICE, GrpcTransport, control_request
 from tests.support.kv_peer import push
 from tests.support.kv_side import WAIT_S, MakeSide
@@ -53,10 +54,12 @@ async def test_peer_without_the_token_is_turned_away(make_side: MakeSide) -> Non
 
 
 async def test_write_to_a_stream_that_has_ended_is_a_transfer_error(make_side: MakeSide) -> None:
-    decode = make_side(token="another")
-    transport = GrpcTransport(_no_verb, token="wrong")
+    decode = make_side()
+    transport = GrpcTransport(_no_verb, token="secret")
     try:
         stream = await transport.connect(decode.address, WAIT_S)
+        await stream.write(b"no frame")
+        assert read_control(await stream.read())[0].kind is Kind.REFUSED
         with pytest.raises(KVTransferError):
             await stream.read()
         with pytest.raises(TransferAborted):

@@ -133,6 +133,24 @@ async def test_shared_memory_needs_one_host_and_grpc_is_always_there() -> None:
     assert (name, stream.address) == ("grpc", "old:1")  # type: ignore[attr-defined]
 
 
+async def test_transports_can_be_left_out_and_taken_back() -> None:
+    here = site(shm="unix:/s", tcp="a:1")
+    ways = here.ways()
+
+    async def taken() -> str:
+        return (await ways.open(PEER, attempt=0, failed=NONE, timeout_s=10))[0]
+
+    assert await taken() == "shm"
+    ways.leave_out(frozenset({"shm", "grpc"}))
+    ways.done(PEER, "shm", 1, 1.0)  # of a hand-over that was under way
+    assert await taken() == "tcp"
+    ways.leave_out(frozenset({"shm", "tcp", "grpc"}))
+    with pytest.raises(PeerMismatch):
+        await taken()
+    ways.leave_out(NONE)
+    assert await taken() == "shm"
+
+
 @pytest.mark.parametrize("problem", [TransferAborted("refused"), Unauthorized("no"), TransferTimeout("late")])
 async def test_what_does_not_connect_is_given_up_for_the_next(problem: Exception) -> None:
     here = site(shm="unix:/s", tcp="a:1")

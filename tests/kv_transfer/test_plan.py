@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kv_transfer.plan import HandoverPlanner, ReceiveParams, SendParams, StepPlan, prompt_digest
+from kv_transfer.plan import NULL_BLOCK, HandoverPlanner, ReceiveParams, SendParams, StepPlan, prompt_digest
 
 BLOCK = 32
 SEND = SendParams("t", "127.0.0.1:1", 30.0)
@@ -98,3 +98,21 @@ def test_digest_depends_on_tokens_and_adapter() -> None:
     }
     assert len(digests) == 5
     assert prompt_digest([1, 2, 3]) == prompt_digest((1, 2, 3))
+
+
+@given(st.integers(2, 20), st.integers(0, 20), st.integers(0, 5))
+def test_what_a_sliding_window_left_behind_is_not_asked_for(blocks: int, left_behind: int, cached: int) -> None:
+    planner = HandoverPlanner(BLOCK)
+    left_behind, cached = min(left_behind, blocks - 1), min(cached, blocks - 1)
+    ids = [NULL_BLOCK] * left_behind + [100 + i for i in range(left_behind, blocks)]
+    planner.open_receive(
+        "r",
+        RECEIVE,
+        digest="d",
+        num_prompt_tokens=blocks * BLOCK,
+        num_external_tokens=(blocks - cached) * BLOCK,
+        block_ids=ids,
+    )
+    (opened,) = planner.take_step().receive_opens
+    first = max(left_behind, cached)
+    assert (opened.first_block, opened.num_blocks, list(opened.block_ids)) == (first, blocks, ids[first:])

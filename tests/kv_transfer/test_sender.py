@@ -68,7 +68,7 @@ def test_what_a_step_has_staged_leaves_with_it(make_side: MakeSide) -> None:
     decode.expect("t", [2, 0])
     prefill.offer(decode.address, "t", 2)
     prefill.put("t", 0, 0, [5, 1])
-    prefill.endpoint.flush()
+    prefill.endpoint.end_step()
     wait_until(lambda: decode.endpoint.receiver.bytes_landed == 2 * BLOCK_BYTES)
     for layer in (1, 2):
         prefill.put("t", layer, 0, [5, 1])

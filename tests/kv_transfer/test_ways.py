@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+import kv_transfer.ways as ways
 from core.errors import ConfigError, CorruptFrame
 from kv_transfer.grpc_transport import GrpcTransport
 from kv_transfer.staging import StagingPool
@@ -22,6 +25,10 @@ def context(tmp_path: Path) -> Iterator[TransportContext]:
 
 async def _no_control(verb: str, arguments: dict[str, str]) -> dict[str, object]:
     raise ValueError(verb)
+
+
+def on_gpu(context: TransportContext) -> TransportContext:
+    return replace(context, device="cuda:0")
 
 
 def made(context: TransportContext, wanted: str, *, encrypted: bool = False) -> list[str]:
@@ -42,8 +49,36 @@ def test_with_certificates_nothing_crosses_the_network_in_the_clear(context: Tra
         made(context, "tcp", encrypted=True)
 
 
+def test_nccl_is_for_gpus_whose_torch_has_it(context: TransportContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_nccl in (False, True):
+        monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda has_nccl=has_nccl: has_nccl)
+        assert [name for name in made(on_gpu(context), "auto") if name != "nixl"] == [
+            *["nccl"][not has_nccl :],
+            *("shm", "tcp", "grpc"),
+        ]
+        with pytest.raises(ConfigError, match=r"kv\.transport: nccl .* cpu memory; set kv\.transport to auto"):
+            made(context, "nccl")
+    assert made(on_gpu(context), "nccl") == ["nccl", "grpc"]
+    assert made(on_gpu(context), "auto", encrypted=True) == ["shm", "grpc"]
+
+
+def test_nixl_is_for_gpus_unless_it_is_named(context: TransportContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways, "missing_nixl", lambda: None)
+    assert made(context, "auto") == ["shm", "tcp", "grpc"]
+    assert made(context, "nixl") == ["nixl", "grpc"]
+    assert made(on_gpu(context), "auto") == ["shm", "nixl", "tcp", "grpc"]
+    monkeypatch.setattr(ways, "missing_nixl", lambda: "it is not installed")
+    assert made(on_gpu(context), "auto") == ["shm", "tcp", "grpc"]
+    with pytest.raises(
+        ConfigError, match=r"kv\.transport: nixl cannot be used: it is not installed; set kv\.transport"
+    ):
+        made(context, "nixl")
+
+
 def test_an_unknown_transport_is_named_with_those_that_are_known(context: TransportContext) -> None:
-    with pytest.raises(ConfigError, match=r"kv\.transport names pigeon; known are auto, shm, tcp, grpc"):
+    with pytest.raises(
+        ConfigError, match=r"kv\.transport names pigeon; known are auto, nccl, shm, nixl, tcp, gloo, grpc"
+    ):
         made(context, "pigeon")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -11,8 +12,9 @@ from core.errors import InvalidRequest
 from core.types import Handover
 from prefill_workers.leg import OUTPUT_FIELDS, prefill_call
 
-HANDOVER = Handover(transfer_id="t-1", kv_address="10.0.0.2:7000", lease_s=12.5)
-PARAMS = {"do_remote_decode": True, "transfer_id": "t-1", "peer": "10.0.0.2:7000", "lease_s": 12.5}
+HANDOVER = Handover(transfer_id="t-1", kv_address="10.0.0.2:7000", lease_s=12.5, due_in_s=2.0)
+NOW_S = 100.0
+PARAMS = {"do_remote_decode": True, "transfer_id": "t-1", "peer": "10.0.0.2:7000", "lease_s": 12.5, "due_s": 102.0}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 
 
@@ -21,7 +23,7 @@ def call(body: object) -> HttpCall:
 
 
 def leg(body: object, **flags: bool) -> object:
-    return json.loads(prefill_call(call(body), HANDOVER, **flags).body)
+    return json.loads(prefill_call(call(body), HANDOVER, now_s=NOW_S, **flags).body)
 
 
 def test_a_completion_becomes_one_greedy_token() -> None:
@@ -81,7 +83,7 @@ def test_tools_stay_visible_where_none_would_hide_them(choice: str, expected: st
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b'"x"', b"\xff\xfe", b"[" * 100_000])
 def test_a_body_that_is_no_object_is_left_to_the_engine(body: bytes) -> None:
     given = HttpCall("r", "POST", "/v1/completions", (), body)
-    assert prefill_call(given, HANDOVER) is given
+    assert prefill_call(given, HANDOVER, now_s=NOW_S) is given
 
 
 @pytest.mark.parametrize("prompt", [["a", "b"], [[1, 2], [3]], []])
@@ -99,3 +101,9 @@ def test_one_prompt_in_any_form_is_taken(prompt: object) -> None:
     made = leg({"prompt": prompt})
     assert isinstance(made, dict)
     assert made["prompt"] == prompt
+
+
+def test_a_request_that_nobody_waits_for_is_due_with_its_lease() -> None:
+    patient = replace(HANDOVER, due_in_s=None)
+    body = json.loads(prefill_call(call({"prompt": "p"}), patient, now_s=NOW_S).body)
+    assert body["kv_transfer_params"]["due_s"] is None

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.types import LegFacts, Rejection
+from core.types import Leg, LegFacts, Rejection
 from router.record import RequestRecord
 from router.tracing import Tracer, export_request, spans_of
 from tests.support.records import ROUTE, begun, held, routed, streamed
@@ -84,7 +84,9 @@ def test_a_pair_has_a_span_for_each_stage() -> None:
     spans = traced(streamed(held(begun())))
     root, *parts = spans
     assert (root["name"], root["kind"]) == ("text_completion /v1/completions", 2)
-    assert [p["name"] for p in parts] == ["held", "queue", "prefill", "kv.transfer", "decode.first_step", "decode"]
+    assert [p["name"] for p in parts] == [
+        *("held", "queue", "prefill", "kv.transfer", "decode.blocks", "decode.first_step", "decode")
+    ]
     told = attributes(root)
     assert told["gen_ai.operation.name"] == "text_completion"
     assert (told["gen_ai.usage.input_tokens"], told["gen_ai.usage.output_tokens"]) == ("512", "20")
@@ -92,6 +94,23 @@ def test_a_pair_has_a_span_for_each_stage() -> None:
     assert attributes(parts[2])["baton.worker"] == "prefill-0"
     assert attributes(parts[3])["baton.received_tokens"] == "511"
     assert "status" not in root
+
+
+@pytest.mark.parametrize("is_pair", [True, False])
+def test_stages_hang_below_the_leg_of_the_latest_try(is_pair: bool) -> None:
+    record = begun()
+    Tracer(Sink(), clock=time.monotonic).began(record, CALLER)
+    assert record.trace is not None
+    workers = {Leg.DECODE: "decode-0", Leg.PREFILL: "prefill-0"} if is_pair else {Leg.WHOLE: "decode-0"}
+    for _ in range(2):
+        record.trace.begin(workers, 10.0)
+    spans = list(spans_of(streamed(held(record))))
+    latest = {span["name"]: span["spanId"] for span in spans if str(span["name"]).startswith("leg.")}
+    below = {str(span["name"]): span["parentSpanId"] for span in spans}
+    sender, receiver = (latest[f"leg.{leg}"] for leg in (("prefill", "decode") if is_pair else ("whole", "whole")))
+    assert (below["queue"], below["prefill"]) == (sender, sender)
+    assert (below["kv.transfer"], below["decode.first_step"], below["decode"]) == (receiver, receiver, receiver)
+    assert below["held"] == spans[0]["spanId"]
 
 
 def test_a_failure_is_the_status_of_the_request() -> None:

@@ -28,10 +28,19 @@ class Side:
     finished: set[str] = field(default_factory=set)
     bad: set[int] = field(default_factory=set)
 
-    def offer(self, peer: str, transfer_id: str, num_blocks: int, *, digest: str = "d", lease_s: float = 5.0) -> None:
+    def offer(
+        self,
+        peer: str,
+        transfer_id: str,
+        num_blocks: int,
+        *,
+        digest: str = "d",
+        lease_s: float = 5.0,
+        due_s: float | None = None,
+    ) -> None:
         io = self.endpoint.io
         offer = Offer(transfer_id, "p", 1, self.endpoint.fingerprint, digest, num_blocks, io.num_layers, io.block_bytes)
-        self.endpoint.sender.open(offer, request_id=f"req-{transfer_id}", peer=peer, lease_s=lease_s)
+        self.endpoint.sender.open(offer, request_id=f"req-{transfer_id}", peer=peer, lease_s=lease_s, due_s=due_s)
 
     def put(self, transfer_id: str, layer: int, first: int, block_ids: list[int]) -> None:
         self.endpoint.stage(transfer_id, layer, first, block_ids)

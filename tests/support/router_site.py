@@ -40,6 +40,9 @@ class WatchedEngine(SimulatedEngine):
         self.calls: list[HttpCall] = []
         self.script: Script | None = None
 
+    def say_real(self) -> None:
+        self._description = replace(self._description, kv_address="127.0.0.1:1")
+
     async def serve(self, call: HttpCall, sink: ReplySink) -> None:
         self.calls.append(call)
         await (super().serve if self.script is None else self.script)(call, sink)
@@ -102,12 +105,18 @@ class Site:
         self.url = ""
         self.router: RouterServer
 
-    async def add_worker(self, worker_id: str, *flags: str, **engine: Any) -> SiteWorker:
-        """Start a worker, announce it and wait until the router is connected to it."""
+    async def add_worker(self, worker_id: str, *flags: str, script: Script | None = None, **engine: Any) -> SiteWorker:
+        """Start a worker, announce it and wait until the router is connected to it.
+
+        One with a script does not say that it is simulated.
+        """
         role = Role(worker_id.partition("-")[0])
         engine_spec = replace(EngineSpec("simulated", "", MODEL, extra_args=(*FAST, *flags)), **engine)
         spec = WorkerSpec(worker_id, role, 1, "127.0.0.1", "", engine_spec)
         simulated = await WatchedEngine.start(spec)
+        if script is not None:
+            simulated.script = script
+            simulated.say_real()
         role_worker = RoleWorker(spec, simulated)
         tls = self._tls.for_servers() if self._tls else None
         server = SessionServer(role_worker, host="127.0.0.1", token=TOKEN, tls=tls)

@@ -33,6 +33,7 @@ CHUNK_TOKENS = 512
 DECODE_KV_TOKENS = 4224  # one request of full length and a little more: eight at once do not fit
 LEASE_S = 5.0
 TOKEN = "token-of-the-tests"
+TRANSPORTS = ("shm", "tcp", "grpc")
 EVENT_LOG = "events.jsonl"  # in the run folder
 MODEL = ROOT / "deploy" / "models" / "baton-demo"
 START_TIMEOUT_S = 180.0
@@ -53,6 +54,7 @@ class Stack:
         self._version = 0
         self._epoch = 0
         self._children: list[Child] = []
+        self._left_out: dict[str, int] = {}  # faults that leave out transports
         self.url = self.one_pool_url = ""
 
     def run(self, work: Coroutine[Any, Any, T], timeout_s: float = 60.0) -> T:
@@ -123,6 +125,11 @@ class Stack:
         process = self.workers[worker_id]
         self.run(_kill(process))
 
+    @property
+    def membership_address(self) -> str:
+        """Where another router learns of the workers."""
+        return f"127.0.0.1:{self._membership_port}"
+
     # What is measured
 
     def landed(self) -> int:
@@ -142,8 +149,18 @@ class Stack:
         return self.run(self._kv_call(worker_id, lambda client: client.stats()))
 
     def inject(self, faults: Mapping[str, int], worker_id: str = "prefill-0") -> None:
-        """Replace the faults of a worker's hand-overs; an empty mapping heals."""
-        self.run(self._kv_call(worker_id, lambda client: client.inject(faults)))
+        """Replace the faults of a worker's hand-overs; an empty mapping heals. The transport asked for stays."""
+        self.run(self._kv_call(worker_id, lambda client: client.inject({**self._left_out, **faults})))
+
+    def use_transport(self, name: str | None) -> None:
+        """Hand over by this transport only; None: by whichever is chosen."""
+        self._left_out = {} if name is None else {f"without_{other}": 1 for other in TRANSPORTS if other != name}
+        self.inject({})
+
+    def handovers(self) -> dict[str, int]:
+        """Count the hand-overs of the prefill engine that landed, by transport."""
+        counts = self.kv_stats("prefill-0")["transports"]
+        return {name: int(count["handovers"]) for name, count in counts.items()}
 
     def state(self, worker_id: str) -> WorkerState:
         """Ask a worker for its state."""

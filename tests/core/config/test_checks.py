@@ -80,6 +80,7 @@ def broken_rules(yaml: str, base: Path) -> list[tuple[str, str]]:
             "pools.prefill.gpus",
             "must be at least tensor_parallel x pipeline_parallel, which is 4, or 0",
         ),
+        ("kv: {transport: none}", "kv.transport", "leaves prefill workers without a way to decode"),
         ("router: {policy: least-predicted-wrok}", "router.policy", "is no policy"),
         (
             "plan: {workload: chat, trace: a.csv}",
@@ -106,6 +107,7 @@ def test_keys_that_disagree_are_reported(tmp_path: Path, yaml: str, path: str, m
         "pools: 3",
         "pools: auto",
         "pools: {prefill: {replicas: 0, tensor_parallel: 8, gpus: 1, max_num_seqs: 4096}}",
+        "{kv: {transport: none}, pools: {prefill: {replicas: 0}}}",
         "plan: {workload: 3, trace: a.csv}",
         "model: {engine_args: {tool-call-parser: hermes}}",
         "router: {policy: 3}",

@@ -61,5 +61,5 @@ def test_required_keys_and_choices_are_known() -> None:
     assert (ttft.required, ttft.minimum, ttft.maximum) == (True, 1.0, 3_600_000.0)
     assert (transport.required, transport.choices) == (
         False,
-        ("auto", "shm", "tcp", "grpc"),
+        ("auto", "nccl", "shm", "nixl", "tcp", "grpc", "none"),
     )

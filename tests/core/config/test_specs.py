@@ -163,8 +163,8 @@ def test_gpus_follow_from_parallelism_unless_given(pool: PoolConfig, has_gpu: bo
 
 
 def test_hand_over_settings_in_bytes() -> None:
-    config = BatonConfig(kv=KVConfig(lease_s=5, staging_mb=16))
-    assert kv_spec(config) == KVSpec(transport="auto", lease_s=5.0, staging_bytes=16 << 20)
+    config = BatonConfig(kv=KVConfig(lease_s=5, staging_mb=16, verify_share=0.5))
+    assert kv_spec(config) == KVSpec(transport="auto", lease_s=5.0, staging_bytes=16 << 20, verify_share=0.5)
 
 
 def test_a_named_transport_reaches_the_workers() -> None:

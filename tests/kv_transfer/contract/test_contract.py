@@ -24,6 +24,7 @@ from core.errors import CorruptFrame, KVTransferError, TransferAborted, Transfer
 from kv_transfer.frames import Kind, control_frame
 from kv_transfer.transport import Incoming, Outgoing
 from tests.kv_transfer.contract.transports import (
+    CASES,
     TRANSPORTS,
     WAIT_S,
     Case,
@@ -38,7 +39,7 @@ from tests.kv_transfer.contract.transports import (
 PAGE_BYTES = 4096
 
 
-@pytest.fixture(params=TRANSPORTS)
+@pytest.fixture(params=CASES)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -51,7 +52,7 @@ def case(name: str) -> Case:
 # Bytes
 
 
-@pytest.mark.parametrize("name", TRANSPORTS)
+@pytest.mark.parametrize("name", CASES)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_batch_lands_in_any_rows(name: str, data: st.DataObject) -> None:

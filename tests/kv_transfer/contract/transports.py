@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import functools
 import os
+import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import gettempdir
 
+import pytest
+
+from core.component_tls import ComponentTLS
+from kv_transfer.collective_transport import CollectiveTransport
 from kv_transfer.frames import blocks_header
+from kv_transfer.grpc_transport import GrpcTransport
+from kv_transfer.nixl_agent import missing_nixl
+from kv_transfer.nixl_transport import NixlTransport
 from kv_transfer.shm_transport import SCHEME, ShmTransport
 from kv_transfer.staging import StagingPool
 from kv_transfer.tcp_transport import TcpTransport
 from kv_transfer.transport import Incoming, Outgoing, StagedFrame, Transport
+from tests.support.certificates import Authority
 
 TOKEN = "secret"
 WAIT_S = 20.0  # for what takes milliseconds on a machine that is not busy
 _ROOT = Path(__file__).resolve().parents[3]
+_CERTIFICATES = "BATON_TEST_CERTIFICATES"  # the folder, for processes that a test starts
 SEED = 7  # of checksums, which no transport looks at
 
 
@@ -44,13 +56,37 @@ class Case:
 
     make: Callable[[str, StagingPool], Transport]
     dial: Callable[[str], socket.socket] = dial_tcp
+    missing: str | None = None  # why it cannot be tested here
+
+
+async def _no_control(verb: str, arguments: dict[str, str]) -> dict[str, object]:
+    raise ValueError(verb)
+
+
+@functools.cache
+def _certificates() -> ComponentTLS:
+    """Return what one authority issued, to this process and the peers that it starts."""
+    folder = os.environ.setdefault(_CERTIFICATES, "") or tempfile.mkdtemp()
+    if not os.environ[_CERTIFICATES]:
+        atexit.register(shutil.rmtree, folder)
+        os.environ[_CERTIFICATES] = folder
+        return Authority(Path(folder)).component("end")
+    return ComponentTLS(*(str(Path(folder, name)) for name in ("authority.crt", "end.crt", "end.key")))
 
 
 TRANSPORTS = {
     "tcp": Case(lambda token, _: TcpTransport(token)),
     "tcp-1": Case(lambda token, _: TcpTransport(token, connections=1)),
-    "shm": Case(lambda token, staging: ShmTransport(token, staging, Path(gettempdir())), dial_unix),
+    "grpc": Case(lambda token, _: GrpcTransport(_no_control, token=token)),
+    "grpc-tls": Case(lambda token, _: GrpcTransport(_no_control, token=token, tls=_certificates())),
+    "shm": Case(lambda token, staging: ShmTransport(token, staging, Path(tempfile.gettempdir())), dial_unix),
+    "gloo": Case(lambda token, _: CollectiveTransport("gloo", token)),
+    "nixl": Case(lambda token, staging: NixlTransport(token, staging), missing=missing_nixl()),
 }
+CASES = [
+    pytest.param(name, marks=pytest.mark.skipif(case.missing is not None, reason=str(case.missing)))
+    for name, case in TRANSPORTS.items()
+]
 
 
 def stage(pool: StagingPool, payload: bytes, *, layer: int = 0) -> StagedFrame:
@@ -142,8 +178,15 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 
 def count_descriptors() -> int:
-    """Count what this process has open."""
-    return len(os.listdir("/proc/self/fd"))
+    """Count what this process has open, without what gRPC makes to wait on and keeps for the next use."""
+    return sum(not _waited_on(descriptor) for descriptor in os.listdir("/proc/self/fd"))
+
+
+def _waited_on(descriptor: str) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}") in ("anon_inode:[eventpoll]", "anon_inode:[eventfd]")
+    except FileNotFoundError:  # that of the listing itself
+        return False
 
 
 @asynccontextmanager
