@@ -260,9 +260,10 @@ class _WorkerHalf:
             self.endpoint.stage(part.transfer_id, layer, first, ids, self._faulty.get(part.transfer_id))
 
     def end_step(self) -> None:
+        self.endpoint.flush()
         for part in self._ranges:
             if part.last:
-                self.endpoint.sender.finish(part.transfer_id)
+                self.endpoint.finish(part.transfer_id)
                 self._faulty.pop(part.transfer_id, None)
         self._ranges = ()
 
