@@ -16,6 +16,7 @@ from grpc._cython import cygrpc
 from core.cluster_token import token_metadata, token_presented
 from core.component_tls import ComponentTLS
 from core.errors import ConfigError, CorruptFrame, KVTransferError, TransferAborted, TransferTimeout
+from kv_transfer.allocator import keep_freed_buffers
 from kv_transfer.copying import land_hashed
 from kv_transfer.frames import HEADER_BYTES, Header, read_header
 from kv_transfer.grpc_credentials import open_channel, open_port
@@ -187,6 +188,7 @@ class GrpcTransport:
         self._server: grpc.aio.Server | None = None
         self._serving: set[asyncio.Task[None]] = set()  # all and only streams that are served
         self._channels: dict[str, grpc.aio.Channel] = {}  # one to each peer, kept open
+        self._keeps_buffers = False  # from the first stream on; control calls alone need none
 
     async def listen(self, host: str, serve: Serve) -> str:
         """Bind and listen; return host:port. Raises OSError when the port is taken."""
@@ -208,6 +210,7 @@ class GrpcTransport:
 
     async def connect(self, address: str, timeout_s: float) -> GrpcOutgoing:
         """Open a stream that lives at most `timeout_s`; a peer that is not there shows in its first use."""
+        self._keep_buffers()
         return GrpcOutgoing(self._channel(address), timeout_s, self._token)
 
     async def call(self, peer: str, verb: str, arguments: dict[str, str]) -> dict[str, object]:
@@ -245,6 +248,11 @@ class GrpcTransport:
             channel = self._channels[peer] = open_channel(peer, OPTIONS, self._tls)
         return channel
 
+    def _keep_buffers(self) -> None:
+        if not self._keeps_buffers:
+            self._keeps_buffers = True
+            keep_freed_buffers()
+
     async def _authorize(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         if not token_presented(context.invocation_metadata(), self._token):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the cluster token is missing or wrong")
@@ -252,6 +260,7 @@ class GrpcTransport:
     async def _push(self, _: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         await self._authorize(context)
         assert self._serve is not None, "streams come only after `listen`"
+        self._keep_buffers()
         incoming = GrpcIncoming(context)
         serving = asyncio.ensure_future(self._serve(incoming))
         self._serving.add(serving)
