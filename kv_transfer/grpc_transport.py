@@ -17,6 +17,7 @@ from grpc._cython import cygrpc
 from core.cluster_token import token_metadata, token_presented
 from core.component_tls import ComponentTLS
 from core.errors import ConfigError, KVTransferError, TransferAborted, TransferTimeout
+from kv_transfer.allocator import keep_freed_buffers
 from kv_transfer.grpc_credentials import open_channel, open_port
 from kv_transfer.grpc_stream import ADMITTED, MESSAGE_BYTES, GrpcIncoming, GrpcOutgoing, translate
 from kv_transfer.transport import Serve
@@ -79,6 +80,7 @@ class GrpcTransport:
         self._channels: dict[str, grpc.aio.Channel] = {}  # one to each peer, kept open
         self._streams: set[GrpcOutgoing] = set()  # all and only outgoing ones that are open
         self._is_closed = False
+        self._keeps_buffers = False  # from the first stream on; control calls alone need none
 
     async def listen(self, host: str, serve: Serve) -> str:
         """Bind and listen; return host:port. Raises OSError when the port is taken."""
@@ -103,6 +105,7 @@ class GrpcTransport:
 
         Raises Unauthorized, TransferAborted or TransferTimeout.
         """
+        self._keep_buffers()
         call = self._channel(address).stream_stream(f"/{SERVICE}/Push")(metadata=token_metadata(self._token))
         stream = GrpcOutgoing(call, self._streams.discard)
         self._streams.add(stream)
@@ -157,6 +160,11 @@ class GrpcTransport:
             channel = self._channels[peer] = open_channel(peer, OPTIONS, self._tls)
         return channel
 
+    def _keep_buffers(self) -> None:
+        if not self._keeps_buffers:
+            self._keeps_buffers = True
+            keep_freed_buffers()
+
     async def _authorize(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         if not token_presented(context.invocation_metadata(), self._token):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the cluster token is missing or wrong")
@@ -164,6 +172,7 @@ class GrpcTransport:
     async def _push(self, _: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         await self._authorize(context)
         assert self._serve is not None, "streams come only after `listen`"
+        self._keep_buffers()
         await context.send_initial_metadata((ADMITTED,))
         incoming = GrpcIncoming(context)
         serving = asyncio.ensure_future(self._serve(incoming))

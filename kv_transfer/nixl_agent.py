@@ -72,9 +72,9 @@ class NixlAgent:
         self._starts: list[int] = []  # of registered regions, in order; `_ends` are theirs
         self._ends: list[int] = []
         self._registered: list[Any] = []
+        self._metadata: bytes | None = None
         for region in (self._bounce, *regions):
             self.register(region)
-        self.metadata = bytes(self._agent.get_agent_metadata())
         self._driving: asyncio.Task[None] | None = None
         self._read_from: set[object] = set()  # all and only those whose peers may be reading our memory
 
@@ -85,6 +85,14 @@ class NixlAgent:
         index = bisect.bisect(self._starts, start)
         self._starts.insert(index, start)
         self._ends.insert(index, start + region.nbytes)
+        self._metadata = None
+
+    @property
+    def metadata(self) -> bytes:
+        """What a peer needs to read the regions that are registered so far."""
+        if self._metadata is None:
+            self._metadata = bytes(self._agent.get_agent_metadata())
+        return self._metadata
 
     def meet(self, metadata: bytes) -> str:
         """Learn to reach a peer's memory; return its name. Raises TransferAborted."""

@@ -148,9 +148,11 @@ class NixlTransport:
     def __init__(self, token: str, staging: StagingPool, rows: Sequence[memoryview] = ()) -> None:
         """`staging` is the memory that this end sends from, `rows` that in which things land; other rows are copied."""
         self._token = token
-        self._regions = [staging.region, *rows]
-        self._staging_address = address_of(staging.region)
+        self._rows = list(rows)
+        self._staging = staging
         self._agent: NixlAgent | None = None
+        self._knows_staging = False  # from the first stream to a peer on: who only receives allocates none
+        self._staging_lock = asyncio.Lock()
         self._listener: Listener | None = None
         self._outgoing: set[Link] = set()  # all and only links we opened that may be alive
         self._is_closed = False
@@ -183,10 +185,7 @@ class NixlTransport:
         """Open a stream; the peer has learned to read our staging memory."""
         if self._is_closed:
             raise TransferAborted("the transport is closed")
-        try:
-            agent = self._start()
-        except ConfigError as exc:
-            raise TransferAborted(str(exc)) from exc
+        agent = await self._started_to_send()
         link = await dial(address, self._token, timeout_s)
         self._outgoing = {each for each in self._outgoing if not each.lost.is_set()} | {link}
         try:
@@ -201,7 +200,7 @@ class NixlTransport:
         except BaseException:
             link.close()
             raise
-        return _Outgoing(link, agent, self._staging_address)
+        return _Outgoing(link, agent, address_of(self._staging.region))
 
     async def close(self) -> None:
         """See kv_transfer.transport.Transport."""
@@ -215,9 +214,27 @@ class NixlTransport:
         if self._agent is not None:
             self._agent.close()
             self._agent = None
-        self._regions.clear()
+        self._rows.clear()
 
     def _start(self) -> NixlAgent:
         if self._agent is None:
-            self._agent = NixlAgent(self._regions)
+            self._agent = NixlAgent(self._rows)
         return self._agent
+
+    async def _started_to_send(self) -> NixlAgent:
+        """Have NIXL know the staging memory, which must be allocated for that. Raises TransferAborted."""
+        try:
+            agent = self._start()
+        except ConfigError as exc:
+            raise TransferAborted(str(exc)) from exc
+        async with self._staging_lock:
+            if self._knows_staging:
+                return agent
+            is_allocated = await asyncio.to_thread(self._staging.allocate_all)
+            if self._is_closed:
+                raise TransferAborted("the transport is closed")
+            if not is_allocated:
+                raise TransferAborted("no memory for all of kv.staging_mb, which NIXL must know of beforehand")
+            agent.register(self._staging.region)
+            self._knows_staging = True
+        return agent

@@ -1,7 +1,7 @@
 """The engine thread's copying: blocks of one layer after the other out of the cache, into frames.
 
 Owns how a prompt is divided into frames: a layer of a long one into several, several layers of a short one into one.
-A frame costs about as much as copying 200 KiB, whatever is in it. Must not know streams or what becomes of a frame.
+Each frame costs some Python on both sides, whatever is in it. Must not know streams or what becomes of a frame.
 """
 
 from __future__ import annotations

@@ -84,6 +84,11 @@ class StagingPool:
         """The whole region, for libraries that want to know it beforehand."""
         return self._view
 
+    def allocate_all(self) -> bool:
+        """Allocate the whole region, for whoever must know of all memory beforehand; whether it could be had."""
+        with self._lock:
+            return self._allocate(self.size_bytes)
+
     def take(self, size: int) -> Segment | None:
         """Take `size` bytes; None when no part that large is free, or the system has no memory left."""
         count = max(1, -(-size // CHUNK_BYTES))
@@ -116,10 +121,11 @@ class StagingPool:
 
     def close(self) -> None:
         """Give the memory back to the system; views that are still held keep the mapping alive."""
-        if self.fd < 0:
-            return
-        os.close(self.fd)
-        self.fd = -1
+        with self._lock:
+            if self.fd < 0:
+                return
+            os.close(self.fd)
+            self.fd = -1
         self._view.release()
         with contextlib.suppress(BufferError):  # a segment's view is held: unmapped with the last of them
             self._map.close()
@@ -128,6 +134,8 @@ class StagingPool:
         """Have the memory up to `end` allocated and mapped; whether it could be had."""
         if end <= self.allocated_bytes:
             return True
+        if self.fd < 0:
+            return False
         start = self.allocated_bytes
         size = min(-(-(end - start) // GROWTH_BYTES) * GROWTH_BYTES, self.size_bytes - start)
         try:

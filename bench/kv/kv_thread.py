@@ -19,7 +19,9 @@ from kv_transfer.block_io import BlockIO
 
 FRAME_BYTES: Final = 2 << 20  # so much of a layer is copied out, then announced
 STAGING_BYTES: Final = 1 << 30  # kv.staging_mb's default
-_AHEAD_BYTES: Final = int(__import__("os").environ.get("AHEAD", "16")) << 20
+_AHEAD_BYTES: Final = (
+    8 << 20
+)  # that are staged and have not landed, at most; with more, staging falls out of the processor's cache
 _FULL_WAIT_S: Final = 0.0001
 WAIT_S: Final = 120.0
 

@@ -192,7 +192,10 @@ class KVConfig(Section):
         default=30.0, gt=0.1, le=3600, description="how long either side holds blocks for one hand-over"
     )
     staging_mb: int = Field(
-        default=1024, ge=16, le=1 << 20, description="bound of KV bytes that wait to be sent, per worker"
+        default=1024,
+        ge=16,
+        le=1 << 20,
+        description="bound of KV bytes that wait to be sent, per worker; allocated as needed",
     )
     allow_faults: bool = Field(
         default=False,

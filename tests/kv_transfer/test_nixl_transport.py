@@ -83,6 +83,15 @@ async def test_rows_that_are_not_registered_are_filled_too(ends: Ends) -> None:
 
 
 @needs_nixl
+async def test_staging_memory_is_allocated_whole_for_who_sends_and_not_for_who_receives(ends: Ends) -> None:
+    async with asyncio.timeout(WAIT_S):
+        address = await ends.receiver.listen("127.0.0.1", ends.serve)
+        assert ends.pool.allocated_bytes == 0
+        await ends.sender.connect(address, WAIT_S)
+        assert ends.pool.allocated_bytes == ends.pool.size_bytes
+
+
+@needs_nixl
 async def test_a_sender_that_is_gone_ends_the_stream(ends: Ends) -> None:
     async with asyncio.timeout(WAIT_S):
         await ends.sender.connect(await ends.receiver.listen("127.0.0.1", ends.serve), WAIT_S)

@@ -84,3 +84,17 @@ def test_the_region_is_readable_by_its_descriptor() -> None:
     pool.close()
     pool.close()
     assert bytes(segment.view) == b"baton"  # what is held stays valid
+
+
+def test_all_of_it_can_be_allocated_beforehand_but_not_when_closed() -> None:
+    pool = StagingPool(3 * GROWTH_BYTES)
+    segment = pool.take(1)
+    assert segment is not None
+    assert pool.allocate_all()
+    assert pool.allocated_bytes == os.fstat(pool.fd).st_size == 3 * GROWTH_BYTES
+    pool.give_back(segment)
+    del segment
+    pool.close()
+    closed = StagingPool(1)
+    closed.close()
+    assert not closed.allocate_all()
