@@ -225,7 +225,9 @@ class SizingDecider:
         flips = flips_between(now, sizes, seen.workers) if self.settings.may_flip else ()
         if self.settings.may_flip:
             sizes = _after(now, flips)
-        room = estimate.bounds.most_total - total(sizes)
+        # What the other pool will have to spare in a moment is not started.
+        lasting = need if spare is None else _larger(need, spare)
+        room = min(estimate.bounds.most_total, max(total(lasting), total(sizes))) - total(sizes)
         for role in Role:
             more = min(room, max(0, need.of(role) - sizes.of(role)))
             room -= more
@@ -289,6 +291,10 @@ class SizingDecider:
 
 def _covers(sizes: PoolSizes, need: PoolSizes) -> bool:
     return all(sizes.of(role) >= need.of(role) for role in Role)
+
+
+def _larger(a: PoolSizes, b: PoolSizes) -> PoolSizes:
+    return PoolSizes(max(a.prefill, b.prefill), max(a.decode, b.decode))
 
 
 def _may_grow(bounds: Bounds, sizes: PoolSizes) -> bool:
