@@ -56,17 +56,19 @@ def run_elastic(
     targets: tuple[Target, ...],
     decider: Decider | None = None,
     *,
+    judged_by: tuple[Target, ...] | None = None,
     limits: SizeLimits | None = None,
     every_s: float = 10.0,
     seed: int = 0,
 ) -> ElasticOutcome:
     """Run the workload; the decider is asked every `every_s` seconds, and what it says is done.
 
-    Without `limits` a pool may be anything from one worker to all devices but one. Equal arguments give equal outcomes.
+    Routing and admission are by `targets`; what the decider is told was kept is by `judged_by`, if given. Without
+    `limits` a pool may be anything from one worker to all devices but one. Equal arguments give equal outcomes.
     """
     cluster = fleet.cluster
     state = start(cluster, workload, targets, seed=seed)
-    control = _Control(fleet, state, workload, targets, decider, limits, every_s=every_s, seed=seed)
+    control = _Control(fleet, state, workload, judged_by or targets, decider, limits, every_s=every_s, seed=seed)
     now_s, arrived = 0.0, 0
     while control.goes_on(now_s):
         now_s += TICK_S
