@@ -28,8 +28,8 @@ from sim.elastic_run import ElasticOutcome, Epoch, run_elastic
 from sim.workload import Floats, Workload
 
 DAY_S: Final = 86_400.0
-MOST: Final = 24  # GPUs
-CHAT_RATE, CODE_RATE = 60.0, 40.0  # requests/s in the busiest hour
+MOST: Final = 16  # GPUs
+CHAT_RATE, CODE_RATE = 40.0, 20.0  # requests/s in the busiest hour
 EVERY_S: Final = 15.0
 _BURSTS: Final = 24
 _BACK_S: Final = 300.0  # a size that is taken back within so long was no good
@@ -102,7 +102,7 @@ def _results(spec: ClusterSpec, workload: Workload, seed: int, *, check: bool) -
     for owed, running in _TRACKED:
         name = f"target tracking, {owed:.0f} tokens, {running:.0f} sequences"
         yield _simulated(name, spec, workload, seed, PoolSizes(2, 2), TargetTracking(owed, running))
-    for sizes in (PoolSizes(6, 4), PoolSizes(7, 4), PoolSizes(8, 4), PoolSizes(9, 5), PoolSizes(10, 5)):
+    for sizes in (PoolSizes(4, 2), PoolSizes(5, 2), PoolSizes(6, 3), PoolSizes(8, 4)):
         yield _simulated(f"fixed {sizes.prefill}P{sizes.decode}D", spec, workload, seed, sizes, None)
 
 

@@ -50,7 +50,7 @@ class Fleet:
     @property
     def limits(self) -> SizeLimits:
         """Let each pool be anything from one worker to all devices but one."""
-        return SizeLimits(PoolSizes(1, 1), PoolSizes(self.devices - 1, self.devices - 1))
+        return SizeLimits(PoolSizes(1, 1), PoolSizes(self.devices - 1, self.devices - 1), self.devices)
 
 
 class _Phase(enum.StrEnum):

@@ -39,11 +39,14 @@ class SizeLimits:
     """What sizes may be; both bounds included."""
 
     least: PoolSizes
-    most: PoolSizes  # by configuration, and by what the cluster has room for
+    most: PoolSizes  # of each pool if workers of the other one change their role, by configuration and room
+    most_workers: int | None = None  # of both pools together, by the room that the cluster has; None: not known
 
     def allow(self, sizes: PoolSizes) -> bool:
         """Whether sizes lie within."""
-        return all(self.least.of(role) <= sizes.of(role) <= self.most.of(role) for role in Role)
+        total = sizes.prefill + sizes.decode
+        fits = self.most_workers is None or total <= self.most_workers
+        return fits and all(self.least.of(role) <= sizes.of(role) <= self.most.of(role) for role in Role)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ accountant, pure towards its caller: equal observations, equal decisions. Must n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from core.control.actions import Decision, Observation, PoolSizes, RoleFlip
 from core.control.arrivals import ArrivalForecast
@@ -30,12 +31,14 @@ from core.control.sizing import (
 )
 from core.types import Role
 
+_MOST_ESTIMATED: Final = 1024  # workers: limits by configuration go to thousands, whatever there is room for
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How the decider behaves; times in seconds."""
 
-    most_workers: int | None = None  # of both pools; None: what the limits of the pools add up to
+    most_workers: int | None = None  # of both pools; None: as the limits say
     least_workers: int = 0
     down_after_s: float = 300.0  # fewer workers must have been enough for so long
     flip_after_s: float = 10.0  # a worker must have been one too many for so long to be flipped
@@ -129,8 +132,13 @@ class SizingDecider:
 
     def _bounds(self, seen: Observation) -> Bounds:
         limits, settings = seen.limits, self.settings
-        most, least = total(limits.most), max(settings.least_workers, total(limits.least))
-        return Bounds(limits, least, min(most, settings.most_workers or most))
+        most = min(
+            total(limits.most),
+            *(n for n in (limits.most_workers, settings.most_workers) if n is not None),
+            _MOST_ESTIMATED,
+        )
+        least = max(settings.least_workers, total(limits.least))
+        return Bounds(limits, least, max(most, total(seen.wanted)))
 
     def _is_idle(self, seen: Observation) -> bool:
         return self._busy_s is not None and seen.now_s - self._busy_s >= self.settings.idle_s

@@ -54,7 +54,7 @@ class Scripted:
             source = Role.DECODE if to is Role.PREFILL else Role.PREFILL
             if len(ready[source]) > 1:
                 return Decision(now.flipped(to), step, (RoleFlip(ready[source][0].worker_id, to),))
-        elif step == "start":
+        elif step == "start" and now.prefill + now.decode < 4:
             return Decision(PoolSizes(now.prefill, min(3, now.decode + 1)), step)
         elif step == "stop" and len(ready[Role.DECODE]) > 1:
             return Decision(PoolSizes(now.prefill, now.decode - 1), step)
