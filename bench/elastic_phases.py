@@ -31,7 +31,7 @@ from sim.workload import Workload
 GPUS: Final = 16
 PHASE_S: Final = 300.0
 PHASES: Final = 4
-LOADS: Final = (0.8, 0.9, 1.0)  # of what the best split of each phase is estimated to carry
+LOADS: Final = (0.8, 0.9)  # of what the best split of each phase is estimated to carry
 EVERY_S: Final = 5.0
 _FULL_SPLITS: Final = (6, 8, 10)  # the best of the search gear and its neighbours: a run takes minutes
 _WINDOW_S: Final = 20.0  # of the picture

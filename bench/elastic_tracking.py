@@ -41,6 +41,12 @@ class TargetTracking:
             self._wanted.popleft()
         most = PoolSizes(max(w.prefill for _, w in self._wanted), max(w.decode for _, w in self._wanted))
         sizes = PoolSizes(*(max(wanted.of(r), min(now.of(r), most.of(r))) for r in Role))
+        most_workers = seen.limits.most_workers
+        while (
+            most_workers is not None and sizes.prefill + sizes.decode > most_workers
+        ):  # what finds no room stays pending
+            larger = Role.PREFILL if sizes.prefill >= sizes.decode else Role.DECODE
+            sizes = PoolSizes(sizes.prefill - (larger is Role.PREFILL), sizes.decode - (larger is Role.DECODE))
         return None if sizes == now else Decision(sizes, f"target tracking wants {wanted}")
 
     def _of(self, seen: Observation, role: Role, figures: Iterable[float], target: float) -> int:
