@@ -32,9 +32,9 @@ MOST: Final = 16  # GPUs
 CHAT_RATE, CODE_RATE = 40.0, 20.0  # requests/s in the busiest hour
 EVERY_S: Final = 15.0
 _BURSTS: Final = 24
-_BACK_S: Final = 300.0  # a size that is taken back within so long was no good
+_BACK_S: Final = (60.0, 300.0)  # a size that is taken back within so long was no good; the first is the cool-down
 # Prompt tokens for each prefill worker and sequences for each decode worker that target tracking keeps to.
-_TRACKED: Final = ((500.0, 40.0), (1000.0, 60.0), (2000.0, 80.0))
+_TRACKED: Final = ((2000.0, 80.0), (4000.0, 120.0), (8000.0, 160.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Result:
     worst_hour: float
     gpu_hours: float
     resized: int
-    reversals: int
+    reversals: tuple[int, ...]  # within each of _BACK_S
     epochs: tuple[Epoch, ...]
 
 
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
         if not seed:
             yield f"{len(workload):,} requests a day, up to {MOST} GPUs, TTFT 1 s, TPOT 20 ms, starts 60..180 s"
         results.append(list(_results(spec, workload, seed, check=options.check)))
-    yield "| | attainment | worst hour | GPU-hours | sizes changed | taken back within 5 min |"
+    yield "| | attainment | worst hour | GPU-hours | sizes changed | taken back within 1 / 5 min |"
     yield "|---|---|---|---|---|---|"
     for same in zip(*results, strict=True):
         yield _row(same)
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
             Curve(r.name, [(e.at_s / 3600, float(e.devices)) for e in r.epochs[::8]], is_ours=r.name == "decider")
             for r in shown
         )
-        options.plot.write_text(plotted([Panel("GPUs held, by hour", curves)], columns=1), encoding="utf-8")
+        options.plot.write_text(plotted([Panel("GPUs held", curves)], columns=1, along="hour"), encoding="utf-8")
 
 
 def _results(spec: ClusterSpec, workload: Workload, seed: int, *, check: bool) -> Iterator[Result]:
@@ -102,7 +102,7 @@ def _results(spec: ClusterSpec, workload: Workload, seed: int, *, check: bool) -
     for owed, running in _TRACKED:
         name = f"target tracking, {owed:.0f} tokens, {running:.0f} sequences"
         yield _simulated(name, spec, workload, seed, PoolSizes(2, 2), TargetTracking(owed, running))
-    for sizes in (PoolSizes(4, 2), PoolSizes(5, 2), PoolSizes(6, 3), PoolSizes(8, 4)):
+    for sizes in (PoolSizes(3, 1), PoolSizes(3, 2), PoolSizes(4, 2)):
         yield _simulated(f"fixed {sizes.prefill}P{sizes.decode}D", spec, workload, seed, sizes, None)
 
 
@@ -119,11 +119,11 @@ def _simulated(
     return Result(name, float(met.mean()), worst, hours, resized, reversals, found.epochs)
 
 
-def _changes(found: ElasticOutcome) -> tuple[int, int]:
-    """Count the decisions that changed a pool, and those that took back another within `_BACK_S`."""
+def _changes(found: ElasticOutcome) -> tuple[int, tuple[int, ...]]:
+    """Count the decisions that changed a pool, and the changes that took back the one before within `_BACK_S`."""
     latest: dict[Role, tuple[float, bool]] = {}  # when a pool last changed, and whether it grew
     before = PoolSizes(2, 2)
-    resized = back = 0
+    resized, back = 0, [0] * len(_BACK_S)
     for epoch in found.epochs:
         if epoch.decision is None:
             continue
@@ -133,17 +133,17 @@ def _changes(found: ElasticOutcome) -> tuple[int, int]:
             if old == new:
                 continue
             at_s, grew = latest.get(role, (-DAY_S, new > old))
-            back += grew != (new > old) and epoch.at_s - at_s < _BACK_S
+            if grew != (new > old):
+                back = [n + (epoch.at_s - at_s < within_s) for n, within_s in zip(back, _BACK_S, strict=True)]
             latest[role] = (epoch.at_s, new > old)
         before = epoch.decision.sizes
-    return resized, back
+    return resized, tuple(back)
 
 
 def _row(same: Sequence[Result]) -> str:
     hours = [r.gpu_hours for r in same]
-    resized, back = (
-        ", ".join(str(n) for n in numbers) for numbers in ([r.resized for r in same], [r.reversals for r in same])
-    )
+    resized = ", ".join(str(r.resized) for r in same)
+    back = ", ".join(" / ".join(str(n) for n in r.reversals) for r in same)
     return (
         f"| {same[0].name} | {np.mean([r.attainment for r in same]):.2%} | {min(r.worst_hour for r in same):.1%} | "
         f"{np.mean(hours):.0f} [{min(hours):.0f}..{max(hours):.0f}] | {resized} | {back} |"

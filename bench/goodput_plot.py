@@ -35,8 +35,8 @@ class Panel:
     curves: tuple[Curve, ...]
 
 
-def plotted(panels: Sequence[Panel], *, columns: int) -> str:
-    """Draw panels in rows under one legend; every curve name has one look in all of them."""
+def plotted(panels: Sequence[Panel], *, columns: int, along: str = "offered") -> str:
+    """Draw panels in rows under one legend; every curve name has one look in all of them. `along` names the x axis."""
     names = dict.fromkeys(curve.name for panel in panels for curve in panel.curves)
     ours = {curve.name for panel in panels for curve in panel.curves if curve.is_ours}
     others = [name for name in names if name not in ours]
@@ -58,7 +58,7 @@ def plotted(panels: Sequence[Panel], *, columns: int) -> str:
     ]
     for number, panel in enumerate(panels):
         x, y = number % columns * step_x + _LEFT, legend + number // columns * step_y + _TOP
-        lines += [f'<g transform="translate({x} {y})">', *_panel(panel, looks), "</g>"]
+        lines += [f'<g transform="translate({x} {y})">', *_panel(panel, looks, along), "</g>"]
     return "\n".join([*lines, "</svg>", ""])
 
 
@@ -76,7 +76,7 @@ def _legend(looks: dict[str, str], per_row: int) -> Iterator[str]:
         yield f'<text x="{x + 27}" y="{y + 3}">{escape(name)}</text>'
 
 
-def _panel(panel: Panel, looks: dict[str, str]) -> Iterator[str]:
+def _panel(panel: Panel, looks: dict[str, str], along: str) -> Iterator[str]:
     points = [point for curve in panel.curves for point in curve.points]
     right, top = max((x for x, _ in points), default=1.0), 1.1 * max((y for _, y in points), default=1.0) or 1.0
     yield f'<text y="-8">{escape(panel.title)}</text>'
@@ -88,7 +88,7 @@ def _panel(panel: Panel, looks: dict[str, str]) -> Iterator[str]:
         at = _HEIGHT * (1 - y / top)
         yield f'<path d="M0 {at:.1f}H{_WIDTH}" stroke="#e4e4e4"/>'
         yield f'<text x="-4" y="{at + 3:.0f}" text-anchor="end">{y:g}</text>'
-    yield f'<text x="{_WIDTH / 2:.0f}" y="{_HEIGHT + 25}" text-anchor="middle">offered</text>'
+    yield f'<text x="{_WIDTH / 2:.0f}" y="{_HEIGHT + 25}" text-anchor="middle">{escape(along)}</text>'
     for curve in reversed(panel.curves):  # the first on top
         path = " ".join(f"{_WIDTH * x / right:.1f},{_HEIGHT * (1 - y / top):.1f}" for x, y in curve.points)
         yield f'<polyline points="{path}" fill="none" {looks[curve.name]}/>'
@@ -96,5 +96,5 @@ def _panel(panel: Panel, looks: dict[str, str]) -> Iterator[str]:
 
 def _ticks(top: float) -> list[float]:
     """Choose about four round numbers up to `top`."""
-    step = next((s for s in (0.1, 0.2, 0.25, 0.5, 1.0) if top / s < 6), 2.0)
+    step = next((s for s in (0.1, 0.2, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0) if top / s < 6), 100.0)
     return [round(step * i, 6) for i in range(int(top / step + 1e-9) + 1)]
