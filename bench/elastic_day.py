@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
             Curve(r.name, [(e.at_s / 3600, float(e.devices)) for e in r.epochs[::8]], is_ours=r.name == "decider")
             for r in shown
         )
-        options.plot.write_text(plotted([Panel("GPUs held", curves)], columns=1, along="hour"), encoding="utf-8")
+        options.plot.write_text(plotted([Panel("GPUs held", curves, x_title="hour")], columns=1), encoding="utf-8")
 
 
 def _results(spec: ClusterSpec, workload: Workload, seed: int, *, check: bool) -> Iterator[Result]:

@@ -85,9 +85,9 @@ def run(options: argparse.Namespace) -> Iterator[str]:
         best = _best_fixed(results[0])
         shown = [best, *(r for r in results[0] if not r.name.startswith("fixed"))]
         curves = tuple(Curve(_named(r), r.curve, is_ours=r.name == "flips") for r in shown)
-        panels.append(Panel(f"load {load:g}: requests/s in time", curves))
+        panels.append(Panel(f"load {load:g}: requests/s in time", curves, x_title="minutes"))
     if options.plot:
-        options.plot.write_text(plotted(panels, columns=len(LOADS), along="minutes"), encoding="utf-8")
+        options.plot.write_text(plotted(panels, columns=len(LOADS)), encoding="utf-8")
 
 
 def _table(results: Sequence[Sequence[Result]]) -> Iterator[str]:

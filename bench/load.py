@@ -1,6 +1,7 @@
-"""A streaming client: sends completions, notes when each token event arrives.
+"""A streaming client for scripts that await each request: sends completions, notes when each token event arrives.
 
-Owns timestamps and prompts of exact length. Must not know which system it talks to.
+Owns prompts of exact length and the pace of a list of coroutines. Sockets and timings are those of bench.serving. Must
+not know which system it talks to.
 """
 
 from __future__ import annotations
@@ -8,47 +9,16 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from http import HTTPStatus
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 
-import aiohttp
-import orjson
+from bench.serving.connection import ConnectionPool
+from bench.serving.document import ask, request_of
+from bench.serving.endpoint import Endpoint, endpoint
+from bench.serving.openai_requests import COMPLETIONS, Api
+from bench.serving.timing import RESERVATION, StreamedAnswer, Timing
 
-_EVENT_END = b"\n\n"
-RESERVATION = "x-baton-reservation"
-
-
-@dataclass(slots=True)
-class Timing:
-    """One request as its client saw it; times are of time.perf_counter()."""
-
-    sent_s: float
-    tokens_s: list[float] = field(default_factory=list)  # arrival of each token event
-    error: str = ""
-    is_refused: bool = False  # with 429
-    earliest_ms: float | None = None  # that a refusal named: when an equal request would be admitted
-    reservation: str = ""  # and the token that comes with it
-
-    @property
-    def ttft_ms(self) -> float:
-        """Time to first token."""
-        return (self.tokens_s[0] - self.sent_s) * 1e3
-
-    @property
-    def tpot_ms(self) -> float:
-        """Mean time per output token after the first; 0 with fewer than two."""
-        count = len(self.tokens_s) - 1
-        return (self.tokens_s[-1] - self.tokens_s[0]) / count * 1e3 if count > 0 else 0.0
-
-    @property
-    def itl_ms(self) -> list[float]:
-        """Gaps between tokens."""
-        return [(b - a) * 1e3 for a, b in zip(self.tokens_s, self.tokens_s[1:], strict=False)]
-
-    def within(self, ttft_ms: float, tpot_ms: float) -> bool:
-        """Say whether the request completed and met both targets."""
-        return not self.error and bool(self.tokens_s) and self.ttft_ms <= ttft_ms and self.tpot_ms <= tpot_ms
+__all__ = ["LoadSession", "Prompts", "Timing", "open_loop", "open_session", "quantile", "stream_completion"]
 
 
 class Prompts:
@@ -63,13 +33,42 @@ class Prompts:
         return [self._random.randrange(*self._range) for _ in range(tokens)]
 
 
-def open_session() -> aiohttp.ClientSession:
-    """Open a client session without connection or time limits of its own."""
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None))
+class LoadSession:
+    """Connections to the servers that are asked."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, tuple[Endpoint, ConnectionPool]] = {}
+
+    def reach(self, url: str) -> tuple[Endpoint, ConnectionPool]:
+        """Give the connections to a server."""
+        if url not in self._pools:
+            found = endpoint(url)
+            self._pools[url] = found, ConnectionPool(found)
+        return self._pools[url]
+
+    async def text(self, url: str, path: str) -> str:
+        """Read a page. Raises BatonError when none comes."""
+        where, pool = self.reach(url)
+        return (await ask(pool, where, path)).body.decode(errors="replace")
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for _, pool in self._pools.values():
+            await pool.close()
+
+
+@asynccontextmanager
+async def open_session() -> AsyncIterator[LoadSession]:
+    """Open a client session without a limit of connections."""
+    session = LoadSession()
+    try:
+        yield session
+    finally:
+        await session.close()
 
 
 async def stream_completion(
-    session: aiohttp.ClientSession,
+    session: LoadSession,
     url: str,
     prompt: Sequence[int],
     *,
@@ -79,56 +78,20 @@ async def stream_completion(
     leave_after: int | None = None,
     reservation: str = "",
 ) -> Timing:
-    """Send one greedy completion and gather its token times; `leave_after` tokens the client hangs up."""
-    body = orjson.dumps(
-        {
-            "model": model,
-            "prompt": list(prompt),
-            "max_tokens": max_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-        }
-    )
-    timing = Timing(time.perf_counter())
-    headers = {"content-type": "application/json"} | ({RESERVATION: reservation} if reservation else {})
-    try:
-        async with (
-            asyncio.timeout(timeout_s),
-            session.post(f"{url}/v1/completions", data=body, headers=headers) as response,
-        ):
-            if response.status != 200:
-                _note_refusal(timing, response.status, await response.read())
-                timing.reservation = response.headers.get(RESERVATION, "")
-                return timing
-            await _read_events(response, timing, leave_after)
-    except (TimeoutError, aiohttp.ClientError) as exc:
-        timing.error = f"{type(exc).__name__}: {exc}"
-    return timing
+    """Send one greedy completion and gather its token times; `leave_after` token events the client hangs up."""
+    where, pool = session.reach(url)
+    body = Api(model).body("", max_tokens) | {"prompt": list(prompt)}
+    headers = {RESERVATION: reservation} if reservation else {}
+    ended: asyncio.Future[Timing] = asyncio.get_running_loop().create_future()
+    request = request_of(where, COMPLETIONS, body, headers)
 
+    def done(timing: Timing) -> None:
+        if not ended.done():
+            ended.set_result(timing)
 
-def _note_refusal(timing: Timing, status: int, body: bytes) -> None:
-    timing.error = f"status {status}: {body[:200].decode(errors='replace')}"
-    timing.is_refused = status == HTTPStatus.TOO_MANY_REQUESTS
-    if timing.is_refused:
-        timing.earliest_ms = orjson.loads(body)["error"].get("earliest_feasible_ms")
-
-
-async def _read_events(response: aiohttp.ClientResponse, timing: Timing, leave_after: int | None) -> None:
-    rest = b""
-    async for chunk in response.content.iter_any():
-        now_s = time.perf_counter()
-        *events, rest = (rest + chunk).split(_EVENT_END)
-        for event in events:
-            if event.startswith(b"data: {"):
-                data = orjson.loads(event[6:])
-                if "error" in data:
-                    timing.error = str(data["error"])
-                elif data["choices"]:
-                    timing.tokens_s.append(now_s)
-        if leave_after is not None and len(timing.tokens_s) >= leave_after:
-            response.close()
-            return
+    timing = Timing(time.perf_counter(), prompt_tokens=len(prompt))
+    pool.send(request, StreamedAnswer(timing, done, leave_after=leave_after), timeout_s)
+    return await ended
 
 
 async def open_loop(arrivals_s: Sequence[float], send: Callable[[int], Awaitable[Timing]]) -> list[Timing]:

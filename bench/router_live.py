@@ -20,11 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import aiohttp
 import yaml
 
 from bench import stacks
-from bench.load import Prompts, Timing, open_loop, open_session, quantile, stream_completion
+from bench.load import LoadSession, Prompts, Timing, open_loop, open_session, quantile, stream_completion
 from bench.stacks import Running
 from engine.demo_model.random_model import make_preset
 
@@ -132,7 +131,7 @@ async def serve(
 class _Client:
     """Asks, and comes back when told to."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, prompts: Prompts) -> None:
+    def __init__(self, session: LoadSession, url: str, prompts: Prompts) -> None:
         self._session, self._url, self._prompts = session, url, prompts
 
     async def ask(self, prompt_tokens: int, output_tokens: int, reservation: str = "") -> Timing:

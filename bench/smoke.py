@@ -21,11 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-import aiohttp
 import yaml
 
 from bench import procfs, stacks
-from bench.load import Prompts, Timing, open_loop, open_session, quantile, stream_completion
+from bench.load import LoadSession, Prompts, Timing, open_loop, open_session, quantile, stream_completion
 from bench.stacks import Running
 
 LENGTHS: Final = (64, 512, 1500)
@@ -125,12 +124,11 @@ def _check(timings: Sequence[Timing]) -> None:
         raise SystemExit(f"{len(errors)} of {len(timings)} requests failed; the first: {errors[0]}")
 
 
-async def _overlap(session: aiohttp.ClientSession, running: Running) -> tuple[float, float, float] | None:
+async def _overlap(session: LoadSession, running: Running) -> tuple[float, float, float] | None:
     """Read bytes sent, bytes hidden and exposed seconds of the prefill worker; None for a system without one."""
     if not running.name.startswith("Baton"):
         return None
-    async with session.get(f"{running.url}/workers/prefill-0/metrics") as response:
-        text = await response.text()
+    text = await session.text(running.url, "/workers/prefill-0/metrics")
     sent, hidden, exposed_s = (_sum(text, name) for name in ("landed_bytes", "hidden_bytes", "exposed_seconds"))
     return sent, hidden, exposed_s
 
@@ -140,13 +138,12 @@ def _sum(text: str, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(prefix))
 
 
-async def _until_idle(session: aiohttp.ClientSession, running: Running) -> float:
+async def _until_idle(session: LoadSession, running: Running) -> float:
     """Return the seconds until no engine says that it runs or queues a request."""
     prefix = "baton_worker_" if running.name.startswith("Baton") else "vllm:num_requests_"
     began_s = time.monotonic()
     while time.monotonic() - began_s < 10:
-        async with session.get(f"{running.url}/metrics") as response:
-            text = await response.text()
+        text = await session.text(running.url, "/metrics")
         busy = [line for line in text.splitlines() if line.startswith((f"{prefix}running", f"{prefix}waiting"))]
         if not any(float(line.rpartition(" ")[2]) for line in busy):
             return time.monotonic() - began_s

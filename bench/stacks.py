@@ -36,36 +36,70 @@ class Running:
     stages: tuple[tuple[str, float], ...] = field(default=())  # (stage, seconds since the start)
 
 
+@dataclass(frozen=True, slots=True)
+class OnePool:
+    """One engine of plain vLLM."""
+
+    model: str  # folder, or hub id
+    chunk_tokens: int
+    threads: int
+    kv_mb: int | None  # None: the engine's own choice
+    model_name: str = "m"
+    max_model_len: int = 4096
+    dtype: str = "auto"
+    block_size: int = 32
+    max_num_seqs: int = 64
+    tensor_parallel: int = 1
+    data_parallel: int = 1
+
+    def flags(self) -> list[str]:
+        """Write the flags of `vllm serve`."""
+        flags = {
+            "--model": self.model,
+            "--served-model-name": self.model_name,
+            "--max-model-len": str(self.max_model_len),
+            "--max-num-batched-tokens": str(self.chunk_tokens),
+            "--block-size": str(self.block_size),
+            "--max-num-seqs": str(self.max_num_seqs),
+            "--dtype": self.dtype,
+        }
+        if self.kv_mb is not None:
+            flags |= {"--kv-cache-memory-bytes": str(self.kv_mb << 20), "--distributed-executor-backend": "uni"}
+        if self.tensor_parallel > 1:
+            flags["--tensor-parallel-size"] = str(self.tensor_parallel)
+        if self.data_parallel > 1:
+            flags["--data-parallel-size"] = str(self.data_parallel)
+        words = [part for pair in flags.items() for part in pair]
+        return words if self.kv_mb is None else [*words, "--enforce-eager"]
+
+
 @contextlib.contextmanager
-def one_pool(model: Path, *, chunk_tokens: int, threads: int, kv_mb: int, run_dir: Path) -> Iterator[Running]:
-    """Run vLLM's own server on both cores with `threads` compute threads."""
+def one_pool_of(pool: OnePool, *, run_dir: Path) -> Iterator[Running]:
+    """Run vLLM's own server."""
     port = _free_port()
-    flags = {
-        "--model": str(model),
-        "--served-model-name": "m",
-        "--max-model-len": "4096",
-        "--max-num-batched-tokens": str(chunk_tokens),
-        "--kv-cache-memory-bytes": str(kv_mb << 20),
-        "--block-size": "32",
-        "--max-num-seqs": "64",
-        "--distributed-executor-backend": "uni",
-        "--host": "127.0.0.1",
-        "--port": str(port),
-    }
-    arguments = [part for pair in flags.items() for part in pair] + ["--enforce-eager"]
-    env = {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    name, tag = f"one pool, chunk {chunk_tokens}", uuid.uuid4().hex
-    with _process(["-m", "engine.one_pool", *arguments], run_dir / f"one-pool-{chunk_tokens}.log", tag, env) as process:
+    arguments = [*pool.flags(), "--host", "127.0.0.1", "--port", str(port)]
+    env = {"OMP_NUM_THREADS": str(pool.threads), "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    name, tag = f"one pool, chunk {pool.chunk_tokens}", uuid.uuid4().hex
+    log = run_dir / f"one-pool-{pool.chunk_tokens}.log"
+    with _process(["-m", "engine.one_pool", *arguments], log, tag, env) as process:
         url = f"http://127.0.0.1:{port}"
         yield Running(name, url, tag, _wait_healthy(process, url))
 
 
 @contextlib.contextmanager
-def baton(config: Path, *, run_dir: Path) -> Iterator[Running]:
+def one_pool(model: Path, *, chunk_tokens: int, threads: int, kv_mb: int, run_dir: Path) -> Iterator[Running]:
+    """Run vLLM's own server on both cores with `threads` compute threads."""
+    with one_pool_of(OnePool(str(model), chunk_tokens, threads, kv_mb), run_dir=run_dir) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def baton(config: Path, *, run_dir: Path, overrides: Sequence[str] = ()) -> Iterator[Running]:
     """Run `baton up` on a state folder of its own; the router's port is the configuration's, on a free one here."""
     tag = uuid.uuid4().hex
     env = {"BATON_STATE_DIR": str(run_dir / "state"), "BATON_ROUTER__PORT": str(port := _free_port())}
     command = [str(ROOT / "baton.py"), "up", str(config), "--foreground"]
+    command += [part for override in overrides for part in ("--set", override)]
     log = run_dir / "baton.log"
     with _process(command, log, tag, env) as process:
         url = f"http://127.0.0.1:{port}"

@@ -1,4 +1,5 @@
-"""One child process: spawned in a session of its own, heard through an events pipe, reaped, and never left behind.
+"""One child process: spawned in a session of its own, heard through an events pipe, told through its standard input,
+reaped, and never left behind.
 
 Owns the process and all below it. Must not know what it runs or what its events mean.
 """
@@ -49,9 +50,11 @@ class ChildProcess:
         on_event: Callable[[Event], None],
         on_end: Callable[[int], None],
         env: Mapping[str, str] | None = None,
+        is_told: bool = False,
     ) -> ChildProcess:
         """Start what `command` returns for the descriptor the child writes event lines (JSON objects) to.
 
+        With `is_told` it reads lines from its standard input, see `tell`.
         stdout and stderr are appended to `log_path`. `on_event` hears each event, `on_end` the exit code (negative for
         a signal), after the last event and once what the child left behind is killed. Raises OSError.
         """
@@ -61,7 +64,7 @@ class ChildProcess:
             with log_path.open("ab") as log:
                 popen = subprocess.Popen(
                     command(events_out),
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE if is_told else subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                     env=env,
@@ -76,6 +79,13 @@ class ChildProcess:
         child = cls(popen, log_path, on_event=on_event, on_end=on_end)
         child._watch(events_in)
         return child
+
+    def tell(self, command: Event) -> None:
+        """Write one command line, a JSON object; one that has ended, or does not read, is told nothing."""
+        if self._popen.stdin is None or self._exited.done():
+            return
+        with contextlib.suppress(BrokenPipeError, BlockingIOError):
+            os.write(self._popen.stdin.fileno(), json.dumps(command).encode() + b"\n")
 
     async def exited(self) -> int:
         """Wait for the end; return the exit code, negative for a signal."""
@@ -101,10 +111,7 @@ class ChildProcess:
 
     def tree_pids(self) -> tuple[int, ...]:
         """List the child and every process below it that is alive, the child first."""
-        found = [self.pid] if _is_alive(self.pid) else []
-        for pid in found:
-            found.extend(_children(pid))
-        return tuple(found)
+        return process_tree(self.pid)
 
     def last_log_lines(self, count: int) -> list[str]:
         """Return up to `count` last lines of the log."""
@@ -116,6 +123,8 @@ class ChildProcess:
     def _watch(self, events_fd: int) -> None:
         loop = asyncio.get_running_loop()
         os.set_blocking(events_fd, False)
+        if self._popen.stdin is not None:
+            os.set_blocking(self._popen.stdin.fileno(), False)
         loop.add_reader(events_fd, self._read_events, events_fd)
         pidfd = os.pidfd_open(self.pid)
         loop.add_reader(pidfd, self._reap, pidfd, events_fd)
@@ -143,6 +152,8 @@ class ChildProcess:
         self._read_events(events_fd)
         loop.remove_reader(events_fd)
         os.close(events_fd)
+        if self._popen.stdin is not None:
+            self._popen.stdin.close()
         self._on_end(code)
         self._exited.set_result(code)
 
@@ -153,6 +164,14 @@ def write_private(file: Path, text: str) -> None:
     fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(fd, "w") as stream:
         stream.write(text)
+
+
+def process_tree(pid: int) -> tuple[int, ...]:
+    """List a process and every one below it that is alive, itself first; empty when it is gone."""
+    found = [pid] if _is_alive(pid) else []
+    for one in found:
+        found.extend(_children(one))
+    return tuple(found)
 
 
 def _children(pid: int) -> list[int]:

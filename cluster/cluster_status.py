@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from cluster.placement import WorkerPlacement
 from cluster.topology import Gpu
 from core.config.models import BatonConfig
+from core.control.actions import DeciderFactory, PoolSizes
 from core.types import Fingerprint, Role
 
 
@@ -28,6 +29,8 @@ class StartOrder:
     address: str  # IP address of that node
     token: str = field(repr=False)  # shared secret of the cluster
     env_vars: Mapping[str, str]  # for actors, when Ray is not our own
+    by_convention: bool = True  # pools go to the nodes marked for them, see cluster.placement
+    decider: DeciderFactory | None = None  # of sizes and roles; None: nobody decides
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class MemberStatus:
     name: str
     role: Role | None  # None: the router
     node: str  # host name, once known, and IP address
-    state: str  # "placing", "starting", "ready", "ended"
+    state: str  # of core.control.reconcile.Phase; of the router "starting", "ready" or "ended"
     stage: str = ""  # latest stage of its start that is done
     epoch: int = 0
     pid: int | None = None
@@ -59,7 +62,25 @@ class MemberStatus:
     cores: tuple[int, ...] = ()  # pinned to; empty: not pinned
     gpus: tuple[Gpu, ...] = ()  # of its node
     log_path: str = ""
-    reason: str = ""  # why it ended
+    reason: str = ""  # why it ended, or drains
+    last_log_lines: tuple[str, ...] = ()  # of one that ended
+    num_failures: int = 0  # of late, see `healing` in the configuration
+    retry_in_s: float | None = None  # of one that ended; None: it runs
+    since_s: float = 0.0  # how long it has been in this state
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionStatus:
+    """A change of sizes or roles: who wanted it, why, and what came of it."""
+
+    number: int
+    elapsed_s: float  # since the controller began
+    by: str  # "operator" or "decider"
+    wanted: PoolSizes
+    flips: tuple[str, ...]
+    reason: str
+    figures: Mapping[str, float]
+    outcome: str = ""  # empty: it is under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +92,6 @@ class ClusterStatus:
     membership_address: str
     members: tuple[MemberStatus, ...]  # workers ordered by pool and index, then the router
     events: tuple[ClusterEvent, ...]  # the latest, oldest first
+    wanted: PoolSizes | None = None  # None: not told
+    waits: str = ""  # why what is wanted is not done; empty: it is, or is on its way
+    decisions: tuple[DecisionStatus, ...] = ()  # of the decider and of people, oldest first

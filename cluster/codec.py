@@ -6,7 +6,9 @@ only WorkerError for a role or leg that a newer peer may know and this one does 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import sys
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -14,7 +16,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from cluster.pb import worker_pb2 as pb
-from core.engine import HttpCall
+from core.engine import HttpCall, Resume
 from core.errors import BatonError, WorkerError, error_classes
 from core.types import (
     Fingerprint,
@@ -29,6 +31,7 @@ from core.types import (
     WorkerState,
 )
 
+TOKEN_BYTES: Final = 4
 _LEG_FROM_PB = {pb.WHOLE: Leg.WHOLE, pb.PREFILL: Leg.PREFILL, pb.DECODE: Leg.DECODE}
 
 
@@ -108,6 +111,11 @@ class SubmitEncoder:
         submit.body = call.body
         submit.slack_s = slack_s
         submit.prompt_tokens = prompt_tokens
+        submit.nonce = call.nonce
+        if call.resume is not None:
+            submit.resume.token_ids = tokens_to_pb(call.resume.token_ids)
+            submit.resume.group_sizes.extend(call.resume.group_sizes)
+            submit.resume.created = call.resume.created
         for name, value in call.headers:
             header = submit.headers.add()
             header.name = name
@@ -143,8 +151,40 @@ def submission_from_pb(submit: pb.Submit) -> Submission:
     if submit.HasField("handover"):
         ticket = submit.handover
         handover = Handover(ticket.transfer_id, ticket.kv_address, ticket.lease_s)
-    call = HttpCall(submit.request_id, submit.method, submit.path, headers_from_pb(submit.headers), submit.body)
+    call = HttpCall(
+        submit.request_id,
+        submit.method,
+        submit.path,
+        headers_from_pb(submit.headers),
+        submit.body,
+        submit.nonce,
+        _resume_from_pb(submit.resume) if submit.HasField("resume") else None,
+    )
     return Submission(submit.call_id, leg, call, handover, submit.slack_s, submit.prompt_tokens)
+
+
+def _resume_from_pb(message: pb.Resume) -> Resume:
+    return Resume(tuple(tokens_from_pb(message.token_ids)), tuple(message.group_sizes), message.created)
+
+
+def tokens_to_pb(token_ids: Sequence[int]) -> bytes:
+    """Encode token ids, four bytes each, little-endian."""
+    if len(token_ids) == 1:  # the common case takes a third of the time
+        return token_ids[0].to_bytes(TOKEN_BYTES, "little")
+    return _swapped(array("I", token_ids)).tobytes()
+
+
+def tokens_from_pb(data: bytes) -> array[int]:
+    """Decode token ids. Raises WorkerError for what is none."""
+    if len(data) % TOKEN_BYTES:
+        raise WorkerError(f"{len(data)} bytes are no token ids")
+    return _swapped(array("I", data))
+
+
+def _swapped(token_ids: array[int]) -> array[int]:
+    if sys.byteorder == "big":
+        token_ids.byteswap()
+    return token_ids
 
 
 def fingerprint_to_pb(value: Fingerprint) -> pb.Fingerprint:

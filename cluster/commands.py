@@ -17,7 +17,8 @@ from cluster.console import Console, RouterReport, ready_lines, status_lines
 from cluster.front import curl_line, front_of
 from cluster.interrupts import Interrupted, Interrupts
 from cluster.router_probe import ask_router
-from cluster.startup import ASK_S, Startup, UpRequest
+from cluster.running import running_cluster
+from cluster.startup import Startup, UpRequest
 from cluster.state import ClusterRecord, StateDir
 from cluster.teardown import take_down
 from core.config.models import BatonConfig
@@ -26,6 +27,7 @@ from core.planning import Planner
 
 OK = 0
 NOT_SERVING = 1
+STATUS_S = 10.0  # a controller that was made anew looks for its cluster first
 WATCH_S = 3.0  # how often a waiting `up --foreground` looks after what it started
 
 
@@ -118,7 +120,9 @@ def _refuse_second(state: StateDir, console: Console, interrupts: Interrupts) ->
     try:
         if not record.starter.alive or record.url:
             controller_status(record)
-        raise ConfigError(f"Baton runs already at {record.url or record.ray_address}; `down` stops it")
+        raise ConfigError(
+            f"Baton runs already at {record.url or record.ray_address}; `apply` changes it, `down` stops it"
+        )
     except StartFailed:
         interrupts.install()  # asking Ray has given SIGTERM away
         console.stage("preflight", "clearing what is left of an earlier run")
@@ -192,20 +196,10 @@ def _what_is_lost(record: ClusterRecord) -> str:
 
 def controller_status(record: ClusterRecord) -> ClusterStatus:
     """Ask the controller of `record`. Raises StartFailed when Ray or the controller is gone."""
-    if not record.ray_address or (record.ray is not None and not record.ray.alive):
-        raise StartFailed("its Ray is gone")
-    ray_runtime.connect(record.ray_address)
-    try:
-        from cluster import ray_actors
-
-        controller = ray_actors.find(ray_actors.CONTROLLER)
-        if controller is None:
-            raise StartFailed(f"no controller on the Ray at {record.ray_address}")
-        found = ray_actors.fetch(controller.status.remote(), ASK_S)
+    with running_cluster(record) as cluster:
+        found = cluster.ask("status", wait_s=STATUS_S)
         assert isinstance(found, ClusterStatus)
         return found
-    finally:
-        ray_runtime.disconnect()
 
 
 def _nothing(console: Console, text: str) -> int:

@@ -18,6 +18,7 @@ from cluster.cluster_status import ClusterEvent, ClusterStatus, MemberStatus
 from core.config.models import BatonConfig
 
 _SUBJECT_WIDTH = 12
+_SHOWN_LOG_LINES = 8
 
 
 class Console:
@@ -153,12 +154,27 @@ def status_lines(
     header = ("NAME", "STATE", "EPOCH", "PID", "PAIRING", "RUNNING", "WAITING", "KV BLOCKS", "ADDRESS", "NODE")
     lines += table([header, *(_row(member, report.loads.get(member.name)) for member in status.members)])
     lines += _promise_lines(report.promises)
-    ended = [f"{m.name} ended: {m.reason}; log: {m.log_path}" for m in status.members if m.state == "ended"]
+    ended = [line for m in status.members if m.state in ("ended", "set aside") for line in _end_lines(m)]
     lines += ["", *ended] if ended else []
+    lines += ["", f"waits: {status.waits}"] if status.waits else []
     lines += ["", f"planned: {plan[0]}", *(f"  {line}" for line in plan[1:])] if plan else []
-    lines += ["", f"Ray      {ray_tools}", f"members  version {status.membership_version}"]
+    lines += ["", f"Ray      {ray_tools}", f"members  version {status.membership_version}{_wanted(status)}"]
     lines += ["", "last events:"] + [f"  {e.elapsed_s:8.1f} s  {e.subject}: {e.what}" for e in status.events[-8:]]
     return lines
+
+
+def _end_lines(member: MemberStatus) -> list[str]:
+    """Say why a member ended and when it comes back; of one that was set aside, what it wrote last."""
+    again = "" if member.retry_in_s is None else f"; started again in {member.retry_in_s:.0f} s"
+    if member.state != "set aside":
+        return [f"{member.name} ended: {member.reason}{again}; log: {member.log_path}"]
+    head = f"{member.name} set aside after {member.num_failures} failures: {member.reason}{again}; log: "
+    return [head + member.log_path, *(f"  | {line}" for line in member.last_log_lines[-_SHOWN_LOG_LINES:])]
+
+
+def _wanted(status: ClusterStatus) -> str:
+    wanted = status.wanted
+    return "" if wanted is None else f"; wanted: {wanted.prefill} prefill, {wanted.decode} decode"
 
 
 def _promise_lines(promises: Sequence[PromiseReport]) -> list[str]:

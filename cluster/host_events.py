@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from cluster.topology import Gpu
 from core.types import WorkerHello, WorkerRecord
+from core.worker_spec import WorkerSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,22 @@ class WorkerReady:
 
 
 @dataclass(frozen=True, slots=True)
+class Draining:
+    """The worker takes no new legs and ends when none runs."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoleTaken:
+    """The worker has changed its role."""
+
+    record: WorkerRecord
+    hello: WorkerHello
+    num_legs: int  # that still ran when it did
+
+
+@dataclass(frozen=True, slots=True)
 class RouterReady:
     """The router takes requests."""
 
@@ -61,4 +78,13 @@ class Ended:
     last_log_lines: tuple[str, ...] = ()
 
 
-HostEvent = Spawned | StageDone | WorkerReady | RouterReady | Ended
+HostEvent = Spawned | StageDone | WorkerReady | Draining | RoleTaken | RouterReady | Ended
+
+
+@dataclass(frozen=True, slots=True)
+class HostReport:
+    """What a host of a worker knows, for a controller that starts anew."""
+
+    facts: HostFacts
+    spec: WorkerSpec | None  # of the process it runs, or ran last; None: none was started
+    events: tuple[HostEvent, ...] = ()  # of that process so far

@@ -29,7 +29,8 @@ class WorkerProcess:
 
     def __init__(self, spec: WorkerSpec, log_path: Path, on_event: Callable[[Event], None]) -> None:
         self.spec = spec
-        self.hello: WorkerHello | None = None
+        self.hello: WorkerHello | None = None  # None: it was not ready yet
+        self.record: WorkerRecord | None = None  # as it is now, its role included; None: it was not ready yet
         self._log_path = log_path
         self._on_event = on_event
         self._started: asyncio.Future[WorkerRecord] = asyncio.get_running_loop().create_future()
@@ -60,6 +61,7 @@ class WorkerProcess:
                 on_event=process._take_event,
                 on_end=process._take_end,
                 env=_environment(env or {}),
+                is_told=True,
             )
         except OSError as exc:
             raise StartFailed(f"worker {spec.worker_id} cannot be spawned: {exc}") from exc
@@ -87,6 +89,17 @@ class WorkerProcess:
         """Ask the worker to drain and end; kill it after `grace_s`. Return its exit code, negative for a signal."""
         return await self._child.stop(grace_s)
 
+    def drain(self, timeout_s: float | None) -> None:
+        """Have the worker take no new legs and end when none runs, or `timeout_s` has passed; None: no limit."""
+        self._child.tell({"command": "drain", "timeout_s": timeout_s})
+
+    def take_role(self, role: Role, within_s: float) -> None:
+        """Have the worker take `role` once no leg runs, at the latest `within_s` from now; those that run go on.
+
+        It says so by the event "role".
+        """
+        self._child.tell({"command": "role", "role": role.value, "within_s": within_s})
+
     def kill(self) -> None:
         """Kill the worker and its children at once; idempotent."""
         self._child.kill()
@@ -109,17 +122,17 @@ class WorkerProcess:
         return self._child.last_log_lines(count)
 
     def _take_event(self, event: Event) -> None:
-        if event["event"] == "ready":
+        if event["event"] in ("ready", "role"):
             self.hello = _hello(event["hello"])
-            record = WorkerRecord(
+            self.record = WorkerRecord(
                 worker_id=self.spec.worker_id,
-                role=self.spec.role,
+                role=self.hello.role,
                 epoch=self.spec.epoch,
                 address=str(event["address"]),
                 node=socket.gethostname(),
             )
             if not self._started.done():
-                self._started.set_result(record)
+                self._started.set_result(self.record)
         elif event["event"] == "failed":
             self._failure = f"{event['error']}: {event['message']}"
         self._on_event(event)

@@ -6,6 +6,8 @@ or workers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cluster import codec
 from cluster.pb import worker_pb2 as pb
 from core.types import LegFacts
@@ -33,6 +35,12 @@ class Outbox:
         """Add the next bytes of a reply."""
         self._of(call_id).parts.append(data)
         self.unsent_bytes += len(data)
+
+    def tokens(self, call_id: int, token_ids: Sequence[int]) -> None:
+        """Add the tokens that the next bytes of a reply are made of; they leave with those."""
+        pending = self._of(call_id)
+        pending.token_ids += codec.tokens_to_pb(token_ids)
+        pending.group_sizes.append(len(token_ids))
 
     def facts(self, call_id: int, facts: LegFacts) -> None:
         """Add what was measured of a call; it leaves with the end of its reply."""
@@ -67,7 +75,7 @@ class Outbox:
 class _Pending:
     """The unsent part of one reply."""
 
-    __slots__ = ("error", "facts", "headers", "last", "message", "parts", "status")
+    __slots__ = ("error", "facts", "group_sizes", "headers", "last", "message", "parts", "status", "token_ids")
 
     def __init__(self) -> None:
         self.status = 0
@@ -77,12 +85,18 @@ class _Pending:
         self.error = ""
         self.message = ""
         self.facts: LegFacts | None = None
+        self.token_ids = b""
+        self.group_sizes: list[int] = []
 
     def chunk(self, call_id: int) -> pb.Chunk:
         parts = self.parts
         data = parts[0] if len(parts) == 1 else b"".join(parts)
+        token_ids = self.token_ids
+        group_sizes = self.group_sizes
+        if len(group_sizes) * codec.TOKEN_BYTES == len(token_ids):  # each token by itself
+            group_sizes = []
         if not self.status and not self.last:  # the common case: a token in mid-stream
-            return pb.Chunk(call_id=call_id, data=data)
+            return pb.Chunk(call_id=call_id, data=data, token_ids=token_ids, group_sizes=group_sizes)
         return pb.Chunk(
             call_id=call_id,
             status=self.status,
@@ -92,4 +106,6 @@ class _Pending:
             error=self.error,
             error_message=self.message,
             facts=None if self.facts is None else codec.facts_to_pb(self.facts),
+            token_ids=token_ids,
+            group_sizes=group_sizes,
         )

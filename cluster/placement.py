@@ -6,8 +6,9 @@ as values, bundles and node ids go out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from core.config.models import BatonConfig, PoolConfig
 from core.config.specs import gpus_per_worker, pool_config
@@ -81,27 +82,93 @@ def place_workers(
     has_gpu = any(node.total.get("GPU", 0) > 0 for node in nodes)
     marks = {role: _mark(pool_config(config, role), role, nodes, by_convention=by_convention) for role in Role}
     asks = [ask for role in Role for ask in _asks(pool_config(config, role), role, marks[role], has_gpu=has_gpu)]
-    spread, left_over = _place(asks, nodes, tightly=False)
+    near = config.ray.near
+    spread, left_over = _place(asks, nodes, tightly=False, near=near)
     if left_over is not None:
-        packed, still_left_over = _place(asks, nodes, tightly=True)
+        packed, still_left_over = _place(asks, nodes, tightly=True, near=near)
         if still_left_over is not None:
             raise ConfigError(_does_not_fit(left_over, pool_config(config, left_over.role), nodes, spread))
         spread = packed
     return tuple(spread[ask.role, ask.index] for ask in asks)
 
 
+def place_one(
+    config: BatonConfig,
+    role: Role,
+    worker_id: str,
+    nodes: Sequence[Node],
+    *,
+    beside: Iterable[WorkerPlacement] = (),
+    by_convention: bool = True,
+) -> WorkerPlacement:
+    """Give one more worker of a pool a node, by the rules of `place_workers`; `beside` are those there already.
+
+    Raises ConfigError, naming pool, need and nodes, when it fits nowhere.
+    """
+    pool = pool_config(config, role)
+    has_gpu = any(node.total.get("GPU", 0) > 0 for node in nodes)
+    mark = _mark(pool, role, nodes, by_convention=by_convention)
+    ask = _Ask(role, 0, pool.cpus, gpus_per_worker(pool, has_gpu=has_gpu), mark)
+    placed, left_over = _place([ask], nodes, tightly=False, near=config.ray.near, beside=beside)
+    if left_over is not None:
+        raise ConfigError(_does_not_fit(ask, pool, nodes, placed))
+    return replace(placed[role, 0], worker_id=worker_id)
+
+
+def without_claims(nodes: Sequence[Node], placements: Iterable[WorkerPlacement]) -> tuple[Node, ...]:
+    """Take from the nodes what workers hold or are about to hold there; Ray tells of it with a delay."""
+    held: dict[str, Counter[str]] = defaultdict(Counter)
+    for placement in placements:
+        held[placement.node_id].update(placement.bundle)
+    return tuple(
+        replace(
+            node,
+            free={
+                name: min(amount, node.total.get(name, amount) - held[node.node_id].get(name, 0.0))
+                for name, amount in node.free.items()
+            },
+        )
+        for node in nodes
+    )
+
+
+def spare_cores(
+    placement: WorkerPlacement, available: Sequence[int], taken: Iterable[int], *, is_alone: bool
+) -> tuple[int, ...]:
+    """Choose cores for one more worker of a node, by the rules of `assign_cores`; others there hold `taken`."""
+    if placement.gpus or is_alone:
+        return ()
+    left = [core for core in available if core not in frozenset(taken)]
+    count = max(int(placement.cpus), 1)
+    return tuple(left[:count]) if len(left) >= count else ()
+
+
 def _place(
-    asks: Sequence[_Ask], nodes: Sequence[Node], *, tightly: bool
+    asks: Sequence[_Ask],
+    nodes: Sequence[Node],
+    *,
+    tightly: bool,
+    near: bool = False,
+    beside: Iterable[WorkerPlacement] = (),
 ) -> tuple[dict[tuple[Role, int], WorkerPlacement], _Ask | None]:
-    """Give each worker the fitting node with the most room, or `tightly` the least; the second item fits nowhere."""
+    """Give each worker the fitting node with the most room, or `tightly` the least; the second item fits nowhere.
+
+    With `near`, nodes whose workers of the other role are more than those of its own come first.
+    """
     free = {node.node_id: dict(node.free) for node in nodes}
     placed: dict[tuple[Role, int], WorkerPlacement] = {}
-    for ask in sorted(asks, key=lambda a: (a.mark is None, -a.gpus, -a.cpus)):
-        node = _best_node(ask, nodes, free, tightly=tightly)
+    there = Counter((placement.node_id, placement.role) for placement in beside)
+    for ask in sorted(asks, key=lambda a: (a.mark is None, -a.gpus, -a.cpus, a.index if near else 0)):
+        fitting = [node for node in nodes if _fits(ask.bundle, free[node.node_id])]
+        if near and fitting:
+            lacking = {node.node_id: _lacking(there, node, ask.role) for node in fitting}
+            fitting = [node for node in fitting if lacking[node.node_id] == max(lacking.values())]
+        node = _best_node(ask, fitting, free, tightly=tightly)
         if node is None:
             return placed, ask
         for name, amount in ask.bundle.items():
             free[node.node_id][name] = free[node.node_id].get(name, 0) - amount
+        there[node.node_id, ask.role] += 1
         placed[ask.role, ask.index] = WorkerPlacement(
             worker_id=f"{ask.role}-{ask.index}",
             role=ask.role,
@@ -145,12 +212,17 @@ def _asks(pool: PoolConfig, role: Role, mark: str | None, *, has_gpu: bool) -> l
 
 
 def _best_node(
-    ask: _Ask, nodes: Sequence[Node], free: Mapping[str, Mapping[str, float]], *, tightly: bool
+    ask: _Ask, fitting: Sequence[Node], free: Mapping[str, Mapping[str, float]], *, tightly: bool
 ) -> Node | None:
-    fitting = [node for node in nodes if _fits(ask.bundle, free[node.node_id])]
     scarce = "GPU" if ask.gpus else "CPU"
     choose = min if tightly else max
     return choose(fitting, key=lambda node: free[node.node_id].get(scarce, 0), default=None)
+
+
+def _lacking(there: Mapping[tuple[str, Role], int], node: Node, role: Role) -> int:
+    """Count the workers of the other role on a node that have no partner of `role` there."""
+    other = Role.DECODE if role is Role.PREFILL else Role.PREFILL
+    return max(0, there.get((node.node_id, other), 0) - there.get((node.node_id, role), 0))
 
 
 def _fits(bundle: Mapping[str, float], free: Mapping[str, float]) -> bool:

@@ -23,7 +23,7 @@ _FIRST_BACK_OFF_S: Final = 0.1
 _MAX_BACK_OFF_S: Final = 2.0
 _STEADY_S: Final = 10.0  # a session that lived this long starts the back-off anew
 _AS_PREDICTED: Final = WorkerSpeed()
-_RETIRE_S: Final = 600.0  # for the calls that run on a worker no longer announced
+_RETIRE_S: Final = 86_400.0  # for calls on a worker no longer announced: the most that router.request_timeout_s may be
 
 
 class StepWatch(Protocol):
@@ -49,6 +49,7 @@ class WorkerPool:
         self._views: dict[str, WorkerView | None] = {}  # of each member, as of the latest `view`, in order of id
         self._stale: set[_Member] = set()  # all and only the members whose view may differ from that
         self._change: asyncio.Future[None] | None = None  # shared by all who wait for a change
+        self.num_joined = 0  # sessions that were made, ever
         self.on_change: Callable[[], None] | None = None  # called whenever the view may have changed
         self.watch: StepWatch | None = None
 
@@ -79,6 +80,11 @@ class WorkerPool:
             self._stale.clear()
             self._view = ClusterView(tuple(filter(None, self._views.values())))
         return self._view
+
+    @property
+    def is_worker_missing(self) -> bool:
+        """Whether a worker that is announced is not connected: it may come."""
+        return any(member.session is None or not member.session.alive for member in self._members.values())
 
     def session(self, worker_id: str) -> WorkerSession | None:
         """Return the live session to a worker; None when it is not announced or not connected."""
@@ -121,6 +127,7 @@ class WorkerPool:
             token=self._token,
             tls=self._tls,
             on_change=self._member_changed,
+            on_join=self._joined,
             speed_of=self._speed_of,
         )
         member.task = self._spawn(member.keep(), f"worker-{record.worker_id}")
@@ -140,6 +147,9 @@ class WorkerPool:
     def _forget_views(self) -> None:
         self._views = dict.fromkeys(self._members)
         self._stale = set(self._members.values())
+
+    def _joined(self) -> None:
+        self.num_joined += 1
 
     def _member_changed(self, member: _Member) -> None:
         self._stale.add(member)
@@ -170,6 +180,7 @@ class _Member:
         token: str,
         tls: ClientTLS | None,
         on_change: Callable[[_Member], None],
+        on_join: Callable[[], None],
         speed_of: Callable[[WorkerSession], WorkerSpeed],
     ) -> None:
         self.record = record
@@ -177,6 +188,7 @@ class _Member:
         self._token = token
         self._tls = tls
         self._on_change = on_change
+        self._on_join = on_join
         self._speed_of = speed_of
         self._state: WorkerState | None = None  # the latest that `_speed` knows of
         self._speed = _AS_PREDICTED
@@ -232,6 +244,7 @@ class _Member:
         try:
             await session.connect(_CONNECT_S)
             self.session = session
+            self._on_join()
             self._changed()
             _LOG.info("worker %s connected at %s", self.record.worker_id, self.record.address)
             await self._over.wait()

@@ -54,23 +54,32 @@ def check_plan_files(config: BatonConfig, base: Path) -> None:
 
 
 def check_event_log(config: BatonConfig) -> None:
-    """Raise ConfigError when the router could not make its event log; it runs on this machine."""
-    given = config.router.event_log
-    if given is None:
-        return
-    if not os.path.isabs(given):
-        if os.path.basename(given) != given or given in (os.curdir, os.pardir):
-            raise ConfigError(
-                f"router.event_log: {given} is in no folder of the run; name a file, or give a whole path"
-            )
-    elif os.path.isdir(given) or not os.access(os.path.dirname(given), os.W_OK):
-        raise ConfigError(f"router.event_log: {given} cannot be written; name a file in a folder that exists")
+    """Raise ConfigError when the router could not make its event log or its recording; it runs on this machine."""
+    for key, given in (("event_log", config.router.event_log), ("record", config.router.record)):
+        if given is None:
+            continue
+        if not os.path.isabs(given):
+            if os.path.basename(given) != given or given in (os.curdir, os.pardir):
+                raise ConfigError(
+                    f"router.{key}: {given} is in no folder of the run; name a file, or give a whole path"
+                )
+        elif os.path.isdir(given) or not os.access(os.path.dirname(given), os.W_OK):
+            raise ConfigError(f"router.{key}: {given} cannot be written; name a file in a folder that exists")
 
 
 def check_policy(config: BatonConfig, base: Path) -> None:
     """Raise ConfigError when the router could not make its policy; the pools must be named."""
     spec = RouterSpec.from_config(with_absolute_profile(config, base), membership_address="", run_dir="")
     policy_named(spec.policy, spec.policy_context)
+
+
+def check_scaling(config: BatonConfig, *, has_decider: bool) -> None:
+    """Raise ConfigError when sizes are to follow the traffic and nobody decides them."""
+    if config.scaling.mode != "off" and not has_decider:
+        raise ConfigError(
+            f"scaling.mode: {config.scaling.mode} needs a decider of sizes, and this version brings none; leave it off "
+            "and change sizes and roles with `baton apply` and `baton flip`"
+        )
 
 
 def check_port(host: str, port: int) -> None:

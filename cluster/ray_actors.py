@@ -27,21 +27,47 @@ NODE_ID_LABEL = "ray.io/node-id"
 
 ACTOR_ERRORS = (ray.exceptions.RayActorError,)  # the actor, its process or its node is gone
 
+
+class BeingMadeAnew(StartFailed):
+    """The actor's process died, and Ray makes it anew."""
+
+
 # Ray makes the methods of a handle while it runs; their types cannot be written down.
 Handle = Any
 
 
 def create_on_node(
-    actor_class: type, *arguments: object, name: str, node_id: str, env_vars: Mapping[str, str]
+    actor_class: type,
+    *arguments: object,
+    name: str,
+    node_id: str,
+    env_vars: Mapping[str, str],
+    comes_back: bool = False,
 ) -> Handle:
     """Create a named actor that takes no resources, on one node; it outlives its creator.
 
-    Raises ValueError when the name is taken.
+    One that `comes_back` is made anew by Ray, with the same arguments, when its process dies. Raises ValueError when
+    the name is taken.
     """
-    return _options(actor_class, name, env_vars, num_cpus=0, scheduling_strategy=_on_node(node_id)).remote(*arguments)
+    options: dict[str, object] = {"max_restarts": -1} if comes_back else {}
+    strategy = _on_node(node_id)
+    return _options(actor_class, name, env_vars, num_cpus=0, scheduling_strategy=strategy, **options).remote(*arguments)
 
 
-async def reserve(placement: WorkerPlacement, timeout_s: float) -> PlacementGroup:
+def was_made_anew() -> bool:
+    """Whether this actor, the one that asks, had an earlier life."""
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+
+def remove(host_name: str) -> None:
+    """Kill the actor of one worker and give its resources back; idempotent."""
+    with contextlib.suppress(ValueError):
+        ray.kill(ray.get_actor(host_name, namespace=NAMESPACE), no_restart=True)
+    with contextlib.suppress(ValueError):
+        remove_placement_group(ray.util.get_placement_group(GROUP_PREFIX + host_name))
+
+
+async def reserve(placement: WorkerPlacement, timeout_s: float, *, name: str) -> PlacementGroup:
     """Create the placement group of one worker on the node planned for it, and wait until it holds its resources.
 
     Raises StartFailed after `timeout_s`; the group is removed then.
@@ -49,7 +75,7 @@ async def reserve(placement: WorkerPlacement, timeout_s: float) -> PlacementGrou
     group = placement_group(
         [placement.bundle],
         strategy="PACK",
-        name=GROUP_PREFIX + placement.worker_id,
+        name=GROUP_PREFIX + name,
         lifetime="detached",
         bundle_label_selector=[{NODE_ID_LABEL: placement.node_id}],
     )
@@ -67,6 +93,7 @@ async def reserve(placement: WorkerPlacement, timeout_s: float) -> PlacementGrou
 def create_in_group(
     actor_class: type,
     *arguments: object,
+    name: str,
     placement: WorkerPlacement,
     group: PlacementGroup,
     env_vars: Mapping[str, str],
@@ -74,7 +101,7 @@ def create_in_group(
     """Create the actor of one worker in its placement group, with the GPUs of the group; it outlives its creator."""
     options = _options(
         actor_class,
-        placement.worker_id,
+        name,
         env_vars,
         num_cpus=placement.bundle.get("CPU", 0),
         num_gpus=placement.gpus,
@@ -100,7 +127,10 @@ def find(name: str) -> Handle | None:
 
 
 def fetch(reference: Handle, timeout_s: float) -> Any:
-    """Fetch one answer of the controller. Raises what it raised, or StartFailed when it is gone or silent."""
+    """Fetch one answer of the controller.
+
+    Raises what it raised, BeingMadeAnew when it may answer later, StartFailed when it is gone or silent.
+    """
     try:
         return ray.get(reference, timeout=timeout_s)
     except ray.exceptions.RayTaskError as exc:
@@ -109,6 +139,8 @@ def fetch(reference: Handle, timeout_s: float) -> Any:
         raise StartFailed(f"the controller failed: {exc}") from exc
     except ray.exceptions.GetTimeoutError as exc:
         raise StartFailed(f"the controller did not answer within {timeout_s:g} s") from exc
+    except ray.exceptions.ActorUnavailableError as exc:
+        raise BeingMadeAnew("the controller died and is being made anew") from exc
     except ray.exceptions.RayError as exc:
         raise StartFailed(f"the controller is gone: {str(exc).splitlines()[0]}") from exc
 
@@ -132,9 +164,8 @@ def remove_everything() -> None:
 def _options(actor_class: type, name: str, env_vars: Mapping[str, str], **options: object) -> Handle:
     if env_vars:
         options["runtime_env"] = {"env_vars": dict(env_vars)}
-    return ray.remote(actor_class).options(
-        name=name, namespace=NAMESPACE, lifetime="detached", max_restarts=0, max_task_retries=0, **options
-    )
+    options = {"max_restarts": 0, "max_task_retries": 0, **options}
+    return ray.remote(actor_class).options(name=name, namespace=NAMESPACE, lifetime="detached", **options)
 
 
 def _on_node(node_id: str) -> NodeAffinitySchedulingStrategy:

@@ -7,7 +7,7 @@ not know the connection. On the router's hot path: no task, queue or lock per re
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from core.errors import BatonError, EngineFailed, Overloaded
 from core.types import LegFacts
@@ -18,7 +18,8 @@ Headers = tuple[tuple[str, str], ...]
 class OpenCall:
     """One call, fed by its session as frames arrive; subclasses say what becomes of the reply.
 
-    The session calls `add_head` once, then `add_body`, then `end` once; all must return at once and must not raise.
+    The session calls `add_head` once, then `add_tokens` and `add_body`, then `end` once; all must return at once and
+    must not raise.
     """
 
     __slots__ = ("_on_abort", "call_id", "context_tokens", "ended", "facts", "prompt_tokens", "tpot_s")
@@ -40,6 +41,9 @@ class OpenCall:
     def add_head(self, status: int, headers: Headers) -> None:
         """Take status and headers."""
         raise NotImplementedError
+
+    def add_tokens(self, token_ids: bytes, group_sizes: Sequence[int]) -> None:
+        """Take the tokens that the next bytes are made of, as cluster.codec encodes them; see core.engine.Resume."""
 
     def add_body(self, data: bytes) -> None:
         """Take the next bytes of the body; never empty."""

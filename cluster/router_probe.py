@@ -80,7 +80,8 @@ def ask_explanation(front: Front, request_id: str) -> bytes:
     except ssl.SSLError as exc:
         raise BatonError(f"the router at {url} does not speak TLS ({exc.reason}); is it http://?") from exc
     except (OSError, http.client.HTTPException) as exc:
-        raise BatonError(f"the router at {url} does not answer: {exc}") from exc
+        why = getattr(exc, "strerror", None) or exc
+        raise BatonError(f"the router at {url} does not answer: {why}") from exc
     if status != 200:
         raise BatonError(f"the router at {url} answered {status}: {_message(body)}")
     return body
@@ -148,3 +149,23 @@ def _ask(front: Front, method: str, path: str, body: bytes | None, timeout_s: fl
         return answer.status, answer.read()
     finally:
         connection.close()
+
+
+def ask_lives(front: Front) -> dict[str, tuple[str, int]]:
+    """Ask for role and epoch of each worker that the router has, by id; none when it does not answer."""
+    try:
+        _, workers = _ask(front, "GET", "/workers", None, ASK_S)
+        return {w["worker_id"]: (w["role"], w["epoch"]) for w in json.loads(workers)["workers"]}
+    except (OSError, http.client.HTTPException, ValueError, KeyError):
+        return {}
+
+
+def ask_traffic(front: Front, after: int) -> bytes:
+    """Ask for the requests that ended after the one of that number, and the load; return the JSON.
+
+    Raises OSError or http.client.HTTPException when the router does not answer, BatonError when it refuses.
+    """
+    status, body = _ask(front, "GET", f"/traffic?after={after}", None, ASK_S)
+    if status != 200:
+        raise BatonError(f"the router answered {status}: {_message(body)}")
+    return body

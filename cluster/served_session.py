@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -26,7 +26,7 @@ _STALL_S: Final = 1.0  # a write that takes longer means that the router does no
 _LAST_WRITE_S: Final = 60.0  # for a router that reads again, or whose connection breaks, to learn that it is over
 _FAR_BEHIND: Final = 4  # times the limit on unsent bytes, at which the length of the write does not matter
 _STATE_INTERVAL_S: Final = 0.05  # least time between frames that carry nothing but a changed state
-_TICKS_PER_HEARTBEAT: Final = 2
+_TICKS_PER_HEARTBEAT: Final = round(wire.HEARTBEAT_S / wire.BUSY_HEARTBEAT_S)
 _SILENT_TICKS: Final = round(wire.SILENCE_S / wire.HEARTBEAT_S * _TICKS_PER_HEARTBEAT)
 _MAX_GATHER_PASSES: Final = 8  # passes of the loop that one frame waits for stragglers of its step
 
@@ -236,6 +236,10 @@ class ServedSession:
         """Take what was measured of a call."""
         self._outbox.facts(call_id, facts)
 
+    def add_tokens(self, call_id: int, token_ids: Sequence[int]) -> None:
+        """Take the tokens of the next bytes of a reply."""
+        self._outbox.tokens(call_id, token_ids)
+
     def _end_reply(self, call_id: int, error: str, message: str) -> None:
         self._outbox.end(call_id, error, message)
         self._wake()
@@ -296,6 +300,8 @@ class ServedSession:
             self.end("")
             return
         self._unsent_ticks += 1
+        if self._calls:
+            self.connection.beat()
         if self._unsent_ticks >= _TICKS_PER_HEARTBEAT:
             self._wake()
         self._tick_timer = self._loop.call_later(wire.HEARTBEAT_S / _TICKS_PER_HEARTBEAT, self._tick)
@@ -326,3 +332,7 @@ class _Call:
     def facts(self, facts: LegFacts) -> None:
         if self.live:
             self._session.add_facts(self.call_id, facts)
+
+    def tokens(self, token_ids: Sequence[int]) -> None:
+        if self.live:
+            self._session.add_tokens(self.call_id, token_ids)

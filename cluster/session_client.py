@@ -55,6 +55,7 @@ class WorkerSession:
         self._max_unread_bytes = max_unread_bytes
         self._max_queued_commands = max_queued_commands
         self._max_silent_ticks = max(1, round(silence_s / _TICK_S))
+        self._max_busy_silent_ticks = max(1, round(min(silence_s, wire.BUSY_SILENCE_S) / _TICK_S))
         self._hello: WorkerHello | None = None
         self._state = WorkerState()
         self._sent_state = pb.WorkerState()  # what `_state` was read from
@@ -166,6 +167,7 @@ class WorkerSession:
         call.context_tokens = 0 if leg is Leg.PREFILL else order.prompt_tokens
         if not self._calls:
             self.idle.clear()
+            self._silent_ticks = 0  # up to here it was not due as often
         self._calls[call_id] = call
         call.tpot_s = None if leg is Leg.PREFILL else order.tpot_s
         self._inflight.add(leg, order.prompt_tokens, _now_s())
@@ -291,6 +293,8 @@ class WorkerSession:
         has_changed = False
         if status := chunk.status:
             call.add_head(status, codec.headers_from_pb(chunk.headers))
+        if token_ids := chunk.token_ids:
+            call.add_tokens(token_ids, chunk.group_sizes)  # the latter is empty, mostly
         if (data := chunk.data) and not call.ended:
             if call.prompt_tokens:
                 self._prompt_done(call)
@@ -310,7 +314,7 @@ class WorkerSession:
         assert connection is not None
         self._silent_ticks = 0 if connection.heard else self._silent_ticks + 1
         connection.heard = False
-        if self._silent_ticks >= self._max_silent_ticks:
+        if self._silent_ticks >= (self._max_busy_silent_ticks if self._calls else self._max_silent_ticks):
             self._lose(f"no frame for {self._silent_ticks * _TICK_S:g} s")
             return
         self._ticks += 1

@@ -110,6 +110,7 @@ class Startup:
             self._config, self._plan = plan.config, plan
             self._console.stage("plan", "\n".join(plan.lines))
         preflight.check_policy(self._config, base)
+        preflight.check_scaling(self._config, has_decider=False)
         self._place(nodes)
 
     def _place(self, nodes: Sequence[Node]) -> tuple[WorkerPlacement, ...]:
@@ -187,6 +188,7 @@ class Startup:
             address=next(node.address for node in nodes if node.node_id == node_id),
             token=secrets.token_hex(16),
             env_vars=env_vars,
+            by_convention=self._plan is None,
         )
 
     def _create_controller(self, order: StartOrder) -> Handle:
@@ -195,7 +197,12 @@ class Startup:
 
         try:
             return ray_actors.create_on_node(
-                Controller, order, name=ray_actors.CONTROLLER, node_id=order.node_id, env_vars=order.env_vars
+                Controller,
+                order,
+                name=ray_actors.CONTROLLER,
+                node_id=order.node_id,
+                env_vars=order.env_vars,
+                comes_back=True,
             )
         except ValueError as exc:
             raise StartFailed(f"the controller cannot be created on Ray: {exc}") from exc

@@ -17,6 +17,8 @@ ENVELOPE_BYTES: Final = 1 << 20  # headers and ids around the largest body
 
 HEARTBEAT_S: Final = 1.0  # neither end is silent for longer
 SILENCE_S: Final = 3.0  # an end gives the other up that was silent for this long
+BUSY_HEARTBEAT_S: Final = 0.25  # a worker that has calls is not silent for longer
+BUSY_SILENCE_S: Final = 1.0  # a router gives a worker up that has calls and was silent for this long: it is frozen
 
 HEARTBEAT: Final = bytes(4)
 _LENGTH: Final = Struct(">I")

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from core.engine import Engine, HttpCall, ReplySink
 from core.errors import InvalidRequest
-from core.types import Handover, Leg, LegOrder, WorkerHello, WorkerState
+from core.types import Handover, Leg, LegOrder, Role, WorkerHello, WorkerState
 from core.worker_spec import WorkerSpec
 from decode_workers.worker import DecodeWorker
 from prefill_workers.worker import PrefillWorker
@@ -69,7 +69,7 @@ class RoleWorker:
             else:
                 await self._decode.run(call, handover, sink)
         finally:
-            if not self._prefill.slots.num_legs + self._decode.slots.num_legs:
+            if not self.num_legs:
                 self._idle.set()
 
     async def cancel_transfer(self, transfer_id: str, reason: str) -> None:
@@ -96,6 +96,15 @@ class RoleWorker:
         self._decode.slots.drain()
         for callback in self._callbacks:
             callback()
+
+    @property
+    def num_legs(self) -> int:
+        """Count the legs that run or wait here."""
+        return self._prefill.slots.num_legs + self._decode.slots.num_legs
+
+    def take_role(self, role: Role) -> None:
+        """Be announced for `role` from now on; legs of either role go on, and new ones of either are taken."""
+        self._hello = replace(self._hello, role=role)
 
     async def idle(self) -> None:
         """Wait until no leg runs."""

@@ -1,7 +1,8 @@
 """The program of one worker process: `python -m cluster.worker_process --spec FILE --events-fd N`.
 
-Owns the order of start and stop, and the JSON lines that tell the launcher of them. grpc must stay unimported until
-the engine is up: the engine core is forked from here, and gRPC's threads do not survive a fork.
+Owns the order of start and stop, and the JSON lines that tell the launcher of them; what it is told meanwhile is
+cluster.worker_orders' matter. grpc must stay unimported until the engine is up: the engine core is forked from here,
+and gRPC's threads do not survive a fork.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import ssl
 import sys
 import time
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 EXIT_START_FAILED = 1
 EXIT_ENGINE_FAILED = 3
 MAX_MESSAGE_CHARS = 4000  # an event is written at once and must fit into the pipe
-DRAIN_S = 30.0  # a worker told to end lets running legs go on this long
 
 
 class Events:
@@ -50,6 +49,17 @@ class Events:
     def ready(self, address: str, worker: RoleWorker) -> None:
         """Tell that the worker takes sessions at `address`."""
         self._write({"event": "ready", "address": address, "hello": asdict(worker.hello)})
+
+    def draining(self, reason: str) -> None:
+        """Tell that the worker takes no new legs and will end."""
+        logger.info("draining: %s", reason)
+        self._write({"event": "draining", "reason": reason})
+
+    def role(self, address: str, worker: RoleWorker) -> None:
+        """Tell that the worker has taken the role in its hello."""
+        logger.info("role is %s; %d legs run", worker.hello.role, worker.num_legs)
+        hello = asdict(worker.hello)
+        self._write({"event": "role", "address": address, "hello": hello, "num_legs": worker.num_legs})
 
     def failed(self, error: str, message: str) -> None:
         """Tell why the process is about to end."""
@@ -89,40 +99,28 @@ async def serve(spec: WorkerSpec, events: Events) -> int:
 
 async def _serve_engine(spec: WorkerSpec, events: Events, engine: Engine, tls: ssl.SSLContext | None) -> int:
     from cluster.session_server import SessionServer
+    from cluster.worker_orders import WorkerOrders
 
     worker = RoleWorker(spec, engine)
     server = SessionServer(worker, host=spec.host, port=spec.port, token=spec.token, tls=tls)
     port = await server.start()
     events.stage("serving")
-    told_to_stop = asyncio.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signum, told_to_stop.set)
+    address = f"{spec.host}:{port}"
+    orders = WorkerOrders(worker, events=events, address=address)
     failure = asyncio.create_task(engine.failed(), name="engine failure")
-    stop = asyncio.create_task(told_to_stop.wait(), name="stop signal")
-    events.ready(f"{spec.host}:{port}", worker)
+    events.ready(address, worker)
+    over = asyncio.create_task(orders.run(), name="orders")
     try:
-        await asyncio.wait((failure, stop), return_when=asyncio.FIRST_COMPLETED)
-        if not failure.done():
-            worker.drain()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DRAIN_S):
-                    await _idle_or(failure, worker)
+        await asyncio.wait((failure, over), return_when=asyncio.FIRST_COMPLETED)
         if failure.done():
             events.failed("engine_failed", failure.result())
             return EXIT_ENGINE_FAILED
+        over.result()
         return 0
     finally:
         failure.cancel()
-        stop.cancel()
+        over.cancel()
         await server.stop(0)
-
-
-async def _idle_or(failure: asyncio.Task[str], worker: RoleWorker) -> None:
-    idle = asyncio.create_task(worker.idle(), name="drain")
-    try:
-        await asyncio.wait((failure, idle), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        idle.cancel()
 
 
 def prepare_process(spec: WorkerSpec, events_fd: int) -> None:

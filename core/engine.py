@@ -6,11 +6,30 @@ only as opaque HTTP calls: the engine's own OpenAI layer gives them meaning.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from core.types import Fingerprint, LegFacts, WorkerState
+
+# Where vLLM's engine core finds the tokens of a resumed request, among the extra arguments of its parameters.
+RESUMED_TOKENS: Final = "baton_resumed_tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """The beginning of a stream that its client has already, from a worker that was lost."""
+
+    token_ids: Sequence[int]
+    group_sizes: Sequence[int]  # tokens that were rendered together, in order; empty: each by itself
+    created: int = 0  # as the stream says of itself, Unix time
+
+    def groups(self) -> Iterator[list[int]]:
+        """Yield the tokens in the groups in which they were rendered."""
+        start = 0
+        for size in self.group_sizes or [1] * len(self.token_ids):
+            yield list(self.token_ids[start : start + size])
+            start += size
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +41,8 @@ class HttpCall:
     path: str
     headers: tuple[tuple[str, str], ...]
     body: bytes
+    nonce: str = ""  # the same wherever the request runs; ids that an engine makes up follow from it
+    resume: Resume | None = None  # go on where another worker stopped
 
 
 class ReplySink(Protocol):
@@ -37,6 +58,13 @@ class ReplySink(Protocol):
 
     def facts(self, facts: LegFacts) -> None:
         """Take what was measured of the leg; called at most once, before the reply is complete."""
+        ...
+
+    def tokens(self, token_ids: Sequence[int]) -> None:
+        """Take the output tokens that the next bytes of a stream are made of, as they were rendered together.
+
+        Told of streams of one sequence, and not of the tokens that end it nor of those that a resumed call was given.
+        """
         ...
 
 
@@ -62,8 +90,9 @@ class Engine(Protocol):
     async def serve(self, call: HttpCall, sink: ReplySink) -> None:
         """Answer one call into `sink`; return when the reply is complete.
 
+        A resumed call is answered from the beginning: what its client has already is made again first.
         Cancelling the task aborts the request in the engine, and returns once its blocks are given up.
-        Raises EngineFailed when the engine is dead.
+        Raises EngineFailed when the engine is dead, ResumeFailed when it cannot go on with such a request.
         """
         ...
 

@@ -2,6 +2,7 @@
 
     BatonError
     ├── ConfigError              the YAML, a flag or an environment variable is wrong
+    ├── NotRunning               what a command is about does not run
     ├── RequestRejected          the client's request is refused before any work
     │   ├── InvalidRequest           malformed body, wrong type, unknown field value
     │   ├── PayloadTooLarge          body or header beyond the limit
@@ -18,6 +19,7 @@
     │   ├── NoWorker                 no worker can serve this request now
     │   ├── DeadlineExceeded         the request outlived its own time limit
     │   ├── EngineFailed             the engine raised or died
+    │   ├── ResumeFailed             a stream cannot go on elsewhere exactly as it began
     │   └── StartFailed              a process did not become ready
     └── KVTransferError          a hand-over of KV blocks failed
         ├── KVExpired                the lease ran out
@@ -45,6 +47,12 @@ class ConfigError(BatonError):
     """Configuration is wrong; the message names field and remedy."""
 
     name = "config_error"
+
+
+class NotRunning(BatonError):
+    """Nothing runs here that could be asked; the message says how to name something else."""
+
+    name = "not_running"
 
 
 class RequestRejected(BatonError):
@@ -166,6 +174,12 @@ class EngineFailed(WorkerError):
 
     name = "engine_failed"
     retriable = True
+
+
+class ResumeFailed(WorkerError):
+    """A stream whose worker was lost cannot go on elsewhere exactly as it began."""
+
+    name = "resume_failed"
 
 
 class StartFailed(WorkerError):

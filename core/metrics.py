@@ -166,6 +166,17 @@ RETRIES: Final = Metric(
     "Requests tried on another worker, by the error that made it so.",
     ("reason",),
 )
+WORKER_PAIRS: Final = Metric(
+    "baton_worker_pairs",
+    Kind.GAUGE,
+    "Pairs of a connected prefill and a connected decode worker of equal fingerprint, which can hand KV over.",
+)
+RESUMED: Final = Metric(
+    "baton_streams_resumed_total",
+    Kind.COUNTER,
+    "Streams whose worker was lost, by what became of going on elsewhere: ok, or the name of the error.",
+    ("outcome",),
+)
 _WORKER: Final = ("worker", "role")
 WORKER_UP: Final = Metric(
     "baton_worker_up",
@@ -178,7 +189,7 @@ WORKER_WAITING: Final = Metric(
     "baton_worker_waiting", Kind.GAUGE, "Requests queued in the worker, those that wait for KV included.", _WORKER
 )
 WORKER_KV_USED: Final = Metric("baton_worker_kv_blocks_used", Kind.GAUGE, "KV blocks held by live requests.", _WORKER)
-WORKER_KV_TOTAL: Final = Metric("baton_worker_kv_blocks_total", Kind.GAUGE, "KV blocks of the worker.", _WORKER)
+WORKER_KV_TOTAL: Final = Metric("baton_worker_kv_blocks", Kind.GAUGE, "KV blocks of the worker.", _WORKER)
 WORKER_BREAKER: Final = Metric(
     "baton_worker_breaker_open", Kind.GAUGE, "1 for a worker that is left out because it failed repeatedly.", _WORKER
 )
@@ -207,6 +218,8 @@ METRICS: Final = (
     INFLIGHT,
     HANDOVER,
     RETRIES,
+    WORKER_PAIRS,
+    RESUMED,
     WORKER_UP,
     WORKER_RUNNING,
     WORKER_WAITING,

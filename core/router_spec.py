@@ -44,6 +44,8 @@ class RouterSpec:
     policy_context: PolicyContext = field(default_factory=PolicyContext)
     one_pool: bool = False  # there are no prefill workers, and none is missed
     event_log: str = ""  # file, from run_dir; empty: none
+    record: str = ""  # file, from run_dir; empty: none
+    record_bytes: int = 64 << 20
     lease_s: float = 30.0
     max_body_bytes: int = 16 << 20
     max_concurrent_requests: int = 4096
@@ -51,6 +53,7 @@ class RouterSpec:
     drain_s: float = 30.0  # how long running requests may take to finish after SIGTERM
     admission: bool = True  # refuse what is predicted to miss its SLO
     max_held_requests: int = 1024
+    worker_wait_s: float = 10.0  # while no worker is connected, for one that is announced to come
     prefix_index_bytes: int = 64 << 20
     explained_requests: int = 2048
     tenants_file: str = ""  # absolute; empty: no key is asked for
@@ -94,6 +97,8 @@ class RouterSpec:
             policy_context=_policy_context(config, classes),
             one_pool=named_pools(config).prefill.replicas == 0,
             event_log=config.router.event_log or "",
+            record=config.router.record or "",
+            record_bytes=int(config.router.record_mb * (1 << 20)),
             lease_s=config.kv.lease_s,
             max_body_bytes=int(config.router.max_body_mb * (1 << 20)),
             max_concurrent_requests=config.router.max_concurrent_requests,

@@ -52,6 +52,18 @@ def load_authority(context: ssl.SSLContext, ca: Path, *, name: str) -> None:
         raise ConfigError(f"{name}: {fault}; name the PEM file of the authority's certificate") from exc
 
 
+def context_trusting(ca: Path | None, *, name: str) -> ssl.SSLContext | None:
+    """Make a client's context that trusts the certificates in `ca` alone; None: what the machine trusts.
+
+    Raises ConfigError that names the file and what to do.
+    """
+    if ca is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    load_authority(context, ca, name=name)
+    return context
+
+
 def read_file(name: str, path: Path) -> bytes:
     """Read the file that the key `name` gives. Raises ConfigError that names both."""
     try:

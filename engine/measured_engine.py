@@ -64,6 +64,9 @@ class _TimingSink:
     def facts(self, facts: LegFacts) -> None:
         pass
 
+    def tokens(self, token_ids: Sequence[int]) -> None:
+        pass
+
 
 async def _call(engine: VllmEngine, index: int, body: dict[str, object], after_s: float) -> CallTimes:
     if after_s > 0:

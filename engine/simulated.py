@@ -160,8 +160,7 @@ class SimulatedEngine:
         if call.method != "POST" or path not in ("/v1/completions", "/v1/chat/completions"):
             raise openai.BadCall(404, "NotFoundError", "Not Found")
         generation = openai.parse_generation(
-            call.body,
-            request_id=call.request_id,
+            call,
             chat=path == "/v1/chat/completions",
             model=self._description.model,
             max_model_len=self._description.max_model_len,

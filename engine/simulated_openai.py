@@ -8,9 +8,13 @@ where it stopped.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 from zlib import crc32
+
+from core.engine import HttpCall, Resume
+from core.errors import ResumeFailed
 
 WORDS: Final = (
     *("the", "sea", "was", "calm", "and", "a", "small", "boat", "went", "out", "before", "dawn", "with", "two"),
@@ -51,23 +55,31 @@ class Generation:
     receives_transfer: str  # id of the hand-over that brings the prompt's KV; empty: none
     sends_transfer: str  # id of the hand-over that takes it away; empty: none
     lease_s: float
+    resume: Resume | None = None  # what its client has already
 
     @property
     def num_prompt_tokens(self) -> int:
         """Tokens of the prompt."""
         return len(self.prompt)
 
+    @property
+    def num_known_tokens(self) -> int:
+        """Tokens to compute before the first new one: the prompt and what another engine made of the output."""
+        return len(self.prompt) + (0 if self.resume is None else len(self.resume.token_ids))
+
     def token(self, index: int) -> int:
         """Give the id of the output token at `index`, an index into WORDS."""
         return (self.prompt[0] + (len(self.prompt) + index) * 7) % len(WORDS)
 
 
-def parse_generation(data: bytes, *, request_id: str, chat: bool, model: str, max_model_len: int) -> Generation:
-    """Read the body of a completion or chat completion.
+def parse_generation(call: HttpCall, *, chat: bool, model: str, max_model_len: int) -> Generation:
+    """Read a completion or chat completion.
 
-    Raises BadCall with the status and message the client gets.
+    Raises BadCall with the status and message the client gets, ResumeFailed for what cannot be gone on with.
     """
-    body = _json_object(data)
+    body = _json_object(call.body)
+    if call.resume is not None and body.get("seed") is not None:
+        raise ResumeFailed("the simulated engine does not resume requests with a seed")
     if body.get("model", model) != model:
         raise BadCall(404, "NotFoundError", f"The model `{body['model']}` does not exist.")
     prompt = _chat_tokens(body.get("messages")) if chat else _prompt_tokens(body.get("prompt"))
@@ -82,7 +94,7 @@ def parse_generation(data: bytes, *, request_id: str, chat: bool, model: str, ma
     ticket = transfer if isinstance(transfer, dict) else {}
     transfer_id = str(ticket.get("transfer_id", ""))
     return Generation(
-        request_id=request_id,
+        request_id=call.request_id,
         model=model,
         chat=chat,
         stream=bool(body.get("stream")),
@@ -93,6 +105,7 @@ def parse_generation(data: bytes, *, request_id: str, chat: bool, model: str, ma
         receives_transfer=transfer_id if ticket.get("do_remote_prefill") else "",
         sends_transfer=transfer_id if ticket.get("do_remote_decode") else "",
         lease_s=float(ticket.get("lease_s", 0.0)),
+        resume=call.resume,
     )
 
 
@@ -102,18 +115,19 @@ def models_body(model: str, max_model_len: int) -> bytes:
     return json.dumps({"object": "list", "data": [entry]}).encode()
 
 
-def event(generation: Generation, index: int) -> bytes:
-    """Render the server-sent event of the output token at `index`."""
-    token = generation.token(index)
-    last = index + 1 == generation.max_tokens
-    text = " " + WORDS[token]
+def event(generation: Generation, index: int, tokens: Sequence[int] | None = None) -> bytes:
+    """Render the server-sent event of the output token at `index`, or of these `tokens` that begin there."""
+    if tokens is None:
+        tokens = (generation.token(index),)
+    last = index + len(tokens) == generation.max_tokens
+    text = "".join(" " + WORDS[token] for token in tokens)
     choice: dict[str, object] = {"index": 0, "finish_reason": "length" if last else None, "logprobs": None}
     if generation.chat:
         choice["delta"] = {"role": "assistant", "content": text} if index == 0 else {"content": text}
     else:
         choice["text"] = text
     if generation.include_ids:
-        choice["token_ids"] = [token]
+        choice["token_ids"] = list(tokens)
         choice["prompt_token_ids"] = list(generation.prompt) if index == 0 else None
     return _sse(_envelope(generation, [choice]))
 

@@ -23,7 +23,7 @@ class Sequence:
     def __init__(self, generation: openai.Generation, sink: ReplySink, num_blocks: int, now_s: float) -> None:
         self.generation = generation
         self.num_blocks = num_blocks  # for prompt and output, reserved at once
-        self.owed_tokens = generation.num_prompt_tokens  # of the prompt, not yet computed
+        self.owed_tokens = generation.num_known_tokens  # of the prompt and what is known of the output, not computed
         self.cached_tokens = 0  # of the prompt, found in the engine's prefix cache
         self.received_tokens = 0  # of the prompt, by a hand-over
         self.timer: asyncio.TimerHandle | None = None  # while it waits for a hand-over
@@ -73,12 +73,15 @@ class Sequence:
             return False
         if self._first_token_s is None:
             self._first_token_s = ended_s
-        generation, index = self.generation, self._num_made
+        generation = self.generation
+        if not self._num_made:
+            self._begin_stream()
+        index = self._num_made
         self._num_made += 1
         is_last = self._num_made == generation.max_tokens
         if generation.stream:
-            if index == 0:
-                self._sink.start(200, openai.SSE_HEADERS)
+            if not is_last:
+                self._sink.tokens((generation.token(index),))
             self._sink.body(openai.event(generation, index))
             if is_last:
                 self._sink.body(openai.closing_events(generation))
@@ -88,3 +91,14 @@ class Sequence:
         if is_last:
             self.done.set_result(None)
         return True
+
+    def _begin_stream(self) -> None:
+        """Begin the reply of a stream, with what its client has of it already."""
+        generation = self.generation
+        if not generation.stream:
+            return
+        self._sink.start(200, openai.SSE_HEADERS)
+        if generation.resume is not None:
+            for tokens in generation.resume.groups():
+                self._sink.body(openai.event(generation, self._num_made, tokens))
+                self._num_made += len(tokens)

@@ -18,6 +18,8 @@ from engine.vllm_scheduler import FACTORY
 CONNECTOR = "BatonConnector"
 CONNECTOR_MODULE = "kv_transfer.connector"
 SCHEDULER_FLAG = "--scheduler-cls"
+WORKER_FLAG = "--worker-extension-cls"
+WORKER_EXTENSION = "engine.vllm_resume_worker.ResumingWorker"  # named, for it imports vLLM
 NO_TRANSPORT = "none"  # kv.transport of a worker that hands nothing over
 
 
@@ -39,6 +41,8 @@ def serve_flags(spec: WorkerSpec, connector_config: Mapping[str, object]) -> lis
     ]
     if not any(arg.startswith(SCHEDULER_FLAG) for arg in engine.extra_args):  # vLLM warns of a flag given twice
         flags += [SCHEDULER_FLAG, FACTORY]
+    if not any(arg.startswith(WORKER_FLAG) for arg in engine.extra_args):
+        flags += [WORKER_FLAG, WORKER_EXTENSION]
     if engine.shared_step_tokens is not None:
         flags += ["--long-prefill-token-threshold", str(engine.shared_step_tokens)]
     if engine.max_model_len is not None:

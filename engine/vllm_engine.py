@@ -14,12 +14,12 @@ import multiprocessing
 import multiprocessing.connection
 import os
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from core.engine import EngineDescription, HttpCall, ReplySink
-from core.errors import EngineFailed, KVTransferError, StartFailed
+from core.errors import EngineFailed, KVTransferError, ResumeFailed, StartFailed
 from core.types import LegFacts, WorkerState
 from core.worker_spec import WorkerSpec
 from engine.asgi import AsgiApp, call_asgi
@@ -30,6 +30,7 @@ from engine.vllm_args import parse_flags, serve_flags
 from engine.vllm_env import hide_unused_modules, is_cpu_build, keep_front_single_threaded
 from engine.vllm_facts import FactsReader
 from engine.vllm_identity import connector_config, describe, endpoint_files
+from engine.vllm_streams import Stream, Streams, can_resume
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -55,6 +56,7 @@ class VllmEngine:
         self, client: AsyncLLM, app: AsgiApp, steps: StepState, description: EngineDescription, spec: WorkerSpec
     ) -> None:
         self._client = client
+        self._streams = Streams(client, can_resume=can_resume(client.vllm_config))
         self._facts = FactsReader(client.output_processor)
         self._app = app
         self._steps = steps
@@ -108,13 +110,15 @@ class VllmEngine:
         if call.path.partition("?")[0] == METRICS_PATH:
             await self._serve_metrics(call, sink)
             return
-        guard = _LiveSink(sink, self._client)
-        with self._facts.watch() as watched:
+        with self._facts.watch() as watched, self._streams.watch(call, sink) as stream:
+            guard = _LiveSink(sink, self._client, stream)
             try:
                 await call_asgi(self._app, call, guard)
             except EngineFailed:
-                if not guard.dead:
+                if not guard.dead and not stream.refused:
                     raise
+        if stream.refused:
+            raise ResumeFailed(stream.refused)
         if guard.dead:
             raise EngineFailed("the engine core died while serving")
         if guard.status == HTTPStatus.OK and watched.facts is not None:
@@ -193,12 +197,13 @@ class VllmEngine:
 
 
 class _LiveSink:
-    """Passes a reply on while the engine lives; what vLLM renders after its death is dropped."""
+    """Passes a reply on while the engine lives; what vLLM renders after its death, or of a refusal, is dropped."""
 
-    __slots__ = ("_client", "_sink", "dead", "status")
+    __slots__ = ("_client", "_sink", "_stream", "dead", "status")
 
-    def __init__(self, sink: ReplySink, client: AsyncLLM) -> None:
+    def __init__(self, sink: ReplySink, client: AsyncLLM, stream: Stream) -> None:
         self._sink = sink
+        self._stream = stream
         self._client = client
         self.dead = False
         self.status = 0
@@ -206,16 +211,19 @@ class _LiveSink:
     def start(self, status: int, headers: tuple[tuple[str, str], ...]) -> None:
         self.status = status
         self.dead = self.dead or bool(self._client.errored)
-        if not self.dead:
+        if not self.dead and not self._stream.refused:
             self._sink.start(status, headers)
 
     def body(self, data: bytes) -> None:
         self.dead = self.dead or bool(self._client.errored)
-        if not self.dead:
-            self._sink.body(data)
+        if not self.dead and not self._stream.refused:
+            self._sink.body(data if self._stream.resume is None else self._stream.as_before(data))
 
     def facts(self, facts: LegFacts) -> None:
         self._sink.facts(facts)
+
+    def tokens(self, token_ids: Sequence[int]) -> None:
+        self._sink.tokens(token_ids)
 
 
 def _closed(sentinels: list[int]) -> list[int]:
@@ -239,6 +247,9 @@ class _KeptReply:
         self.data += data
 
     def facts(self, facts: LegFacts) -> None:
+        pass
+
+    def tokens(self, token_ids: Sequence[int]) -> None:
         pass
 
 

@@ -1,5 +1,7 @@
 """The scheduler of vLLM's engine core, which says of each step what it computed and how long it took.
 
+It also takes up requests that another engine began, see engine.vllm_resume.
+
 Owns the wrapping of vLLM's scheduler. What it says travels to the front as part of the step's own statistics, see
 engine.vllm_stats. Must not know who reads it.
 """
@@ -48,6 +50,8 @@ def make_scheduler(vllm_config: VllmConfig, settings: dict[str, Any], on_step: C
     else:
         make = AsyncScheduler if is_async else Scheduler
     scheduler = make(vllm_config=vllm_config, **settings)
+
+    importlib.import_module("engine.vllm_resume").take_up_resumed(scheduler)
 
     def tell(outputs: Any, traced: TracedStep) -> None:
         attach_step(outputs, traced.seconds, traced.step.prefill_tokens)

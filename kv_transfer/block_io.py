@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from core.errors import PeerMismatch
+from kv_transfer.copying import copy_hashed
+from kv_transfer.frames import Digest
 
 
 class BlockIO:
@@ -42,20 +44,22 @@ class BlockIO:
         # Copies on a GPU run beside the forward pass; created where they are used, from the KV thread.
         self._stream: torch.cuda.Stream | None = None if self._on_host else torch.cuda.Stream(first.device)
 
-    def gather_into(self, layer: int, block_ids: Sequence[int], view: memoryview) -> None:
-        """Copy blocks of one layer to `view`, back to back; they are there on return.
+    def gather_into(self, layer: int, block_ids: Sequence[int], view: memoryview, digest: Digest | None = None) -> None:
+        """Copy blocks of one layer to `view`, back to back, and feed them to `digest`; they are there on return.
 
         On a GPU the copy is ordered after the kernels launched so far on the calling thread's stream.
         """
+        digest = Digest() if digest is None else digest
         if self._on_host:
             start = 0
             for row in self._host_rows(layer, block_ids):
-                view[start : start + row.nbytes] = row
+                copy_hashed(view[start : start + row.nbytes], row, digest)
                 start += row.nbytes
             return
         rows = self._rows[layer]
         picked = rows.index_select(0, torch.tensor(block_ids, device=rows.device))  # (len(block_ids), block_bytes)
         torch.frombuffer(view, dtype=torch.uint8).view(picked.shape).copy_(picked)
+        digest.update(view)
 
     def writable(self, layer: int, block_ids: Sequence[int]) -> list[memoryview]:
         """Return memory for blocks of one layer, in their order; they count once `commit` has been called with it.

@@ -19,6 +19,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from core.component_tls import tls_from_json
+from core.engine import RESUMED_TOKENS
 from kv_transfer.block_io import BlockIO
 from kv_transfer.endpoint import EndpointConfig, KVEndpoint
 from kv_transfer.faults import SendFaults
@@ -85,7 +86,7 @@ class BatonConnector(KVConnectorBase_V1):
         count = self._scheduler.external_tokens(
             request.request_id,
             params,
-            num_prompt_tokens=request.num_prompt_tokens,
+            num_prompt_tokens=_num_known(request),
             num_computed_tokens=num_computed_tokens,
         )
         return count, count > 0
@@ -99,7 +100,7 @@ class BatonConnector(KVConnectorBase_V1):
                 request.request_id,
                 receive,
                 digest=_digest(request),
-                num_prompt_tokens=request.num_prompt_tokens,
+                num_prompt_tokens=_num_known(request),
                 num_external_tokens=num_external_tokens,
                 block_ids=blocks.get_block_ids()[0],
             )
@@ -260,9 +261,10 @@ class _WorkerHalf:
             self.endpoint.stage(part.transfer_id, layer, first, ids, self._faulty.get(part.transfer_id))
 
     def end_step(self) -> None:
+        self.endpoint.flush()
         for part in self._ranges:
             if part.last:
-                self.endpoint.sender.finish(part.transfer_id)
+                self.endpoint.finish(part.transfer_id)
                 self._faulty.pop(part.transfer_id, None)
         self._ranges = ()
 
@@ -295,4 +297,10 @@ def _send_params(request: Request) -> SendParams | None:
 def _digest(request: Request) -> str:
     keys = [request.lora_request.lora_name] if request.lora_request is not None else [""]
     keys += [feature.identifier for feature in request.mm_features or ()]
-    return prompt_digest(request.prompt_token_ids, *keys)
+    return prompt_digest(request.all_token_ids[: _num_known(request)], *keys)
+
+
+def _num_known(request: Request) -> int:
+    """Count the tokens a request came with: its prompt, and the output that another engine made of it."""
+    extra = request.sampling_params.extra_args if request.sampling_params is not None else None
+    return int(request.num_prompt_tokens) + len((extra or {}).get(RESUMED_TOKENS) or ())

@@ -42,9 +42,10 @@ class KVControlClient:
         """Report the ways to the first rank: host identity, epoch, and addresses by name."""
         return (await self._call("transports", {}))[0]
 
-    async def inject(self, faults: Mapping[str, int]) -> None:
-        """Replace the injected faults (kv_transfer.faults); does nothing unless the worker's spec allows it."""
-        await self._call("faults", {name: str(value) for name, value in faults.items()})
+    async def inject(self, faults: Mapping[str, int]) -> bool:
+        """Replace the injected faults (kv_transfer.faults); return False where the worker's spec does not allow it."""
+        replies = await self._call("faults", {name: str(value) for name, value in faults.items()})
+        return all(bool(reply["taken"]) for reply in replies)
 
     async def close(self) -> None:
         """Close the channels."""

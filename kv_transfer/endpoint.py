@@ -21,7 +21,7 @@ from core.errors import ConfigError, StartFailed
 from kv_transfer.block_io import BlockIO
 from kv_transfer.choice import AUTO
 from kv_transfer.faults import SendFaults
-from kv_transfer.frames import MAX_ID_CHARS, blocks_header, transfer_seed
+from kv_transfer.frames import MAX_ID_CHARS
 from kv_transfer.grpc_transport import NAME as GRPC
 from kv_transfer.grpc_transport import GrpcTransport
 from kv_transfer.landing import ACK_BYTES
@@ -29,7 +29,8 @@ from kv_transfer.ledger import LeaseLedger
 from kv_transfer.measured_ways import MeasuredWays
 from kv_transfer.plan import ReceiveOpen
 from kv_transfer.receiver import Receiver, Results
-from kv_transfer.sender import GROUP_BYTES, Sender
+from kv_transfer.sender import Sender
+from kv_transfer.stager import GROUP_BYTES, Stager
 from kv_transfer.staging import StagingPool
 from kv_transfer.transport import Transport
 from kv_transfer.ways import PeerTransports, TransportContext, host_identity, make_transports
@@ -94,8 +95,8 @@ class KVEndpoint:
             self._grpc.refuse,
             ledger=self.ledger,
             pool=self._pool,
-            group_bytes=config.group_bytes,
         )
+        self._stager = Stager(io, self.sender, config.group_bytes)
         self._thread = threading.Thread(target=self._run, name="baton-kv", daemon=True)
 
     @property
@@ -122,20 +123,16 @@ class KVEndpoint:
         self, transfer_id: str, layer: int, first_block: int, block_ids: Sequence[int], faults: SendFaults | None = None
     ) -> None:
         """Copy blocks of one layer out of the cache for a hand-over; they are the caller's again on return."""
-        if faults is not None and faults.drops(layer):
-            return
-        segment = self.sender.take(transfer_id, len(block_ids) * self.io.block_bytes)
-        if segment is None:
-            return
-        self.io.gather_into(layer, block_ids, segment.view)
-        if faults is not None:
-            faults.spoil_blocks(segment.view)
-        header = blocks_header(transfer_seed(transfer_id), layer, first_block, len(block_ids), segment.view)
-        if faults is not None:
-            faults.spoil_frame(segment.view, layer)
-        self.sender.put(
-            transfer_id, segment, layer=layer, first_block=first_block, num_blocks=len(block_ids), header=header
-        )
+        self._stager.stage(transfer_id, layer, first_block, block_ids, faults)
+
+    def flush(self) -> None:
+        """Let everything leave that was staged; at the end of a step, before the hand-overs it completes `finish`."""
+        self._stager.flush()
+
+    def finish(self, transfer_id: str) -> None:
+        """Note that the last block of a hand-over was staged."""
+        self._stager.flush()
+        self.sender.finish(transfer_id)
 
     def cancel_receive(self, transfer_id: str) -> None:
         """Give up an expected hand-over."""
@@ -201,7 +198,7 @@ class KVEndpoint:
         if verb == "faults":
             if self.faults.runtime:
                 self.faults = SendFaults.parse(arguments | {"runtime": "1"})
-            return {}
+            return {"taken": bool(self.faults.runtime)}
         raise ValueError(f"the call {verb[:20]!r} is not known here")
 
     def stats(self) -> dict[str, object]:

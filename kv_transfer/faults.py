@@ -1,7 +1,7 @@
 """Faults that a test or a chaos run asks one worker to make in its hand-overs.
 
-Read from the worker's spec, never from user configuration; changed at run time through the control call only when
-the spec says `runtime`. Layers are counted from 1; 0 means never.
+Read from the worker's spec; changed at run time through the control call only when the spec says `runtime`, which is
+all that a user's configuration can set (`kv.allow_faults`). Layers are counted from 1; 0 means never.
 """
 
 from __future__ import annotations

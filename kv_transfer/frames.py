@@ -5,8 +5,10 @@ One hand-over is one bidirectional stream of frames at a time; a frame is a fixe
     prefill -> decode:  OFFER  BLOCKS*  (END | ABORT)
     decode -> prefill:  (GRANT | REFUSED | LANDED)  ACK*  (LANDED | FAILED)
 
-BLOCKS carries whole KV blocks of one layer, back to back. Its checksum is seeded by transfer id, layer and position,
-so a frame that lands in the wrong transfer or place is as wrong as one with flipped bits. The order of a hand-over's
+BLOCKS carries whole KV blocks of one layer, back to back, or the same blocks of several layers in a row, one layer
+after the other. Its checksum is that of the payload, hashed once more with transfer id, layer, position and number of
+blocks: a frame that lands in the wrong transfer or place is as wrong as one with flipped bits, and a payload can be
+hashed piece by piece while it is copied, before anybody has to know where it goes. The order of a hand-over's
 BLOCKS is fixed, so a count of them says where another stream has to go on: ACK and GRANT carry how many have landed in
 all streams so far, END how many there are. LANDED answers an offer when nothing of it is missing any more.
 """
@@ -26,9 +28,12 @@ from core.errors import CorruptFrame
 # kind, version, layer, first block, number of blocks, payload bytes, checksum
 _HEADER = struct.Struct("<BBHIIQQ")
 HEADER_BYTES = _HEADER.size
-VERSION = 2
+# checksum of the payload, seed of the transfer, layer, first block, number of blocks
+_PLACE = struct.Struct("<QQIII")
+VERSION = 3
 MAX_PAYLOAD_BYTES = 1 << 30  # a frame that claims more is refused before anything is allocated
 MAX_CONTROL_BYTES = 1 << 16  # of a frame without KV, likewise
+Digest = xxhash.xxh3_64  # of a payload: fed in order, in pieces of any size
 MAX_ID_CHARS = 256  # of a transfer or worker id: the receiving side remembers them
 
 
@@ -79,7 +84,7 @@ class Header:
     """What precedes the payload of a frame."""
 
     kind: Kind
-    layer: int
+    layer: int  # the first, of several
     first_block: int  # position in the request's block list, not a physical block id
     num_blocks: int  # of a frame without KV: its count
     size: int  # of the payload, bytes
@@ -101,29 +106,39 @@ def transfer_seed(transfer_id: str) -> int:
     return int(xxhash.xxh3_64_intdigest(transfer_id.encode()))
 
 
-def _checksum(seed: int, layer: int, first_block: int, chunks: Sequence[bytes | memoryview]) -> int:
-    """Digest bytes and their place; frames without KV have their count for a layer."""
-    digest = xxhash.xxh3_64(seed=(seed ^ (layer << 32) ^ first_block) & 0xFFFF_FFFF_FFFF_FFFF)
+def _checksum(digest: int, *, seed: int = 0, layer: int = 0, first_block: int, num_blocks: int) -> int:
+    """Tie the checksum of a payload to its place."""
+    return int(xxhash.xxh3_64_intdigest(_PLACE.pack(digest, seed, layer, first_block, num_blocks)))
+
+
+def _digest_of(chunks: Sequence[bytes | memoryview]) -> int:
+    digest = Digest()
     for chunk in chunks:
         digest.update(chunk)
     return int(digest.intdigest())
 
 
-def blocks_header(seed: int, layer: int, first_block: int, num_blocks: int, payload: memoryview) -> bytes:
-    """Encode what precedes `num_blocks` blocks of one layer."""
-    checksum = _checksum(seed, layer, first_block, (payload,))
+def blocks_header(
+    seed: int, layer: int, first_block: int, num_blocks: int, payload: memoryview, *, digest: int | None = None
+) -> bytes:
+    """Encode what precedes `num_blocks` blocks of one layer or more; `digest` is the payload's where it is known."""
+    digest = _digest_of((payload,)) if digest is None else digest
+    checksum = _checksum(digest, seed=seed, layer=layer, first_block=first_block, num_blocks=num_blocks)
     return _HEADER.pack(Kind.BLOCKS, VERSION, layer, first_block, num_blocks, payload.nbytes, checksum)
 
 
-def verify_blocks(header: Header, seed: int, rows: Sequence[memoryview]) -> None:
-    """Check the rows that a BLOCKS frame landed in. Raises CorruptFrame."""
-    if _checksum(seed, header.layer, header.first_block, rows) != header.checksum:
+def verify_blocks(header: Header, seed: int, rows: Sequence[memoryview], *, digest: int | None = None) -> None:
+    """Check what a BLOCKS frame landed: its rows, or their `digest` where it is known. Raises CorruptFrame."""
+    digest = _digest_of(rows) if digest is None else digest
+    layer, first_block, num_blocks = header.layer, header.first_block, header.num_blocks
+    checksum = _checksum(digest, seed=seed, layer=layer, first_block=first_block, num_blocks=num_blocks)
+    if checksum != header.checksum:
         raise CorruptFrame(f"checksum of layer {header.layer}, block {header.first_block} does not match")
 
 
 def control_frame(kind: Kind, payload: bytes = b"", *, first_block: int = 0, count: int = 0) -> bytes:
     """Encode a frame without KV; END, ACK and GRANT carry a number of BLOCKS frames in `count`."""
-    checksum = _checksum(0, count, first_block, (payload,))
+    checksum = _checksum(_digest_of((payload,)), first_block=first_block, num_blocks=count)
     return _HEADER.pack(kind, VERSION, 0, first_block, count, len(payload), checksum) + payload
 
 
@@ -139,7 +154,8 @@ def problem_frame(kind: Kind, problem: Problem) -> bytes:
 
 def verify_control(header: Header, payload: bytes) -> None:
     """Check the checksum of a frame without KV. Raises CorruptFrame."""
-    if _checksum(0, header.num_blocks, header.first_block, (payload,)) != header.checksum:
+    checksum = _checksum(_digest_of((payload,)), first_block=header.first_block, num_blocks=header.num_blocks)
+    if checksum != header.checksum:
         raise CorruptFrame(f"checksum of a {header.kind.name} frame does not match")
 
 

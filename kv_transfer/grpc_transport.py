@@ -16,6 +16,7 @@ from grpc._cython import cygrpc
 from core.cluster_token import token_metadata, token_presented
 from core.component_tls import ComponentTLS
 from core.errors import ConfigError, CorruptFrame, KVTransferError, TransferAborted, TransferTimeout
+from kv_transfer.copying import land_hashed
 from kv_transfer.frames import HEADER_BYTES, Header, read_header
 from kv_transfer.grpc_credentials import open_channel, open_port
 from kv_transfer.transport import Serve, StagedFrame
@@ -96,12 +97,11 @@ class GrpcIncoming:
         """Take the payload of a frame without KV."""
         return bytes(self._take(header.size))
 
-    async def land(self, header: Header, rows: Sequence[memoryview]) -> None:
+    async def land(self, header: Header, rows: Sequence[memoryview]) -> int:
         """Copy the payload of a BLOCKS frame; nothing is written after it returned or raised."""
         if self._ended.done():
             raise TransferAborted("the stream is closed")
-        for row in rows:
-            row[:] = self._take(row.nbytes)
+        return land_hashed(rows, self._take(header.size))
 
     async def write(self, message: bytes) -> None:
         """Answer with one frame."""

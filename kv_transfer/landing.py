@@ -20,6 +20,16 @@ ACK_BYTES: Final = 2 << 20  # landed bytes of a hand-over that the sender may ha
 _LAND_S: Final = 0.5  # how long a frame may still be in landing when its hand-over has ended
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a BLOCKS frame goes."""
+
+    layers: range
+    block_ids: Sequence[int]  # in the cache, the same in each layer
+    mask: int  # a bit for each of the layers
+    start: int  # of the blocks among those that are awaited
+
+
 class Landed:
     """What has landed of one hand-over: a bit for each block and layer, and the number of frames."""
 
@@ -31,24 +41,26 @@ class Landed:
         self._all = (1 << io.num_layers) - 1
         self.num_frames = 0
 
-    def place(self, header: Header) -> tuple[int, ...]:
-        """Judge a BLOCKS frame before it lands; return the blocks it is for. Raises CorruptFrame."""
+    def place(self, header: Header) -> Place:
+        """Judge a BLOCKS frame before it lands; say where it goes. Raises CorruptFrame."""
         start = header.first_block - self.first_block
         end = start + header.num_blocks
-        inside = header.layer < self._io.num_layers and 0 <= start < end <= len(self._block_ids)
-        if not inside:
+        if not 0 <= start < end <= len(self._block_ids):
             raise CorruptFrame("a frame points outside the reserved blocks")
-        if header.size != header.num_blocks * self._io.block_bytes:
+        num_layers, rest = divmod(header.size, header.num_blocks * self._io.block_bytes)
+        if rest or not num_layers:
             raise CorruptFrame("a frame's size does not match its blocks")
-        if any(layers >> header.layer & 1 for layers in self._layers[start:end]):
+        if header.layer + num_layers > self._io.num_layers:
+            raise CorruptFrame("a frame has layers that the model lacks")
+        mask = ((1 << num_layers) - 1) << header.layer
+        if any(layers & mask for layers in self._layers[start:end]):
             raise CorruptFrame(f"layer {header.layer} of block {header.first_block} or a later one comes twice")
-        return tuple(self._block_ids[start:end])
+        return Place(range(header.layer, header.layer + num_layers), self._block_ids[start:end], mask, start)
 
-    def add(self, header: Header) -> None:
+    def add(self, place: Place) -> None:
         """Count a frame whose bytes are verified and in the cache."""
-        start = header.first_block - self.first_block
-        for index in range(start, start + header.num_blocks):
-            self._layers[index] |= 1 << header.layer
+        for index in range(place.start, place.start + len(place.block_ids)):
+            self._layers[index] |= place.mask
         self.num_frames += 1
 
     def incomplete_blocks(self) -> set[int]:
@@ -129,16 +141,18 @@ class Landing:
         landed.check_complete(header.num_blocks)
 
     async def _land(self, header: Header, landed: Landed, io: BlockIO, seed: int) -> None:
-        ids = landed.place(header)
-        rows = io.writable(header.layer, ids)
+        place = landed.place(header)
+        rows = [io.writable(layer, place.block_ids) for layer in place.layers]
+        together = [row for of_layer in rows for row in of_layer]
         self.writing = True
         try:
-            await self.incoming.land(header, rows)
-            verify_blocks(header, seed, rows)
-            io.commit(header.layer, ids, rows)
+            digest = await self.incoming.land(header, together)
+            verify_blocks(header, seed, together, digest=digest)
+            for layer, of_layer in zip(place.layers, rows, strict=True):
+                io.commit(layer, place.block_ids, of_layer)
         finally:
             self.writing = False
-        landed.add(header)
+        landed.add(place)
 
     async def _next(self) -> Header:
         if self._stopped:

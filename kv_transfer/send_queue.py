@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from core.errors import CorruptFrame
@@ -22,7 +22,7 @@ class _Staged:
     """One frame with the memory it is in."""
 
     frame: StagedFrame
-    segment: Segment
+    segment: Segment | None  # None: of a later frame, which lies in the same
     layer: int
     first_block: int
     num_blocks: int
@@ -87,7 +87,7 @@ class SendQueue:
         if not self.landed <= landed <= self.num_frames:
             raise CorruptFrame(f"{landed} frames are said to have landed, of {self.landed} to {self.num_frames}")
         for _ in range(landed - self.landed):
-            self._pool.give_back(self._unacknowledged.popleft().segment)
+            self._give_back(self._unacknowledged.popleft())
         self.landed = landed
 
     def close(self) -> None:
@@ -98,6 +98,10 @@ class SendQueue:
             self._staged.clear()
         self._unacknowledged.clear()
         for staged in rest:
+            self._give_back(staged)
+
+    def _give_back(self, staged: _Staged) -> None:
+        if staged.segment is not None:
             self._pool.give_back(staged.segment)
 
     def _fresh(self) -> _Staged | None:
@@ -111,13 +115,22 @@ class SendQueue:
             if known <= 0:
                 return staged
             if known < staged.num_blocks:
-                return self._without_first(staged, known)
-            self._pool.give_back(staged.segment)
+                first, *rest = self._without_first(staged, known)
+                with self._lock:
+                    self._staged.extendleft(reversed(rest))
+                return first
+            self._give_back(staged)
 
-    def _without_first(self, staged: _Staged, count: int) -> _Staged:
-        skipped = count * self._block_bytes
-        payload = staged.frame.payload[skipped:]
+    def _without_first(self, staged: _Staged, count: int) -> list[_Staged]:
+        """Make a frame of each layer, without its first blocks; the last one owns the memory, as it lands last."""
         first, rest = staged.first_block + count, staged.num_blocks - count
-        header = blocks_header(self._seed, staged.layer, first, rest, payload)
-        frame = StagedFrame(header, payload, staged.frame.offset + skipped)
-        return _Staged(frame, staged.segment, staged.layer, first, rest)
+        layer_bytes, skipped = staged.num_blocks * self._block_bytes, count * self._block_bytes
+        parts = []
+        for index, start in enumerate(range(0, staged.frame.payload.nbytes, layer_bytes)):
+            payload = staged.frame.payload[start + skipped : start + layer_bytes]
+            layer = staged.layer + index
+            header = blocks_header(self._seed, layer, first, rest, payload)
+            frame = StagedFrame(header, payload, staged.frame.offset + start + skipped)
+            parts.append(_Staged(frame, None, layer, first, rest))
+        parts[-1] = replace(parts[-1], segment=staged.segment)
+        return parts

@@ -31,7 +31,6 @@ from kv_transfer.staging import Segment, StagingPool
 from kv_transfer.transport import Outgoing
 
 logger = logging.getLogger(__name__)
-GROUP_BYTES: Final = 256 << 10  # a layer of a short prompt waits for the next: sending one costs 0.4 ms of the core
 MAX_ATTEMPTS: Final = 3  # streams that one hand-over may use up
 _BATCH_BYTES: Final = 1 << 20  # frames are handed on together up to this size: each hand-on costs 30-60 us
 _LAST_WORD_S: Final = 0.5  # how long the peer's verdict may follow the break of its stream
@@ -84,14 +83,14 @@ class _Handover:
     peer: str
     lease_s: float
     queue: SendQueue
-    unannounced_bytes: int = 0  # staged since the KV thread was last woken
+    announced: bool = False  # the KV thread was told of frames and has not looked since
     complete: bool = False  # the engine put the last frame
     completed_s: float = 0.0  # when it did
     sent_before_complete: int = 0  # bytes that had left by then: the part hidden behind the computation
     busy_s: float = 0.0  # spent sending, and waiting for the last word
     ended_s: float | None = None  # when END was sent
     problem: KVTransferError | None = None  # why the engine gave it up
-    running: bool = False  # the task has begun and has not ended: a task cancelled before would release nothing
+    running: bool = False  # the task has begun and has not ended: one cancelled before would not tell the peer
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -107,16 +106,15 @@ class Sender:
         *,
         ledger: LeaseLedger,
         pool: StagingPool,
-        group_bytes: int = GROUP_BYTES,
     ) -> None:
         self._loop = loop
         self._ways = ways
         self._withdraw = withdraw
         self._ledger = ledger
         self._pool = pool
-        self._group_bytes = group_bytes
         self._open: dict[str, _Handover] = {}  # all and only unfinished sends, by transfer id
         self._tasks: set[asyncio.Task[None]] = set()  # all and only those that run
+        self._is_closed = False
         self.counts = {"sent": 0, "declined": 0, "failed": 0}
         self.bytes_sent = 0
         self.resumed = 0  # streams that went on with a hand-over whose stream had broken
@@ -170,9 +168,8 @@ class Sender:
             self._pool.give_back(segment)
             return
         handover.queue.put(segment, layer=layer, first_block=first_block, num_blocks=num_blocks, header=header)
-        handover.unannounced_bytes += segment.view.nbytes
-        if handover.unannounced_bytes >= self._group_bytes:
-            handover.unannounced_bytes = 0
+        if not handover.announced:  # one wake-up for all frames that are put before it is heard
+            handover.announced = True
             self._loop.call_soon_threadsafe(handover.wake.set)
 
     def finish(self, transfer_id: str) -> None:
@@ -197,7 +194,8 @@ class Sender:
     # KV thread
 
     async def close(self) -> None:
-        """Give up what is still open, and wait until it is."""
+        """Give up what is still open, and wait until it is; what is opened later never starts."""
+        self._is_closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -209,6 +207,9 @@ class Sender:
 
     def _start(self, handover: _Handover) -> None:
         offer = handover.offer
+        if self._is_closed:
+            del self._open[offer.transfer_id]
+            return
         self._ledger.grant(
             Side.SEND,
             offer.transfer_id,
@@ -221,7 +222,24 @@ class Sender:
         )
         handover.task = self._loop.create_task(self._run(handover), name=f"kv-send-{offer.transfer_id}")
         self._tasks.add(handover.task)
-        handover.task.add_done_callback(self._tasks.discard)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._release(handover, "failed", End.RELEASED)  # does nothing unless it was cancelled before it ran at all
+
+        handover.task.add_done_callback(done)
+
+    def _release(self, handover: _Handover, outcome: str, how: End) -> None:
+        """End a hand-over's lease and give its staged bytes back, once."""
+        transfer_id = handover.offer.transfer_id
+        if self._open.get(transfer_id) is not handover:
+            return
+        del self._open[transfer_id]
+        self.counts[outcome] += 1
+        handover.queue.close()
+        if outcome == "sent":
+            self._ledger.landed(Side.SEND, transfer_id)
+        self._ledger.end(Side.SEND, transfer_id, how)
 
     async def _run(self, handover: _Handover) -> None:
         """Own one hand-over from offer to end; every way out releases its lease and its staged bytes."""
@@ -250,12 +268,7 @@ class Sender:
                 raise
         finally:
             handover.running = False
-            self.counts[outcome] += 1
-            self._open.pop(transfer_id, None)
-            handover.queue.close()
-            if outcome == "sent":
-                self._ledger.landed(Side.SEND, transfer_id)
-            self._ledger.end(Side.SEND, transfer_id, how)
+            self._release(handover, outcome, how)
         if lost is not None:
             logger.warning("hand-over %s failed: %s: %s", transfer_id, lost.name, lost)
             await self._withdraw(handover.peer, transfer_id, f"{lost.name}: {lost}")
@@ -323,6 +336,7 @@ class Sender:
         queue = handover.queue
         while True:
             handover.wake.clear()
+            handover.announced = False
             complete = handover.complete  # read before the queue: the engine sets it after the last put
             batch = queue.take(_BATCH_BYTES)
             if batch:

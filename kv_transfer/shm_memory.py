@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from core.errors import CorruptFrame, PeerMismatch, TransferAborted
-from kv_transfer.staging import SIZE_SEALS, sealed_memory
+from kv_transfer.staging import SIZE_SEAL, sealed_memory
 
 WORD_BYTES: Final = 8
 BOARD_BYTES: Final = 64 << 10
@@ -75,24 +75,31 @@ class PeerMemory:
 
     def __init__(self, staging_fd: int, board_fd: int) -> None:
         """Check and map both; the descriptors stay the caller's. Raises PeerMismatch or OSError."""
-        board = _map(board_fd, BOARD_BYTES)
+        self._board = _Region(board_fd, BOARD_BYTES)
         try:
-            staging = _map(staging_fd, 1)
+            self._staging = _Region(staging_fd)
+            self._staging_fd = os.dup(staging_fd)  # the sender allocates more of it as it needs it
         except BaseException:
-            board.close()
+            self._board.close()
             raise
-        self._maps = staging, board
         self._is_closed = False
-        self._staging = memoryview(staging)
-        self._words = memoryview(board).cast("Q")
+        self._words = self._board.view.cast("Q")
 
     def read(self, offset: int, size: int) -> memoryview:
-        """View staged bytes. Raises CorruptFrame when they lie outside, TransferAborted when all is unmapped."""
+        """View staged bytes.
+
+        Raises CorruptFrame when they lie outside, TransferAborted when all is unmapped, PeerMismatch or OSError when
+        more of the sender's memory cannot be mapped.
+        """
         if self._is_closed:
             raise TransferAborted("the sender is gone")
-        if not 0 <= offset <= self._staging.nbytes - size:
+        if offset + size > self._staging.view.nbytes and offset + size <= os.fstat(self._staging_fd).st_size:
+            grown = _Region(self._staging_fd)
+            self._staging.close()
+            self._staging = grown
+        if offset + size > self._staging.view.nbytes:
             raise CorruptFrame(f"{size} bytes at {offset} lie outside the sender's memory")
-        return self._staging[offset : offset + size]
+        return self._staging.view[offset : offset + size]
 
     def is_live(self, mark: Mark) -> bool:
         """Tell whether what was read for a stream until now is what was sent."""
@@ -100,12 +107,37 @@ class PeerMemory:
 
     def close(self) -> None:
         """Unmap; views that are still held keep the mapping alive."""
+        if self._is_closed:
+            return
         self._is_closed = True
-        for view in (self._staging, self._words):
-            view.release()
-        for region in self._maps:
+        self._words.release()
+        os.close(self._staging_fd)
+        self._staging.close()
+        self._board.close()
+
+
+class _Region:
+    """All of a memory that another process has passed, as it is now, mapped for reading."""
+
+    def __init__(self, fd: int, min_bytes: int = 0) -> None:
+        """Check and map it; what is not allocated would be at our cost. Raises PeerMismatch or OSError."""
+        _check_sealed(fd)
+        status = os.fstat(fd)
+        if status.st_size < min_bytes or status.st_blocks * _BLOCK_BYTES < status.st_size:
+            raise PeerMismatch(f"the peer's memory is too small or not allocated ({status.st_size} bytes)")
+        self._map: mmap.mmap | None = None
+        self.view = memoryview(b"")
+        if status.st_size:
+            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+            self._map = mmap.mmap(fd, status.st_size, flags=flags, prot=mmap.PROT_READ)
+            self.view = memoryview(self._map)
+
+    def close(self) -> None:
+        """Unmap; views that are still held keep the mapping alive."""
+        self.view.release()
+        if self._map is not None:
             with contextlib.suppress(BufferError):
-                region.close()
+                self._map.close()
 
 
 def identity_of(staging_fd: int, board_fd: int) -> Identity:
@@ -114,15 +146,11 @@ def identity_of(staging_fd: int, board_fd: int) -> Identity:
     return (staging.st_dev, staging.st_ino), (board.st_dev, board.st_ino)
 
 
-def _map(fd: int, min_bytes: int) -> mmap.mmap:
-    """Map a whole region; what could shrink, or is not allocated and would be at our cost, is refused."""
+def _check_sealed(fd: int) -> None:
+    """Raises PeerMismatch unless the memory can never shrink: who reads what has shrunk dies of SIGBUS."""
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError as exc:
         raise PeerMismatch("what the peer passed is not shared memory") from exc
-    if seals & SIZE_SEALS != SIZE_SEALS:
-        raise PeerMismatch("the peer's memory is not sealed against changes of its size")
-    status = os.fstat(fd)
-    if status.st_size < min_bytes or status.st_blocks * _BLOCK_BYTES < status.st_size:
-        raise PeerMismatch(f"the peer's memory is too small or not allocated ({status.st_size} bytes)")
-    return mmap.mmap(fd, status.st_size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
+    if not seals & SIZE_SEAL:
+        raise PeerMismatch("the peer's memory is not sealed against shrinking")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from core.errors import BatonError, TransferAborted, TransferTimeout
+from kv_transfer.copying import land_hashed
 from kv_transfer.frames import Header
 from kv_transfer.shm_connection import (
     OFFSET,
@@ -93,21 +94,17 @@ class ShmIncoming:
         """Take the payload of a frame without KV."""
         return self._take().body
 
-    async def land(self, header: Header, rows: Sequence[memoryview]) -> None:
+    async def land(self, header: Header, rows: Sequence[memoryview]) -> int:
         """Copy from the sender's memory. Raises CorruptFrame when it lies outside, TransferAborted when it is late."""
         (offset,) = OFFSET.unpack(self._take().body)
-        data = self._memory.read(offset, header.size)
-        start = 0
-        for row in rows:
-            end = start + row.nbytes
-            row[:] = data[start:end]
-            start = end
+        digest = land_hashed(rows, self._memory.read(offset, header.size))
         if not self._memory.is_live(self._mark):
             raise TransferAborted("the sender ended the stream while its KV was copied")
         self._landed_bytes += header.size
         if self._landed_bytes >= YIELD_BYTES:
             self._landed_bytes = 0
             await asyncio.sleep(0)
+        return digest
 
     async def write(self, message: bytes) -> None:
         """Answer with one frame without KV."""

@@ -22,7 +22,7 @@ class StagedFrame:
     """One BLOCKS frame that waits in staging memory."""
 
     header: bytes  # encoded, HEADER_BYTES long
-    payload: memoryview  # whole blocks of one layer, back to back
+    payload: memoryview  # whole blocks of one layer or more, back to back
     offset: int  # of the payload in the sender's staging memory (StagingPool.fd)
 
 
@@ -57,8 +57,11 @@ class Incoming(Protocol):
         """Take the payload of a frame without KV; the caller has judged its size."""
         ...
 
-    async def land(self, header: Header, rows: Sequence[memoryview]) -> None:
-        """Write the payload of a BLOCKS frame to `rows`, whose sizes add up to it; returns when it is there."""
+    async def land(self, header: Header, rows: Sequence[memoryview]) -> int | None:
+        """Write the payload of a BLOCKS frame to `rows`, whose sizes add up to it; returns when it is there.
+
+        Returns the payload's digest where it was made on the way (kv_transfer.copying); None: the rows are to be read.
+        """
         ...
 
     async def write(self, message: bytes) -> None:

@@ -44,6 +44,11 @@ class AdaptingPolicy:
         self._policy: Policy | PredictingPolicy = policy_named(name, context)
         self._corrections: dict[str, tuple[int, SpeedCorrection]] = {}  # with the worker's epoch, by worker id
 
+    @property
+    def context(self) -> PolicyContext:
+        """What the policy in force was made with; another object when that has changed."""
+        return self._learning.context
+
     def decide(self, request: RequestShape, cluster: ClusterView, now_s: float) -> Decision:
         """Place one request; see Policy."""
         return self._policy.decide(request, cluster, now_s)

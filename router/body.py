@@ -45,6 +45,7 @@ class BodyFacts:
     whole_only: str | None = None  # why handed-over KV cannot serve it
     priority: int = 0  # within its class, less is sooner
     prompt: PromptPieces = NO_PROMPT
+    logprobs: bool = False  # its events carry log probabilities
 
 
 def read_object(body: bytes) -> Json:
@@ -121,7 +122,9 @@ def _facts(
     """Put together what every generating route reads alike."""
     tokens, prompt = counted
     stream, usage = bool(fields.get("stream")), _includes_usage(fields)
-    return BodyFacts(tokens, max_tokens, stream, usage, whole_only, priority_in(fields.get("priority")), prompt)
+    logprobs = fields.get("logprobs") not in (None, False)  # 0 asks for those of the tokens themselves
+    priority = priority_in(fields.get("priority"))
+    return BodyFacts(tokens, max_tokens, stream, usage, whole_only, priority, prompt, logprobs)
 
 
 def _common(fields: Json, *limits: str) -> int | None:

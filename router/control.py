@@ -21,6 +21,8 @@ from core.policy.breaker import Breakers
 from core.policy.calibration import Calibration
 from core.types import ClusterView, WorkerView
 from router import VERSION
+from router.console.feed import ConsoleFeed
+from router.console.routes import add_console
 from router.errors import error_json
 from router.explain import Explainer
 from router.explain_routes import add_explain, add_status, without_keys
@@ -28,6 +30,7 @@ from router.health import Readiness
 from router.metrics import RouterMetrics
 from router.openapi import components, relayed_paths
 from router.routes import OPERATIONS, WORKER_METRICS
+from router.traffic import TrafficMeter, add_traffic
 
 _TITLE: Final = "Baton router"
 
@@ -79,6 +82,13 @@ class WorkerBody(BaseModel):
     breaker: Annotated[str, Field(description="closed, open (left out after failures), or half-open (on trial)")]
 
 
+class ScrapeTarget(BaseModel):
+    """One group of targets, as Prometheus' HTTP service discovery has them."""
+
+    targets: Annotated[list[str], Field(description="host:port, by which this router was asked")]
+    labels: dict[str, str]
+
+
 class WorkersBody(BaseModel):
     """The workers connected to this router."""
 
@@ -92,9 +102,11 @@ def control_app(
     view: Callable[[], ClusterView],
     breakers: Breakers,
     explainer: Explainer | None = None,
+    traffic: TrafficMeter | None = None,
     calibration: Calibration | None = None,
     tenant_of: Callable[[Request], str | None] = without_keys,
     num_inflight: Callable[[], int] | None = None,
+    console: ConsoleFeed | None = None,
 ) -> FastAPI:
     """Make the application that serves everything but the relayed routes.
 
@@ -107,8 +119,12 @@ def control_app(
     add_status(app, metrics, calibration, view)
     if explainer is not None:
         add_explain(app, explainer, tenant_of)
+    if traffic is not None:
+        add_traffic(app, traffic, view, tenant_of)
     if num_inflight is not None:
         _add_load(app, num_inflight)
+    if console is not None:
+        add_console(app, console, tenant_of)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _internal_error)
     app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
@@ -145,6 +161,21 @@ def _add_reports(app: FastAPI, metrics: RouterMetrics, view: Callable[[], Cluste
     async def report_metrics() -> Response:
         """Write this router's metrics in Prometheus text."""
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/metrics/workers")
+    async def worker_targets(request: Request) -> list[ScrapeTarget]:
+        """List the workers' metrics for Prometheus to find (http_sd_configs): each is scraped through this router."""
+        return [
+            ScrapeTarget(
+                targets=[request.url.netloc],
+                labels={
+                    "__metrics_path__": f"/workers/{w.record.worker_id}/metrics",
+                    "worker": w.record.worker_id,
+                    "role": w.record.role,
+                },
+            )
+            for w in view().workers
+        ]
 
     @app.get("/version")
     async def version() -> VersionBody:

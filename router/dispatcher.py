@@ -29,6 +29,7 @@ from router.life import Life
 from router.limits import Limits
 from router.observer import Observer
 from router.placing import Placer
+from router.resuming import Resumer
 from router.routes import Operation
 from router.slo_headers import SLOHeaders
 from router.tenants import Tenants
@@ -67,6 +68,8 @@ class Dispatcher:
         self._breakers = breakers
         self._ids = SecretIds()
         self._legs = Legs(pool=pool, lease_s=spec.lease_s, ids=self._ids, metrics=observer.metrics, breakers=breakers)
+        self._pool = pool
+        self._resumer = Resumer(pool=pool, placer=placer, legs=self._legs, metrics=observer.metrics, breakers=breakers)
         self._default_target = next(c for c in spec.slo_classes if c.name == spec.slo_default)
         self._lives: dict[Life, None] = {}  # all and only the requests whose answer is not complete, oldest first
         self._num_placed = 0  # of those, the ones whose body is read
@@ -146,7 +149,7 @@ class Dispatcher:
             body = await life.exchange.read_body(self._spec.max_body_bytes)
             self._take_place(life)
             self._read(life, body)
-            await self._try_until_answered(life, _call(life, body), worker_id)
+            await self._answer(life, _call(life, body, self._ids.new()), worker_id)
             return None
         except asyncio.CancelledError:
             if life.cause is None or life.task is None:
@@ -192,6 +195,7 @@ class Dispatcher:
             life.is_reserved = self._knowledge.redeem(token, life)
         self._knowledge.arrived(life)
         life.is_read = True
+        life.transcribe()
 
     def _check_room(self) -> None:
         limit = self._spec.max_concurrent_requests
@@ -204,6 +208,15 @@ class Dispatcher:
         self._num_placed += 1
         life.has_place = True
 
+    async def _answer(self, life: Life, call: HttpCall, worker_id: str | None) -> None:
+        """Answer, and see a stream to its end even when the worker that makes it is lost."""
+        try:
+            await self._try_until_answered(life, call, worker_id)
+        except WorkerError as exc:
+            if worker_id is not None or not life.exchange.sent:
+                raise
+            await self._resumer.go_on(life, call, exc)
+
     async def _try_until_answered(self, life: Life, call: HttpCall, worker_id: str | None) -> None:
         """Try routes until one answers; once a byte of a body is out there is no other try."""
         failure: WorkerError | None = None
@@ -215,7 +228,7 @@ class Dispatcher:
                 self._observer.metrics.retried(failure.name)
             life.attempts += 1
             life.decode, life.prefill, life.reason = route.decode, route.prefill, route.reason
-            now_s = _now_s()
+            now_s, session = _now_s(), self._pool.session(route.decode)
             life.record.submitted(now_s)
             self._breakers.sent(route.decode, now_s)
             if route.prefill is not None:
@@ -228,11 +241,11 @@ class Dispatcher:
                 life.record.failed(exc.name)
                 if exc.retriable:
                     self._breakers.failed(route.decode, _now_s())
+                life.excluded[route.decode] = session
                 spent = life.attempts == MAX_ATTEMPTS or worker_id is not None
                 if spent or not exc.retriable or life.exchange.sent:
                     raise
                 failure = exc
-                life.excluded.add(route.decode)
 
     async def _place(self, life: Life, failure: WorkerError | None) -> Route:
         """Find the next route. What the last worker failed with says more than that there is no further one."""
@@ -249,7 +262,8 @@ class Dispatcher:
         """Answer with the error: as a response of its own, or as the last event of a stream that has begun."""
         exchange = life.exchange
         if exchange.response_started:
-            exchange.finish(stream_event(failure))
+            is_within = life.transcript is not None and life.transcript.is_within_event
+            exchange.finish((b"\n\n" if is_within else b"") + stream_event(failure))
             return
         life.status, headers, body = answer(failure)
         if life.reservation is not None:
@@ -269,9 +283,9 @@ class Dispatcher:
         return BatonError(f"internal error in request {life.exchange.request_id}")
 
 
-def _call(life: Life, body: bytes) -> HttpCall:
+def _call(life: Life, body: bytes, nonce: str) -> HttpCall:
     """Make what a worker is asked of what the client asked."""
     exchange = life.exchange
     given = exchange.headers
     headers = tuple([(name.decode(), given[name].decode("latin-1")) for name in FORWARDED if name in given])
-    return HttpCall(exchange.request_id, exchange.method, exchange.path, headers, body)
+    return HttpCall(exchange.request_id, exchange.method, exchange.path, headers, body, nonce)

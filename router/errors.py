@@ -30,6 +30,7 @@ class Status:
 STATUS_BY_ERROR: Final[Mapping[type[errors.BatonError], Status]] = MappingProxyType(
     {
         errors.ConfigError: Status(500),
+        errors.NotRunning: Status(500),
         errors.InvalidRequest: Status(400),
         errors.PayloadTooLarge: Status(413),
         errors.PromptTooLong: Status(400),
@@ -44,6 +45,7 @@ STATUS_BY_ERROR: Final[Mapping[type[errors.BatonError], Status]] = MappingProxyT
         errors.NoWorker: Status(503, 1.0),
         errors.DeadlineExceeded: Status(504),
         errors.EngineFailed: Status(500),
+        errors.ResumeFailed: Status(500),
         errors.StartFailed: Status(503, 5.0),
         errors.KVExpired: Status(500),
         errors.PeerMismatch: Status(500),

@@ -56,7 +56,7 @@ class EventLog:
         self._broken = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="event-log")  # one: batches stay in order
         try:
-            self._file = _begin(path)
+            self._file = begin_file(path)
         except OSError as exc:
             raise ConfigError(
                 f"router.event_log: {path} cannot be written ({exc.strerror}); name a file in a folder that exists"
@@ -148,14 +148,14 @@ class EventLog:
             if line is not None:
                 batch.append(line)
                 continue
-            _write_all(self._file, b"".join(batch))
+            write_all(self._file, b"".join(batch))
             batch = []
             self._file.close()
-            self._file = _begin(self._path)
-        _write_all(self._file, b"".join(batch))
+            self._file = begin_file(self._path)
+        write_all(self._file, b"".join(batch))
 
 
-def _begin(path: Path) -> FileIO:
+def begin_file(path: Path) -> FileIO:
     """Make an empty file that only its owner may read; keep the one that was there under another name."""
     if path.is_fifo():
         raise OSError(errno.ESPIPE, "it is a pipe")  # which nobody may ever read
@@ -164,7 +164,7 @@ def _begin(path: Path) -> FileIO:
     return FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a")
 
 
-def _write_all(file: FileIO, data: bytes) -> None:
+def write_all(file: FileIO, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[file.write(left) :]

@@ -6,7 +6,7 @@ asking the pure policy again, with the very objects that it decided on. Must not
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from operator import is_
 from typing import Final
@@ -22,6 +22,7 @@ from router.explanation import (
     FailedTry,
     Held,
     Predicted,
+    ResumedTold,
     Stage,
     TimelineTold,
 )
@@ -95,6 +96,16 @@ class Explainer:
             record = found[0]
         return self._explanation(record)
 
+    def latest(self, tenant: str | None) -> Iterator[RequestRecord]:
+        """Yield the requests of this tenant, None: of all; running ones first, then ended ones, the latest first.
+
+        Take what is wanted without giving way to other tasks.
+        """
+        ended = (record for record, _ in reversed(self._ended.values()))
+        for record in chain(reversed(self._running.values()), ended):
+            if tenant is None or record.tenant == tenant:
+                yield record
+
     def _latest_key(self, request_id: str) -> _Key:
         """Find whose request it is; running ones first, for they began last."""
         keys = chain(reversed(self._running), reversed(self._ended))
@@ -131,6 +142,7 @@ class Explainer:
             predicted_ttft=None if forecast is None else ttft_from_arrival(record, forecast),
             predicted_tpot=None if forecast is None else predicted(forecast.tpot_s, forecast.tpot_spread),
             actual=_actual(record),
+            resumes=tuple(ResumedTold(_ms(r.at_s), _ms(r.gap_s), r.decode) for r in record.resumes),
         )
 
     def _candidates(self, record: RequestRecord) -> tuple[Route, ...]:

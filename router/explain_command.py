@@ -8,15 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import ssl
 import sys
 from pathlib import Path
 
 from cluster.front import Front, front_of
 from cluster.router_probe import ask_explanation
 from cluster.state import StateDir
-from core.errors import BatonError, ConfigError
-from core.tls_files import load_authority
+from core.errors import BatonError, ConfigError, NotRunning
+from core.tls_files import context_trusting
 from router.explain_text import explanation_lines, explanation_of
 
 
@@ -37,8 +36,8 @@ def run(options: argparse.Namespace) -> int:
 def answer(options: argparse.Namespace) -> str:
     """Explain `request_id`, in lines for people or `as_json`.
 
-    Raises ConfigError when no router is named and none runs, or a file cannot be read; BatonError for what the
-    router does not explain.
+    Raises NotRunning when no router is named and none runs, ConfigError for a file that cannot be read; BatonError for
+    what the router does not explain.
     """
     front = _front(options)
     found = ask_explanation(front, options.request_id)
@@ -53,27 +52,21 @@ def answer(options: argparse.Namespace) -> str:
 def _front(options: argparse.Namespace) -> Front:
     """Reach the router that is named, else the one that runs from this checkout; what is given by a flag holds."""
     front = _running_front() if options.url is None else Front(options.url)
-    return Front(front.url, _trusting(options.ca) or front.tls, _key_in(options.key_file) or front.key)
+    return Front(
+        front.url, context_trusting(options.ca, name="--ca") or front.tls, _key_in(options.key_file) or front.key
+    )
 
 
 def _running_front() -> Front:
     record = StateDir.find(os.environ).read()
     if record is None or not record.url:
-        raise ConfigError("nothing runs from this checkout; name the router with --url http://HOST:PORT")
+        raise NotRunning("nothing runs from this checkout; name the router with --url http://HOST:PORT")
     return front_of(record.url, Path(record.run_dir))
-
-
-def _trusting(ca: Path | None) -> ssl.SSLContext | None:
-    """Make a context that trusts the certificates in `ca` alone; None: what the machine trusts."""
-    if ca is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    load_authority(context, ca, name="--ca")
-    return context
 
 
 def _key_in(path: Path | None) -> str:
     try:
         return "" if path is None else path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeError) as exc:
-        raise ConfigError(f"--key-file: {path} cannot be read: {exc}") from exc
+        why = getattr(exc, "strerror", None) or "it is no text"
+        raise ConfigError(f"--key-file: {path} cannot be read: {why}") from exc

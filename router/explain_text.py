@@ -31,6 +31,7 @@ def explanation_lines(told: Explanation) -> list[str]:
     if told.num_holds > len(told.holds):
         lines.append(f"           and {told.num_holds - len(told.holds)} times more")
     lines += [f"  failed   {_pair(t.prefill, t.decode)}: {t.error}" for t in told.failed_tries]
+    lines += [f"  resumed  at {r.decode} after a gap of {r.gap_ms:.0f} ms, {r.at_ms:.0f} ms in" for r in told.resumes]
     lines += ["", *_outcome_lines(told)]
     if told.candidates:
         lines += ["", "candidates, as expected at the decision:", *_candidate_lines(told.candidates)]

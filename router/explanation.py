@@ -67,6 +67,15 @@ class FailedTry:
 
 
 @dataclass(frozen=True, slots=True)
+class ResumedTold:
+    """One time that the stream went on at another worker."""
+
+    at_ms: float  # the last bytes before it, after arrival
+    gap_ms: float  # in which the client got nothing
+    decode: str
+
+
+@dataclass(frozen=True, slots=True)
 class CacheUse:
     """Prompt tokens that did not have to be computed: as believed at the decision, and as workers counted them."""
 
@@ -130,3 +139,4 @@ class Explanation:
     predicted_ttft: Predicted | None  # from arrival
     predicted_tpot: Predicted | None
     actual: Actual
+    resumes: tuple[ResumedTold, ...] = ()

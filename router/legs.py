@@ -66,6 +66,7 @@ class Legs:
         order = _order(life, call, handover, prefill, decode)
 
         def prefilled(outcome: str, reason: str, error: BatonError | None) -> None:
+            life.record.is_handing_over = False
             self._metrics.handed_over(outcome)
             _ended(life, Leg.PREFILL)
             if reason:
@@ -77,6 +78,7 @@ class Legs:
 
         answer, prefill_leg = Answer(life, self._metrics), PrefillLeg(prefilled)
         is_answered = False
+        life.record.is_handing_over = True
         try:
             decode.send(answer, Leg.DECODE, order)
             self._send_prefill(prefill, prefill_leg, order)
@@ -116,7 +118,8 @@ def _order(
     if trace is not None:
         legs = {Leg.WHOLE: prompting} if decode is None else {Leg.PREFILL: prompting, Leg.DECODE: decode}
         traceparents = trace.begin({leg: worker.record.worker_id for leg, worker in legs.items()}, now_s)
-    uncached = life.facts.prompt_tokens - life.record.believed_cached(prompting.record.worker_id)
+    known_tokens = life.facts.prompt_tokens + (0 if call.resume is None else len(call.resume.token_ids))
+    uncached = known_tokens - life.record.believed_cached(prompting.record.worker_id)
     tpot_s = None if life.slo.tier is Tier.BEST_EFFORT else life.slo.tpot_s
     return SubmitEncoder(
         call,

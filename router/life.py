@@ -18,8 +18,10 @@ from router.record import RequestRecord
 from router.routes import Operation
 from router.slo_headers import RequestSLO
 from router.tenants import ANYBODY
+from router.transcript import Transcript
 
 _USAGE_KEY: Final = b'"completion_tokens":'
+_RESUMABLE: Final = (None, "echo")  # of what keeps a request off handed-over KV, see router.body
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Life:
         "is_explained",
         "is_read",
         "is_reserved",
+        "num_resumed",
         "operation",
         "output_tokens",
         "prefill",
@@ -75,6 +78,7 @@ class Life:
         "status",
         "task",
         "tenant",
+        "transcript",
     )
 
     def __init__(self, exchange: Exchange, operation: Operation, slo: SLOTarget, arrived_s: float) -> None:
@@ -100,7 +104,10 @@ class Life:
         self.decode: str | None = None
         self.reason = ""
         self.attempts = 0
-        self.excluded: set[str] = set()  # all and only the workers that failed this request
+        # All and only the workers that failed this request, each with the session in which it did.
+        self.excluded: dict[str, object] = {}
+        self.num_resumed = 0  # times that its stream went on at another worker
+        self.transcript: Transcript | None = None  # of a stream that could go on at another worker
         self.reservation: str | None = None  # token of a time that was promised when it was refused
         self.decode_facts: LegFacts | None = None  # of the latest attempt, as its workers measured them
         self.prefill_facts: LegFacts | None = None
@@ -131,6 +138,11 @@ class Life:
         self.events += data.count(b"\n\n")
         return gap_s
 
+    def resumed(self, now_s: float) -> None:
+        """Note that another worker has made what the client has: from here on the stream goes on."""
+        self.num_resumed += 1
+        self.record.resumed(self.chunk_s, now_s, self.decode or "")
+
     def whole_body(self, body: bytes, now_s: float) -> None:
         """Note an answer that came as one document."""
         self.chunk_s = now_s
@@ -139,6 +151,12 @@ class Life:
         if at >= 0:
             digits = body[at + len(_USAGE_KEY) : at + len(_USAGE_KEY) + 12].split(b",", 1)[0].strip(b" }\n")
             self.output_tokens = int(digits) if digits.isdigit() else 0
+
+    def transcribe(self) -> None:
+        """Begin to note what the client is sent, if that can be made again elsewhere."""
+        facts = self.facts
+        if facts.stream and self.operation.resumes and facts.whole_only in _RESUMABLE:
+            self.transcript = Transcript(with_logprobs=facts.logprobs)
 
     @property
     def leg(self) -> str:

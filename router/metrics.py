@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from core import metrics as names
 from core.errors import BatonError, DeadlineExceeded, RequestRejected
 from core.policy.calibration import Coverage
+from core.policy.protocol import Candidates
 from core.router_spec import SLOTarget
 from core.types import ClusterView, WorkerRecord
 from router.exchange import ClientGone
@@ -80,6 +81,7 @@ class RouterMetrics(Collector):
         self._named_tenants: set[str] = set()  # those with series of their own
         self._handovers = Counter()
         self._retries = Counter()
+        self._resumes = Counter()
         self._stages = StageHistograms(STAGES, names.edges_with_targets(names.TTFT_STAGE, (t.ttft_s for t in targets)))
         self._prefix_tokens = {"prompt": 0, "actual": 0, "believed": 0}
         self._itl = Histogram(names.edges_with_targets(names.ITL, (t.tpot_s for t in targets)))
@@ -93,14 +95,23 @@ class RouterMetrics(Collector):
         """Count a request that is tried elsewhere because of the error called `reason`."""
         self._retries.add(reason)
 
+    def resumed(self, outcome: str) -> None:
+        """Count a try to go on with a stream at another worker."""
+        self._resumes.add(outcome)
+
     def handed_over(self, outcome: str) -> None:
         """Count a prefill leg that ended."""
         self._handovers.add(outcome)
 
-    def finished(self, life: Life, failure: Exception | None, record: RequestRecord | None = None) -> None:
-        """Complete the record of a request whose answer is out, account for it, and log it."""
+    def finished(
+        self, life: Life, failure: Exception | None, record: RequestRecord | None = None
+    ) -> RequestRecord | None:
+        """Complete the record of a request whose answer is out, account for it, log it, and return it.
+
+        None: the request makes no tokens, so that nothing is measured.
+        """
         if not life.operation.generates:
-            return
+            return None
         if record is None:
             record = RequestRecord(life.exchange.request_id, "", life.slo, life.arrived_s, path=life.operation.path)
         _complete(record, life, failure)
@@ -116,10 +127,11 @@ class RouterMetrics(Collector):
         if record.outcome == "ok":
             self._answered(series, record)
         elif record.outcome == "rejected":
-            self._refusals.add(record.slo.name, failure.name if isinstance(failure, BatonError) else "other")
+            self._refusals.add(record.slo.name, record.refusal)
         if record.tenant:
             self._tenants.add(self._tenant_label(record.tenant), slo)
         self._request_log.add(record, life)
+        return record
 
     def _answered(self, series: ClassSeries, record: RequestRecord) -> None:
         series.e2e.observe(record.e2e_s)
@@ -187,6 +199,7 @@ class RouterMetrics(Collector):
         yield _gauge(names.INFLIGHT, [((), self._num_inflight())])
         yield _counter(names.HANDOVER, self._handovers.values.items())
         yield _counter(names.RETRIES, self._retries.values.items())
+        yield _counter(names.RESUMED, self._resumes.values.items())
         yield from self._workers()
 
     def _stage_family(self) -> Family:
@@ -224,10 +237,12 @@ class RouterMetrics(Collector):
         yield _gauge(names.TRUSTED, ((k, c.trusted) for k, c in found))
 
     def _workers(self) -> Iterable[Family]:
-        workers = [((w.record.worker_id, w.record.role.value), w.state) for w in self._view().workers]
+        view = self._view()
+        workers = [((w.record.worker_id, w.record.role.value), w.state) for w in view.workers]
         up = {labels for labels, _ in workers}
         known = up | {(r.worker_id, r.role.value) for r in self._announced()}
         open_breakers = frozenset(self._open_breakers())
+        yield _gauge(names.WORKER_PAIRS, [((), Candidates.of(view).num_pairs)])
         yield _gauge(names.WORKER_UP, ((k, k in up) for k in sorted(known)))
         yield _gauge(names.WORKER_RUNNING, ((k, s.num_running) for k, s in workers))
         yield _gauge(names.WORKER_WAITING, ((k, s.num_waiting) for k, s in workers))
@@ -242,6 +257,8 @@ def _complete(record: RequestRecord, life: Life, failure: Exception | None) -> N
     record.status, record.outcome = life.status, outcome
     if failure is not None:
         record.error = str(failure)
+    if outcome == "rejected":
+        record.refusal = failure.name if isinstance(failure, BatonError) else "other"
     record.ttft_s, record.tpot_s, record.e2e_s = timing.ttft_s, timing.tpot_s, timing.e2e_s
     record.output_tokens = timing.output_tokens
     if outcome == "ok":

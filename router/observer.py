@@ -12,12 +12,15 @@ from core.policy.calibration import Calibration
 from core.policy.protocol import Policy
 from core.router_spec import RouterSpec
 from core.types import ClusterView, WorkerRecord
+from router.console.history import History
 from router.explain import Explainer
 from router.life import Life
 from router.metrics import RouterMetrics
 from router.record import RequestRecord
+from router.recorder import TrafficRecorder
 from router.span_exporter import SpanExporter
 from router.tracing import Tracer
+from router.traffic import TrafficMeter
 
 
 class Observer:
@@ -29,12 +32,17 @@ class Observer:
         metrics: RouterMetrics,
         explainer: Explainer,
         calibration: Calibration,
+        traffic: TrafficMeter | None = None,
         tracer: Tracer | None = None,
         exporter: SpanExporter | None = None,
+        recorder: TrafficRecorder | None = None,
     ) -> None:
+        self.recorder = recorder
         self.metrics = metrics
         self.explainer = explainer
         self.calibration = calibration
+        self.history = History()
+        self.traffic = TrafficMeter(()) if traffic is None else traffic
         self._tracer = tracer
         self._exporter = exporter
 
@@ -48,6 +56,7 @@ class Observer:
         announced: Callable[[], tuple[WorkerRecord, ...]],
         num_inflight: Callable[[], int],
         open_breakers: Callable[[], Iterable[str]] = tuple,
+        recorder: TrafficRecorder | None = None,
     ) -> Observer:
         """Make all that a router needs; marks are in the time of time.monotonic.
 
@@ -68,13 +77,16 @@ class Observer:
             metrics=metrics,
             explainer=Explainer(policy, clock=time.monotonic, max_requests=spec.explained_requests),
             calibration=calibration,
+            traffic=TrafficMeter(spec.slo_classes),
             tracer=None if exporter is None else Tracer(exporter, clock=time.monotonic),
             exporter=exporter,
+            recorder=recorder,
         )
 
     def began(self, record: RequestRecord, traceparent: str | None = None) -> str | None:
         """Take up a request with the `traceparent` it brought; return the one to send on, None: leave it as it is."""
         self.explainer.began(record)
+        self.traffic.began(record)
         return None if self._tracer is None else self._tracer.began(record, traceparent)
 
     def finished(self, life: Life, failure: Exception | None, record: RequestRecord | None) -> None:
@@ -82,7 +94,11 @@ class Observer:
 
         None: it was refused before it had an id, or makes no tokens, so that nobody can ask for it.
         """
-        self.metrics.finished(life, failure, record)
+        measured = self.metrics.finished(life, failure, record)
+        if measured is not None:
+            self.history.ended(measured)
+            if self.recorder is not None:
+                self.recorder.ended(measured, life)
         if record is None:
             return
         if record.kept is not None and record.outcome != "rejected":
@@ -90,6 +106,7 @@ class Observer:
         if record.outcome == "ok" and record.forecast is not None:
             self._compare(record)
         self.explainer.ended(record)
+        self.traffic.ended(record)
         if self._tracer is not None:
             self._tracer.ended(record)
 

@@ -8,12 +8,12 @@ is taken; what shapes are made of beside the request itself is router.knowledge'
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from time import monotonic
-from typing import Final
+from typing import Final, TypeVar
 
 from cluster.pool import WorkerPool
-from core.errors import BatonError, Overloaded
+from core.errors import BatonError, NoWorker, Overloaded
 from core.policy.breaker import Breakers
 from core.policy.context import Tier
 from core.policy.least_loaded import LeastLoaded
@@ -31,6 +31,7 @@ _RANKS: Final = {Tier.PROTECTED: 0, Tier.STANDARD: 1, Tier.BEST_EFFORT: 2}
 _LEAST_HOLD_S: Final = 0.001  # a policy that holds until now is asked again a little later, not at once and for ever
 
 
+_T = TypeVar("_T")
 _NOTHING_HELD: Final = HeldWork()
 _BY_COUNT: Final = LeastLoaded()
 
@@ -68,6 +69,7 @@ class Placer:
         self._event_log = event_log
         self._ranks = {c.name: _RANKS[c.tier] for c in spec.slo_classes}
         self._queue: SlackQueue[_Held] = SlackQueue(QueueRules(max_items=spec.max_held_requests))
+        self._worker_wait_s = spec.worker_wait_s
         self._pump_due = False
         self._going: _Held | None = None  # was let go, and is not sent yet: the view does not show it
         self._head_timer: asyncio.TimerHandle | None = None  # asks about the first in turn again
@@ -91,15 +93,58 @@ class Placer:
         Raises what the policy refuses it with, Overloaded when the queue is full.
         """
         if not life.operation.generates:
-            return self._any_worker(life)
+            return await self._once_connected(life, self._any_worker)
+        decision = await self._once_connected(life, self._decide_in_turn)
+        if isinstance(decision, Hold):
+            return await self._hold(life, decision)
+        return decision
+
+    def _decide_in_turn(self, life: Life) -> Route | Hold:
+        """Ask the policy after what waits. Raises what it refuses the request with."""
         if self._queue:
             self._pump()  # what waits goes before what comes
         decision = self._decide(life, self.view())
-        if isinstance(decision, Route):
-            return decision
         if isinstance(decision, Rejection):
             raise refusal(decision, slo_class=life.slo.name)
-        return await self._hold(life, decision)
+        return decision
+
+    async def place_again(self, life: Life) -> Route:
+        """Find a route for a stream that has begun, whose worker was lost: it is neither refused nor held for room.
+
+        Raises NoWorker when there is none and none came in time.
+        """
+        return await self._once_connected(life, self._route_again)
+
+    def _route_again(self, life: Life) -> Route:
+        now_s, view = monotonic(), self._pool.view()
+        excluded = self._excluded(life, view, now_s)
+        shape = self._knowledge.shape_of(life, now_s, sequence=self._num_decisions)
+        sent_tokens = 0 if life.transcript is None else life.transcript.num_tokens
+        # As a new request with a longer prompt: what it waited before its first token is of no account any more.
+        shape = shape._replace(prompt_tokens=shape.prompt_tokens + sent_tokens, waited_s=0.0)
+        left = view.without(excluded)
+        decision = self._policy.decide(shape, left, now_s)
+        if not isinstance(decision, Route):
+            decision = _BY_COUNT.decide(shape, left, now_s)
+        if isinstance(decision, Rejection):
+            raise refusal(decision, slo_class=life.slo.name)
+        self._knowledge.routed(life, decision, view)
+        return decision
+
+    async def _once_connected(self, life: Life, find: Callable[[Life], _T]) -> _T:
+        """Find a route; while there is none but an announced worker is not connected, wait for it, within a bound."""
+        until_s = monotonic() + self._worker_wait_s
+        while True:
+            num_joined = self._pool.num_joined
+            try:
+                return find(life)
+            except NoWorker:
+                if not self._pool.is_worker_missing:
+                    raise
+                while self._pool.num_joined == num_joined:
+                    if (left_s := until_s - monotonic()) <= 0:
+                        raise
+                    await self._pool.wait_changed(left_s)
 
     def _any_worker(self, life: Life) -> Route:
         """Find a worker for a request that makes no tokens: it has no SLO to be held or refused for."""
@@ -147,11 +192,17 @@ class Placer:
 
         A worker on which requests fail is still better than none.
         """
+        failed = self._failed(life) if life.excluded else frozenset[str]()
         left_out = self._breakers.left_out(now_s)
         if not left_out:
-            return life.excluded
-        excluded = left_out | life.excluded
-        return life.excluded if all(w.record.worker_id in excluded for w in view.workers) else excluded
+            return failed
+        excluded = left_out | failed
+        return failed if all(w.record.worker_id in excluded for w in view.workers) else excluded
+
+    def _failed(self, life: Life) -> frozenset[str]:
+        """Name the workers that failed a request and have not been connected anew since."""
+        sessions = ((worker_id, self._pool.session(worker_id), failed) for worker_id, failed in life.excluded.items())
+        return frozenset(worker_id for worker_id, session, failed in sessions if session is failed or session is None)
 
     async def _hold(self, life: Life, decision: Hold) -> Route:
         held = _Held(life, asyncio.get_running_loop().create_future())

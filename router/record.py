@@ -8,7 +8,7 @@ not compute anything that only a reader of the notes needs.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Final
+from typing import Final, NamedTuple
 
 from core.policy.calibration import AS_PREDICTED
 from core.router_spec import SLOTarget
@@ -18,6 +18,14 @@ from router.trace_context import TraceContext
 
 MAX_HOLDS: Final = 8  # kept of one request; it may be asked about each time that a worker has room
 NO_VIEW: Final = ClusterView()
+
+
+class Resumed(NamedTuple):
+    """One time that a stream went on at another worker."""
+
+    at_s: float  # the last bytes before it, from arrival
+    gap_s: float  # from those until the new worker had made again what was sent
+    decode: str  # that worker
 
 
 class RequestRecord:
@@ -34,6 +42,7 @@ class RequestRecord:
         "forecast",
         "holding_since_s",
         "holds",
+        "is_handing_over",
         "is_told",
         "kept",
         "marks",
@@ -43,7 +52,9 @@ class RequestRecord:
         "path",
         "predicted_ttft_s",
         "prefill_facts",
+        "refusal",
         "request_id",
+        "resumes",
         "shape",
         "slo",
         "status",
@@ -78,14 +89,17 @@ class RequestRecord:
         self.num_holds = 0
         self.holding_since_s: float | None = None
         self.is_told = False  # its client asked to be told in the answer itself
+        self.is_handing_over = False  # its prefill leg runs
         self.attempts = 0
         self.tries: tuple[tuple[Route, str], ...] = ()  # those that failed, each with the name of its error
+        self.resumes: tuple[Resumed, ...] = ()  # when its stream went on at another worker
         self.prefill_facts: LegFacts | None = None
         self.answering_facts: LegFacts | None = None  # of the leg that made the output
         self.timeline: Timeline | None = None  # None: it runs
         self.status = 0
         self.outcome = ""  # empty: it runs
         self.error = ""
+        self.refusal = ""  # name of the error it was refused with; empty: it was not
         self.ttft_s: float | None = None  # of a stream, as passed on
         self.tpot_s: float | None = None
         self.e2e_s = 0.0
@@ -122,6 +136,7 @@ class RequestRecord:
         """Note that a try begins; what was measured of one before counts no more."""
         self.attempts += 1
         self.marks.submitted_s = now_s
+        self.is_handing_over = False
         self.prefill_facts = self.answering_facts = None
 
     def measured(self, prefill: LegFacts | None, answering: LegFacts | None) -> None:
@@ -132,6 +147,10 @@ class RequestRecord:
         """Note that the try on the route decided last ended with the error of this name."""
         if isinstance(self.decision, Route):
             self.tries = (*self.tries, (self.decision, error))
+
+    def resumed(self, broken_s: float, now_s: float, decode: str) -> None:
+        """Note that the stream, silent since `broken_s`, goes on at another worker."""
+        self.resumes = (*self.resumes, Resumed(broken_s - self.marks.arrived_s, now_s - broken_s, decode))
 
     def ended(self, now_s: float, *, first_s: float | None) -> None:
         """Note the last byte of the answer, and the first of a stream; make the time line."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
 from cluster.reply import Headers as WorkerHeaders
 from cluster.reply import OpenCall
-from core.errors import BatonError, EngineFailed, Overloaded
+from core.errors import BatonError, EngineFailed, Overloaded, ResumeFailed
 from router.answer_headers import document_headers, start_headers, stream_comment
 from router.errors import in_one_shape
 from router.exchange import header_block
@@ -43,13 +43,22 @@ _UNBUFFERED: Final = header_block([(b"x-accel-buffering", b"no")])
 
 
 class Answer(OpenCall):
-    """Relays the reply that answers the client: a stream as its bytes come, anything else whole."""
+    """Relays the reply that answers the client: a stream as its bytes come, anything else whole.
 
-    __slots__ = ("_done", "_error", "_exchange", "_headers", "_is_stream", "_life", "_metrics", "_parts", "_status")
+    Of a stream that another worker began, only what the client does not have.
+    """
+
+    __slots__ = (
+        *("_check", "_done", "_error", "_exchange", "_headers", "_is_stream", "_life", "_metrics", "_parts", "_status"),
+        "_transcript",
+    )
 
     def __init__(self, life: Life, metrics: RouterMetrics) -> None:
         super().__init__()
         self._life = life
+        self._transcript = life.transcript
+        # Until what was sent has been made again.
+        self._check = life.transcript.check() if life.transcript is not None and life.exchange.sent else None
         self._exchange = life.exchange
         self._metrics = metrics
         self._status = 0
@@ -72,10 +81,17 @@ class Answer(OpenCall):
         if self._is_stream and not self._exchange.response_started:
             self._guarded(self._start_stream)
 
+    def add_tokens(self, token_ids: bytes, group_sizes: Sequence[int]) -> None:
+        """Note what the next bytes are made of."""
+        if self._transcript is not None:
+            self._transcript.took(token_ids, group_sizes)
+
     def add_body(self, data: bytes) -> None:
         """Pass bytes on; give the call up when the client does not read."""
         if not self._is_stream:
             self._parts.append(data)
+            return
+        if self._check is not None and not (data := self._new(data)):
             return
         if self._exchange.is_behind:  # by what came before: one piece passes whatever its size
             self.abort()
@@ -84,6 +100,8 @@ class Answer(OpenCall):
         gap_s = self._life.chunk(data, time.monotonic())
         if gap_s is not None:
             self._metrics.gap(gap_s)
+        if self._transcript is not None:
+            self._transcript.sent(data)
         self._exchange.write(data)
 
     def end(self, error: BatonError | None) -> None:
@@ -93,12 +111,28 @@ class Answer(OpenCall):
             self._fail(error)
         elif not self._status:
             self._fail(EngineFailed("the reply ended before it began"))
+        elif self._check is not None and self._is_stream:
+            self._fail(ResumeFailed("the worker that took the stream over made less of it than was sent"))
         elif self._is_stream:
             life = self._life
             self._exchange.finish(stream_comment(life.record, life.timing()) if life.is_explained else b"")
             self._finished()
         else:
             self._guarded(self._finish_document)
+
+    def _new(self, data: bytes) -> bytes:
+        """Leave out what the client has; give the call up when that differs from what was sent."""
+        assert self._check is not None
+        try:
+            data = self._check.new(data)
+        except ResumeFailed as exc:
+            self.abort()
+            self._fail(exc)
+            return b""
+        if self._check.is_done:
+            self._check = None
+            self._life.resumed(time.monotonic())
+        return data
 
     def _start_stream(self) -> None:
         block = _response_block(self._headers) + _UNBUFFERED

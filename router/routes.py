@@ -26,11 +26,12 @@ class Operation:
     required: tuple[str, ...] = ()  # fields its body must have, for the schema
     opening_events: int = 0  # of a stream, before the event of the first token
     generates: bool = True  # produces tokens: has an SLO, is measured and logged
+    resumes: bool = False  # a stream of it can go on at another worker: workers make the same bytes of the same tokens
 
 
 _OPERATIONS: Final = (
-    Operation("POST", "/v1/completions", "Complete a prompt", completion_facts, ("prompt",)),
-    Operation("POST", "/v1/chat/completions", "Answer a conversation", chat_facts, ("messages",), 1),
+    Operation("POST", "/v1/completions", "Complete a prompt", completion_facts, ("prompt",), resumes=True),
+    Operation("POST", "/v1/chat/completions", "Answer a conversation", chat_facts, ("messages",), 1, resumes=True),
     Operation("POST", "/v1/responses", "Create a response", whole_facts, ("input",)),
     Operation("POST", "/v1/messages", "Answer a conversation, Anthropic form", whole_facts, ("messages",)),
     Operation("GET", "/v1/models", "List the models", no_facts, generates=False),

@@ -30,6 +30,7 @@ from core.router_spec import RouterSpec
 from core.types import WorkerRecord
 from router.adapting import AdaptingPolicy
 from router.app import RelayedRoutes
+from router.console.feed import ConsoleFeed, Sources
 from router.control import control_app
 from router.dispatcher import LAST_WORDS_S, Dispatcher
 from router.event_log import EventLog
@@ -38,6 +39,7 @@ from router.http_protocol import HttpProtocol, WaitingRoom
 from router.knowledge import Knowledge
 from router.observer import Observer
 from router.placing import Placer
+from router.recorder import TrafficRecorder
 from router.tenants import OPERATOR, Tenants
 from router.tls import server_context
 
@@ -68,6 +70,7 @@ class RouterServer:
         self._event_log = _event_log(spec)
         self._policy = AdaptingPolicy(spec.policy, spec.policy_context, self._event_log)
         pool.watch = self._policy
+        self._recorder = self._make_recorder()
         breakers = Breakers()
         self._observer = Observer.from_spec(
             spec,
@@ -76,6 +79,7 @@ class RouterServer:
             announced=self._announced,
             num_inflight=lambda: self.dispatcher.num_inflight,
             open_breakers=lambda: breakers.left_out(time.monotonic()),
+            recorder=self._recorder,
         )
         knowledge = Knowledge(spec, self._observer.calibration, self._tenants.weights, self._policy.answered)
         placer = Placer(
@@ -95,6 +99,7 @@ class RouterServer:
             observer=self._observer,
             breakers=breakers,
         )
+        self._console = ConsoleFeed(spec, self._console_sources(placer, breakers))
         relayed = RelayedRoutes(self.dispatcher, self._announced)
         self._http = _http_server(spec, self._control(placer, breakers), relayed)
         self._serving: asyncio.Task[None] | None = None
@@ -108,9 +113,35 @@ class RouterServer:
             view=placer.view,
             breakers=breakers,
             explainer=self._observer.explainer,
+            traffic=self._observer.traffic,
             calibration=self._observer.calibration,
             tenant_of=self._tenant_of,
             num_inflight=lambda: self.dispatcher.num_inflight,
+            console=self._console,
+        )
+
+    def _make_recorder(self) -> TrafficRecorder | None:
+        spec = self._spec
+        if not spec.record:
+            return None
+        return TrafficRecorder(
+            Path(spec.run_dir) / spec.record,
+            spec.record_bytes,
+            policy=spec.policy,
+            context=lambda: self._policy.context,
+            view=self._pool.view,
+        )
+
+    def _console_sources(self, placer: Placer, breakers: Breakers) -> Sources:
+        return Sources(
+            view=placer.view,
+            announced=self._announced,
+            num_inflight=lambda: self.dispatcher.num_inflight,
+            readiness=self._readiness,
+            breakers=breakers,
+            explainer=self._observer.explainer,
+            calibration=self._observer.calibration,
+            history=self._observer.history,
         )
 
     async def start(self) -> str:
@@ -120,6 +151,7 @@ class RouterServer:
         """
         listener = bind(self._spec.host, self._spec.port)
         host, port = listener.getsockname()[:2]
+        self._console.open()
         try:
             await self._pool.start()
         except BaseException:
@@ -128,6 +160,8 @@ class RouterServer:
         self._background = [asyncio.create_task(self._policy.keep_adapting(), name="adapt")]
         if self._event_log is not None:
             self._background.append(asyncio.create_task(self._event_log.keep_writing(), name="event-log"))
+        if self._recorder is not None:
+            self._background.append(asyncio.create_task(self._recorder.keep_writing(), name="recorder"))
         self._serving = asyncio.create_task(self._http.serve(sockets=[listener]), name="http")
         async with asyncio.timeout(START_S):
             await self._http.accepting.wait()
@@ -136,6 +170,7 @@ class RouterServer:
     async def stop(self) -> None:
         """Take no new connections, let requests finish for drain_s, end the rest with an error, then disconnect."""
         self._readiness.stopping = True
+        self._console.close()
         self._http.should_exit = True
         try:
             async with asyncio.timeout(self._spec.drain_s):
@@ -153,6 +188,8 @@ class RouterServer:
         await asyncio.gather(*self._background, return_exceptions=True)
         if self._event_log is not None:
             await self._event_log.close()
+        if self._recorder is not None:
+            await self._recorder.close()
 
     def reload(self) -> None:
         """Read the tenants file again."""

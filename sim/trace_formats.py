@@ -4,7 +4,8 @@ Owns what each format calls its fields and which units it uses. Must not judge v
 
 * CSV with a header: `arrived_s,prompt_tokens,output_tokens[,slo_class]`, the public Azure traces'
   `TIMESTAMP,ContextTokens,GeneratedTokens`, or lengths alone;
-* JSONL of the Mooncake traces: `timestamp` in ms, `input_length`, `output_length`, `hash_ids` of 512-token blocks;
+* JSONL of the Mooncake traces: `timestamp` in ms, `input_length`, `output_length`, `hash_ids` of 512-token blocks; and
+  recordings of a router (core.recording), which have these fields too, and hashes of shorter blocks;
 * JSON of `vllm bench serve --save-result --save-detailed`;
 * JSONL of vLLM's custom dataset: `prompt`, `output_tokens`.
 """
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from core.errors import ConfigError
+from core.recording import BLOCK_TOKENS, SETTING
 
 MOONCAKE_BLOCK_TOKENS = 512  # FAST25-release/traces of kvcache-ai/Mooncake
 CHARACTERS_PER_TOKEN = 4.0  # rule of thumb for English text; only for prompts whose token count is not given
@@ -54,6 +56,9 @@ def parse(text: str, *, file: str) -> Columns:
     if text.lstrip()[0] not in "{[":
         return _parse_csv(text, file)
     documents = _json_documents(text, file)
+    recorded = [(line, document) for line, document in documents if document.get("event") != SETTING]
+    if recorded and len(recorded) < len(documents):
+        return _parse_mooncake(recorded, file, form="recorded traffic", block_tokens=BLOCK_TOKENS)
     first = documents[0][1]
     if "input_length" in first:
         return _parse_mooncake(documents, file)
@@ -163,7 +168,13 @@ def _float(value: float) -> float:
         return math.inf
 
 
-def _parse_mooncake(documents: Sequence[tuple[int, _Object]], file: str) -> Columns:
+def _parse_mooncake(
+    documents: Sequence[tuple[int, _Object]],
+    file: str,
+    *,
+    form: str = "Mooncake JSONL",
+    block_tokens: int = MOONCAKE_BLOCK_TOKENS,
+) -> Columns:
     prefix_ids = []
     for line, document in documents:
         ids = document.get("hash_ids", [])
@@ -173,13 +184,14 @@ def _parse_mooncake(documents: Sequence[tuple[int, _Object]], file: str) -> Colu
     timed = "timestamp" in documents[0][1]
     labelled = "slo_class" in documents[0][1]
     return Columns(
-        format="Mooncake JSONL",
+        format=form,
         lines=[line for line, _ in documents],
         prompt_tokens=[_field(d, "input_length", line, file) for line, d in documents],
         output_tokens=[_field(d, "output_length", line, file) for line, d in documents],
         arrived_s=[_field(d, "timestamp", line, file) / 1000.0 for line, d in documents] if timed else None,
         slo_class=[str(d.get("slo_class", "")) for _, d in documents] if labelled else None,
         prefix_ids=prefix_ids if any(prefix_ids) else None,
+        prefix_block_tokens=block_tokens,
     )
 
 

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-VERBS = ("validate", "plan", "profile", "up", "status", "doctor", "explain", "down", "config", "keys", "version")
+from tests.support.command_line import ROOT, baton
+
+VERBS = (
+    *("validate", "plan", "profile", "simulate", "up", "status", "doctor", "explain", "down", "config", "keys"),
+    *("completion", "version"),
+)
 GOOD = "router: {port: 8001}\nslo: {classes: {chat: {ttft_ms: 400, tpot_ms: 40}}, default: chat}\n"
 BAD = (
     "slo:\n"
@@ -25,22 +29,6 @@ BAD = (
     "  prot: 8000\n"
     "  port: 99999\n"
 )
-
-
-def baton(
-    *arguments: str, cwd: Path = ROOT, timeout_s: float = 120, **environ: str
-) -> subprocess.CompletedProcess[str]:
-    """Run the program as a user would, without the caller's own BATON_ variables."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "baton.py"), *arguments],
-        cwd=cwd,
-        env=inherited | environ,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
 
 
 @pytest.fixture
@@ -281,7 +269,7 @@ def test_quick_verbs_load_nothing_heavy(arguments: tuple[str, ...], absent: tupl
 
 def test_explain_says_how_to_name_a_router(tmp_path: Path) -> None:
     result = baton("explain", "r1", BATON_STATE_DIR=str(tmp_path / "state"))
-    assert (result.returncode, result.stdout) == (2, "")
+    assert (result.returncode, result.stdout) == (1, "")
     assert "name the router with --url" in result.stderr
     result = baton("explain", "r1", "--url", "http://127.0.0.1:9", "--json")
     assert result.returncode == 1

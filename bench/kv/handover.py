@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.kv.cache import LAYERS, Bytes, Job
-from bench.kv.kv_thread import STAGING_BYTES, WAIT_S, block_io, frames_of, wait_for_layer
+from bench.kv.kv_thread import STAGING_BYTES, WAIT_S, block_io, frames_of, wait_for_layer, wait_for_staging
 from bench.kv.side import Side, Span
 from core.errors import TransferAborted
 from kv_transfer.endpoint import EndpointConfig, KVEndpoint
@@ -21,7 +21,6 @@ from kv_transfer.frames import Offer
 from kv_transfer.plan import ReceiveOpen, ReceiveParams
 from kv_transfer.transport import Outgoing, Transport
 
-_FULL_WAIT_S: Final = 0.0002
 _DIGEST: Final = "bench"
 
 
@@ -92,18 +91,10 @@ class _Prefill(_End):
             wait_for_layer(began_s, layer, job.layer_ms)
             computed_s = time.monotonic()
             for first, count in frames_of(job.num_blocks):
-                self._wait_for_staging(count * io.block_bytes)
+                wait_for_staging(lambda: self._endpoint.sender.staged_bytes, count * io.block_bytes)
                 self._endpoint.stage(name, layer, first, ids[first : first + count])
-        self._endpoint.sender.finish(name)
+        self._endpoint.finish(name)
         return Span(computed_s if job.layer_ms else began_s)
-
-    def _wait_for_staging(self, size: int) -> None:
-        """Wait while staging memory is full; an engine would give up, but does not prefill as fast as this."""
-        deadline_s = time.monotonic() + WAIT_S
-        while self._endpoint.sender.staged_bytes + size > STAGING_BYTES:
-            if time.monotonic() > deadline_s:
-                raise TimeoutError("the decode side acknowledges nothing")
-            time.sleep(_FULL_WAIT_S)
 
 
 class _Decode(_End):

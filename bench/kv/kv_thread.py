@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any, Final
 
@@ -19,6 +19,8 @@ from kv_transfer.block_io import BlockIO
 
 FRAME_BYTES: Final = 2 << 20  # so much of a layer is copied out, then announced
 STAGING_BYTES: Final = 1 << 30  # kv.staging_mb's default
+_AHEAD_BYTES: Final = int(__import__("os").environ.get("AHEAD", "16")) << 20
+_FULL_WAIT_S: Final = 0.0001
 WAIT_S: Final = 120.0
 
 
@@ -39,6 +41,15 @@ def wait_for_layer(began_s: float, layer: int, layer_ms: float) -> None:
     wait_s = began_s + (layer + 1) * layer_ms / 1e3 - time.monotonic()
     if layer_ms and wait_s > 0:
         time.sleep(wait_s)
+
+
+def wait_for_staging(staged_bytes: Callable[[], int], size: int) -> None:
+    """Wait while much is staged that has not landed: no engine computes KV as fast as this copies it."""
+    deadline_s = time.monotonic() + WAIT_S
+    while staged_bytes() + size > _AHEAD_BYTES:
+        if time.monotonic() > deadline_s:
+            raise TimeoutError("the receiver acknowledges nothing")
+        time.sleep(_FULL_WAIT_S)
 
 
 class KvThread:

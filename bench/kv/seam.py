@@ -10,23 +10,24 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from bench.kv.cache import LAYERS, Bytes, Job
-from bench.kv.kv_thread import STAGING_BYTES, WAIT_S, KvThread, block_io, frames_of, wait_for_layer
+from bench.kv.kv_thread import STAGING_BYTES, WAIT_S, KvThread, block_io, frames_of, wait_for_layer, wait_for_staging
 from bench.kv.side import Side, Span
-from kv_transfer.frames import Kind, blocks_header, control_frame, read_control, transfer_seed, verify_blocks
+from kv_transfer.frames import Kind, control_frame, read_control, transfer_seed, verify_blocks
 from kv_transfer.grpc_transport import GrpcTransport
 from kv_transfer.send_queue import SendQueue
 from kv_transfer.shm_transport import ShmTransport
+from kv_transfer.stager import Stager
 from kv_transfer.staging import Segment, StagingPool
 from kv_transfer.tcp_transport import TcpTransport
 from kv_transfer.transport import Incoming, Outgoing, Transport
 
 _TOKEN: Final = "bench"
 _BATCH_BYTES: Final = 1 << 20  # as kv_transfer.sender hands frames on
-_FULL_WAIT_S: Final = 0.0002
 
 
 async def _no_control(verb: str, arguments: dict[str, str]) -> dict[str, object]:
@@ -71,41 +72,45 @@ class _End:
         self._folder.cleanup()
 
 
+class _Frames:
+    """Takes the place of kv_transfer.sender for the thread that stages; implements kv_transfer.stager.Frames."""
+
+    def __init__(self, pool: StagingPool, queue: SendQueue, wake: Callable[[], object]) -> None:
+        self._pool, self._queue, self._wake = pool, queue, wake
+
+    def take(self, transfer_id: str, size: int) -> Segment | None:
+        wait_for_staging(lambda: self._pool.used_bytes, size)
+        return self._pool.take(size)
+
+    def put(
+        self, transfer_id: str, segment: Segment, *, layer: int, first_block: int, num_blocks: int, header: bytes
+    ) -> None:
+        self._queue.put(segment, layer=layer, first_block=first_block, num_blocks=num_blocks, header=header)
+        self._wake()
+
+
 class _Sender(_End):
     def prepare(self, job: Job) -> None:
         """Nothing is prepared: the stream is opened in the measured time, as a hand-over opens it."""
 
     def run(self, job: Job) -> Span:
         """Stage on this thread, as an engine does, while the KV thread sends."""
-        queue = SendQueue(self._pool, seed=transfer_seed(str(job.number)), block_bytes=self._io.block_bytes)
+        name, ids = str(job.number), job.source.tolist()
+        queue = SendQueue(self._pool, seed=transfer_seed(name), block_bytes=self._io.block_bytes)
         staged, complete = asyncio.Event(), threading.Event()
         began_s = time.monotonic()
+        wake = partial(self._thread.loop.call_soon_threadsafe, staged.set)
+        stager = Stager(self._io, _Frames(self._pool, queue, wake))
         sending = self._thread.post(self._send(queue, staged, complete))
         for layer in range(LAYERS):
             wait_for_layer(began_s, layer, job.layer_ms)
             computed_s = time.monotonic()
-            self._stage(queue, job, layer)
-            self._thread.loop.call_soon_threadsafe(staged.set)
+            for first, count in frames_of(job.num_blocks):
+                stager.stage(name, layer, first, ids[first : first + count])
         complete.set()
         self._thread.loop.call_soon_threadsafe(staged.set)
         sending.result(WAIT_S)
         return Span(computed_s if job.layer_ms else began_s)
-
-    def _stage(self, queue: SendQueue, job: Job, layer: int) -> None:
-        ids, seed = job.source.tolist(), transfer_seed(str(job.number))
-        for first, count in frames_of(job.num_blocks):
-            segment = self._take(count * self._io.block_bytes)
-            self._io.gather_into(layer, ids[first : first + count], segment.view)
-            header = blocks_header(seed, layer, first, count, segment.view)
-            queue.put(segment, layer=layer, first_block=first, num_blocks=count, header=header)
-
-    def _take(self, size: int) -> Segment:
-        deadline_s = time.monotonic() + WAIT_S
-        while (segment := self._pool.take(size)) is None:
-            if time.monotonic() > deadline_s:
-                raise TimeoutError("the receiver acknowledges nothing")
-            time.sleep(_FULL_WAIT_S)
-        return segment
 
     async def _send(self, queue: SendQueue, staged: asyncio.Event, complete: threading.Event) -> None:
         stream = await self._transport.connect(self._peer, WAIT_S)
@@ -155,10 +160,10 @@ class _Receiver(_End):
         seed, ids, count = transfer_seed(str(self._job.number)), self._job.target.tolist(), 0
         while (header := await stream.header()).kind is Kind.BLOCKS:
             blocks = ids[header.first_block : header.first_block + header.num_blocks]
-            rows = self._io.writable(header.layer, blocks)
-            await stream.land(header, rows)
-            verify_blocks(header, seed, rows)
-            self._io.commit(header.layer, blocks, rows)
+            num_layers = header.size // (len(blocks) * self._io.block_bytes)
+            layers = range(header.layer, header.layer + num_layers)
+            rows = [row for layer in layers for row in self._io.writable(layer, blocks)]  # of the cache: it is on a CPU
+            verify_blocks(header, seed, rows, digest=await stream.land(header, rows))
             count += 1
             await stream.write(control_frame(Kind.ACK, count=count))
         await stream.payload(header)

@@ -22,6 +22,7 @@ _JSON = (("content-type", JSON_TYPE),)
 _STREAM = (("content-type", STREAM_TYPE),)
 _STREAM_WANTED = b'"stream":true'
 _MAX_TOKENS = b'"max_tokens":'
+_TOKEN = (31_000,)  # what each event is said to be made of
 
 
 class HandoverTable:
@@ -164,6 +165,7 @@ class _SinkSequence:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def token(self, event: bytes) -> None:
+        self._sink.tokens(_TOKEN)
         self._sink.body(event)
 
     def end(self, event: bytes) -> None:

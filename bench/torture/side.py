@@ -52,7 +52,7 @@ class Side:
             token=TOKEN,
             lease_s=OFFER_S,
             staging_bytes=STAGING_BYTES,
-            group_bytes=0,
+            group_bytes=self._chance.choice((0, 1 << 12, 1 << 20)),  # a layer a frame, some layers, all of them
             ack_bytes=8192,
             transport=self._transport,
         )
@@ -86,14 +86,17 @@ class Side:
     def stage(self, transfer_id: str, layer: int, first_block: int, block_ids: Sequence[int]) -> None:
         """Copy one layer of some blocks out."""
         self.endpoint.stage(transfer_id, layer, first_block, block_ids)
+        if self._chance.random() < 0.25:
+            self.endpoint.flush()
 
     def finish(self, transfer_id: str) -> None:
         """Note that all is staged."""
-        self.endpoint.sender.finish(transfer_id)
+        self.endpoint.finish(transfer_id)
 
     def abort(self, transfer_id: str) -> None:
         """End the prefill request early."""
         self.endpoint.sender.abort(transfer_id, "torture")
+        self.endpoint.flush()
 
     def expect(self, transfer_id: str, digest: str, first: int, block_ids: Sequence[int], lease_s: float) -> None:
         """Reserve blocks for a hand-over."""

@@ -35,7 +35,7 @@ class Handover(_message.Message):
     def __init__(self, transfer_id: _Optional[str] = ..., kv_address: _Optional[str] = ..., lease_s: _Optional[float] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("call_id", "request_id", "leg", "method", "path", "headers", "body", "handover", "slack_s", "prompt_tokens")
+    __slots__ = ("call_id", "request_id", "leg", "method", "path", "headers", "body", "handover", "slack_s", "prompt_tokens", "nonce", "resume")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     LEG_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,8 @@ class Submit(_message.Message):
     HANDOVER_FIELD_NUMBER: _ClassVar[int]
     SLACK_S_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     request_id: str
     leg: Leg
@@ -56,7 +58,19 @@ class Submit(_message.Message):
     handover: Handover
     slack_s: float
     prompt_tokens: int
-    def __init__(self, call_id: _Optional[int] = ..., request_id: _Optional[str] = ..., leg: _Optional[_Union[Leg, str]] = ..., method: _Optional[str] = ..., path: _Optional[str] = ..., headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., body: _Optional[bytes] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., slack_s: _Optional[float] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
+    nonce: str
+    resume: Resume
+    def __init__(self, call_id: _Optional[int] = ..., request_id: _Optional[str] = ..., leg: _Optional[_Union[Leg, str]] = ..., method: _Optional[str] = ..., path: _Optional[str] = ..., headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., body: _Optional[bytes] = ..., handover: _Optional[_Union[Handover, _Mapping]] = ..., slack_s: _Optional[float] = ..., prompt_tokens: _Optional[int] = ..., nonce: _Optional[str] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ...) -> None: ...
+
+class Resume(_message.Message):
+    __slots__ = ("token_ids", "group_sizes", "created")
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_SIZES_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    token_ids: bytes
+    group_sizes: _containers.RepeatedScalarFieldContainer[int]
+    created: int
+    def __init__(self, token_ids: _Optional[bytes] = ..., group_sizes: _Optional[_Iterable[int]] = ..., created: _Optional[int] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("call_id",)
@@ -167,7 +181,7 @@ class LegFacts(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., received_tokens: _Optional[int] = ..., queued_s: _Optional[float] = ..., prefill_s: _Optional[float] = ...) -> None: ...
 
 class Chunk(_message.Message):
-    __slots__ = ("call_id", "status", "headers", "data", "last", "error", "error_message", "facts")
+    __slots__ = ("call_id", "status", "headers", "data", "last", "error", "error_message", "facts", "token_ids", "group_sizes")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     HEADERS_FIELD_NUMBER: _ClassVar[int]
@@ -176,6 +190,8 @@ class Chunk(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     FACTS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_SIZES_FIELD_NUMBER: _ClassVar[int]
     call_id: int
     status: int
     headers: _containers.RepeatedCompositeFieldContainer[Header]
@@ -184,7 +200,9 @@ class Chunk(_message.Message):
     error: str
     error_message: str
     facts: LegFacts
-    def __init__(self, call_id: _Optional[int] = ..., status: _Optional[int] = ..., headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ..., error: _Optional[str] = ..., error_message: _Optional[str] = ..., facts: _Optional[_Union[LegFacts, _Mapping]] = ...) -> None: ...
+    token_ids: bytes
+    group_sizes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, call_id: _Optional[int] = ..., status: _Optional[int] = ..., headers: _Optional[_Iterable[_Union[Header, _Mapping]]] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ..., error: _Optional[str] = ..., error_message: _Optional[str] = ..., facts: _Optional[_Union[LegFacts, _Mapping]] = ..., token_ids: _Optional[bytes] = ..., group_sizes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("hello", "chunks", "state", "goodbye")

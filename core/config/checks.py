@@ -55,6 +55,7 @@ def check_across(tree: ConfigTree, *, base: FilePath | None = None) -> list[Conf
         _gpus_cover_parallelism,
         _policy_exists,
         _traffic_is_given_once,
+        _ranges_are_ranges,
     )
     problems = [problem for rule in rules for problem in rule(settings)]
     problems += check_front(settings, base)
@@ -157,6 +158,18 @@ def _traffic_is_given_once(settings: Settings) -> Iterator[ConfigProblem]:
     path: Path = ("plan", "workload")
     if settings.text(path) is not None and settings.text(("plan", "trace")) is not None:
         yield settings.problem(path, "stands beside plan.trace, which says what traffic to expect: keep one of them")
+
+
+def _ranges_are_ranges(settings: Settings) -> Iterator[ConfigProblem]:
+    for pool in POOLS:
+        path: Path = ("scaling", pool, "max")
+        least, most = settings.integer(("scaling", pool, "min")), settings.integer(path)
+        if least is not None and most is not None and most < least:
+            yield settings.problem(path, f"must be at least scaling.{pool}.min, which is {least}")
+    path = ("healing", "max_delay_s")
+    first_s, longest_s = settings.value(("healing", "first_delay_s")), settings.value(path)
+    if isinstance(first_s, int | float) and isinstance(longest_s, int | float) and longest_s < first_s:
+        yield settings.problem(path, f"must be at least healing.first_delay_s, which is {first_s:g}")
 
 
 def _model_fits(settings: Settings, base: FilePath | None) -> Iterator[ConfigProblem]:

@@ -192,6 +192,10 @@ class KVConfig(Section):
     staging_mb: int = Field(
         default=1024, ge=16, le=1 << 20, description="bound of KV bytes that wait to be sent, per worker"
     )
+    allow_faults: bool = Field(
+        default=False,
+        description="let `baton chaos` break hand-overs of this cluster on purpose: lose, corrupt and withhold frames",
+    )
 
 
 class RouterConfig(Section):
@@ -214,6 +218,13 @@ class RouterConfig(Section):
         description="file for every routing decision and what it was based on, as JSON lines; relative: in the folder "
         "of the run",
     )
+    record: str | None = Field(
+        default="traffic.jsonl",
+        min_length=1,
+        description="file for lengths, times and hashed beginnings of requests, never text, for `baton simulate`; "
+        "relative: in the folder of the run; null: nothing is recorded",
+    )
+    record_mb: float = Field(default=64, ge=1, le=65536, description="what that file and the one before it may take")
     max_body_mb: float = Field(default=16, gt=0, le=120, description="largest request body")
     max_concurrent_requests: int = Field(
         default=4096, ge=1, le=1 << 20, description="requests in flight before new ones are refused"
@@ -273,6 +284,48 @@ class RayConfig(Section):
     )
     dashboard: bool = Field(default=False, description="start Ray's dashboard when Baton starts Ray")
     start_timeout_s: float = Field(default=300, gt=0, le=86_400, description="time until every worker must be ready")
+    near: bool = Field(
+        default=False,
+        description="put prefill and decode workers side by side on each node as far as they fit, for networks that "
+        "are slow beside what a node has inside; false: each worker goes where most is free",
+    )
+
+
+class HealingConfig(Section):
+    """What becomes of workers that end without being told to."""
+
+    first_delay_s: float = Field(
+        default=0.5, ge=0.01, le=3600, description="time until a worker that ended is started again; doubled each time"
+    )
+    max_delay_s: float = Field(default=30, ge=0.01, le=3600, description="longest of those times")
+    max_failures: int = Field(
+        default=5, ge=1, le=1000, description="failures within `window_s` after which a worker is set aside"
+    )
+    window_s: float = Field(default=600, gt=0, le=86_400, description="how long a failure counts")
+    set_aside_s: float = Field(
+        default=900, gt=0, le=86_400, description="time until a worker that was set aside is tried again"
+    )
+
+
+class PoolRange(Section):
+    """How far one pool may be resized."""
+
+    min: int = Field(default=1, ge=0, le=4096, description="least workers, whatever the traffic")
+    max: int | None = Field(
+        default=None, ge=1, le=4096, description="most workers; null: as many as the cluster has room for"
+    )
+
+
+class ScalingConfig(Section):
+    """Whether and how far the controller changes sizes and roles by itself."""
+
+    mode: Literal["off", "advise", "auto"] = Field(
+        default="off",
+        description="off: pools stay as they are told; advise: decisions are shown and not carried out; auto: they are",
+    )
+    interval_s: float = Field(default=5, ge=1, le=3600, description="time between two decisions")
+    prefill: PoolRange = Field(default=PoolRange(), description="the prefill pool")
+    decode: PoolRange = Field(default=PoolRange(), description="the decode pool")
 
 
 class BatonConfig(Section):
@@ -289,3 +342,5 @@ class BatonConfig(Section):
     router: RouterConfig = Field(default=RouterConfig(), description="the HTTP front")
     security: SecurityConfig = Field(default=SecurityConfig(), description="TLS between Baton's own processes")
     ray: RayConfig = Field(default=RayConfig(), description="the Ray cluster underneath")
+    healing: HealingConfig = Field(default=HealingConfig(), description="what becomes of workers that end")
+    scaling: ScalingConfig = Field(default=ScalingConfig(), description="sizes and roles that follow the traffic")

@@ -102,7 +102,12 @@ def engine_spec(config: BatonConfig, pool_name: str, *, has_gpu: bool = False, b
 
 def kv_spec(config: BatonConfig) -> KVSpec:
     """Describe how every worker hands KV over; what `auto` means is found out by the workers, pair by pair."""
-    return KVSpec(transport=config.kv.transport, lease_s=config.kv.lease_s, staging_bytes=config.kv.staging_mb * MIB)
+    return KVSpec(
+        transport=config.kv.transport,
+        lease_s=config.kv.lease_s,
+        staging_bytes=config.kv.staging_mb * MIB,
+        faults=(("runtime", "1"),) if config.kv.allow_faults else (),
+    )
 
 
 def component_tls(config: BatonConfig, base: Path | None = None) -> ComponentTLS | None:

@@ -5,6 +5,7 @@ Owns the Protocol and the split of a cluster that every policy needs. Must not k
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -54,3 +55,9 @@ class Candidates:
         """Some prefill and some decode worker have equal fingerprints."""
         receivers = {w.hello.fingerprint for w in self.decode}
         return any(w.hello.fingerprint in receivers for w in self.prefill)
+
+    @property
+    def num_pairs(self) -> int:
+        """Count the pairs of a prefill and a decode worker of equal fingerprint."""
+        receivers = Counter(w.hello.fingerprint for w in self.decode)
+        return sum(receivers[w.hello.fingerprint] for w in self.prefill)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from bench.goodput_plot import Curve, Panel, plotted
+from bench.goodput_plot import Curve, Palette, Panel, plotted
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -34,3 +34,14 @@ def test_nothing_measured_is_an_empty_picture() -> None:
     empty = Panel("none", (Curve("ours", ((1.0, 0.0),), is_ours=True),))
     assert ElementTree.fromstring(plotted([empty], columns=4)).find(f"{SVG}g") is not None
     assert ElementTree.fromstring(plotted([], columns=4)).find(f"{SVG}g") is None
+
+
+def test_colours_titles_and_promises_are_drawn_as_asked() -> None:
+    palette = Palette(ours="var(--a)", others=("var(--b)",), ink="currentColor", paper="none", axis="red", grid="none")
+    drawn = Panel("ms", (Curve("ours", ((0.0, 10.0), (950.0, 99.0)), is_ours=True),), "ms of TTFT", (90.0,))
+    text = plotted([drawn], columns=1, palette=palette)
+    root = ElementTree.fromstring(text)
+    assert "#" not in text
+    assert any(path.get("stroke-dasharray") == "3 3" for path in root.iter(f"{SVG}path"))
+    assert "ms of TTFT" in {each.text for each in root.iter(f"{SVG}text")}
+    assert len(list(root.iter(f"{SVG}text"))) < 20  # ticks stay few for any range

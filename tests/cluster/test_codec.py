@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cluster import codec
 from cluster.pb import worker_pb2 as pb
-from core.engine import HttpCall
+from core.engine import HttpCall, Resume
 from core.errors import BatonError, WorkerError, error_classes
 from core.types import Fingerprint, Handover, Leg, LegOrder, Membership, Role, WorkerHello, WorkerRecord, WorkerState
 
@@ -17,7 +17,10 @@ u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
 seconds = st.floats(allow_nan=False)
 headers = st.lists(st.tuples(text, text), max_size=4).map(tuple)
-calls = st.builds(HttpCall, text, text, text, headers, st.binary(max_size=50))
+resumes = st.none() | st.builds(
+    Resume, st.lists(u32, max_size=6).map(tuple), st.lists(u32, max_size=6).map(tuple), st.integers(0, 2**40)
+)
+calls = st.builds(HttpCall, text, text, text, headers, st.binary(max_size=50), text, resumes)
 handovers = st.none() | st.builds(Handover, text, text, seconds)
 submissions = st.builds(codec.Submission, u64, st.sampled_from(Leg), calls, handovers, seconds, u32)
 fingerprints = st.builds(Fingerprint, text, text, text, text, text, u32, text, u32, u32, text)
@@ -35,6 +38,18 @@ def test_submission_survives_the_wire(value: codec.Submission) -> None:
     decoded = codec.submission_from_pb(pb.Command.FromString(wire).submit)
     assert decoded == value
     assert decoded.order == LegOrder(value.slack_s, value.prompt_tokens)
+
+
+@given(st.lists(u32))
+def test_token_ids_survive_the_wire(token_ids: list[int]) -> None:
+    wire = codec.tokens_to_pb(token_ids)
+    assert wire == b"".join(token.to_bytes(codec.TOKEN_BYTES, "little") for token in token_ids)
+    assert codec.tokens_from_pb(wire).tolist() == token_ids
+
+
+def test_half_a_token_is_a_worker_error() -> None:
+    with pytest.raises(WorkerError, match="5 bytes"):
+        codec.tokens_from_pb(bytes(5))
 
 
 @pytest.mark.parametrize("given", [(), (("traceparent", "of the request"),)])

@@ -93,7 +93,53 @@ async def test_events_come_in_order(spec: WorkerSpec, tmp_path: Path) -> None:
         ("stage", "engine"),
         ("stage", "serving"),
         ("ready", None),
+        ("draining", None),
     ]
+
+
+async def test_a_worker_takes_another_role_and_goes_on(spec: WorkerSpec, tmp_path: Path) -> None:
+    events: list[Mapping[str, object]] = []
+    told = asyncio.Event()
+
+    def take(event: Mapping[str, object]) -> None:
+        events.append(event)
+        if event["event"] == "role":
+            told.set()
+
+    process = await WorkerProcess.start(spec, log_path=tmp_path / "worker.log", on_event=take)
+    record = await process.ready(READY_S)
+    process.take_role(Role.PREFILL, 5.0)
+    async with asyncio.timeout(READY_S):
+        await told.wait()
+    assert process.record == replace(record, role=Role.PREFILL)
+    session = WorkerSession(process.record, token=spec.token, on_change=lambda: None)
+    try:
+        assert (await session.connect(10)).role is Role.PREFILL
+    finally:
+        await session.close()
+    process.drain(None)
+    async with asyncio.timeout(END_S):
+        assert await process.exited() == 0
+
+
+async def test_a_drained_worker_finishes_what_runs_and_ends(started: WorkerProcess, spec: WorkerSpec) -> None:
+    record = await started.ready(READY_S)
+    session = WorkerSession(record, token=spec.token, on_change=lambda: None)
+    body = b'{"model": "m", "prompt": "p", "max_tokens": 40, "stream": true}'
+    call = HttpCall("r", "POST", "/v1/completions", (("content-type", "application/json"),), body)
+    try:
+        await session.connect(10)
+        reply = session.submit(Leg.WHOLE, call, None)
+        async with asyncio.timeout(END_S):
+            assert (await reply.head())[0] == 200
+            started.drain(None)
+            data = b""
+            while chunk := await reply.read():
+                data += chunk
+            assert data.rstrip().endswith(b"data: [DONE]")
+            assert await started.exited() == 0
+    finally:
+        await session.close()
 
 
 async def test_the_spec_file_is_private(started: WorkerProcess, spec: WorkerSpec, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster import codec
 from cluster.outbox import Outbox
 
 actions = st.lists(st.tuples(st.sampled_from(["body", "take", "drop"]), st.integers(1, 3), st.binary(min_size=1)))
@@ -42,3 +43,19 @@ def test_whole_reply_is_one_chunk() -> None:
     assert (chunk.call_id, chunk.status, chunk.data, chunk.last) == (7, 200, b"xy", True)
     assert (chunk.error, chunk.error_message, chunk.headers[0].name) == ("worker_lost", "gone", "a")
     assert outbox.take() == []
+
+
+def test_tokens_leave_with_the_bytes_made_of_them() -> None:
+    outbox = Outbox()
+    outbox.tokens(7, [5])
+    outbox.body(7, b"x")
+    outbox.tokens(8, [6, 7])
+    outbox.tokens(8, [8])
+    outbox.body(8, b"y")
+    alone, together = outbox.take()
+    assert (alone.data, codec.tokens_from_pb(alone.token_ids).tolist(), list(alone.group_sizes)) == (b"x", [5], [])
+    assert codec.tokens_from_pb(together.token_ids).tolist() == [6, 7, 8]
+    assert list(together.group_sizes) == [2, 1]
+    outbox.tokens(7, [9])
+    outbox.drop(7)
+    assert not outbox

@@ -8,8 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.placement import Node, WorkerPlacement, assign_cores, gpu_kind, place_workers
-from core.config.models import BatonConfig, PoolConfig, PoolsConfig
+from cluster.placement import (
+    Node,
+    WorkerPlacement,
+    assign_cores,
+    gpu_kind,
+    place_one,
+    place_workers,
+    spare_cores,
+    without_claims,
+)
+from core.config.models import BatonConfig, PoolConfig, PoolsConfig, RayConfig
 from core.errors import ConfigError
 from core.types import Role
 
@@ -171,3 +180,52 @@ def test_workers_of_one_node_get_cores_of_their_own() -> None:
 
 def test_nobody_is_pinned_on_a_node_with_too_few_cores() -> None:
     assert assign_cores([worker("a"), worker("b"), worker("c")], {"n1": (0, 1)}) == {}
+
+
+def test_near_pools_share_nodes() -> None:
+    nodes = [node("n1", {"CPU": 4.0}), node("n2", {"CPU": 4.0})]
+    pools = PoolsConfig(prefill=PoolConfig(replicas=2), decode=PoolConfig(replicas=2))
+    placed = where(place_workers(BatonConfig(pools=pools, ray=RayConfig(near=True)), nodes))
+    assert placed["prefill-0"] == placed["decode-0"] != placed["prefill-1"] == placed["decode-1"]
+
+
+def test_near_does_not_keep_a_worker_from_a_place() -> None:
+    nodes = [node("n1", {"CPU": 1.0}), node("n2", {"CPU": 1.0})]
+    placed = place_workers(BatonConfig(ray=RayConfig(near=True)), nodes)
+    assert sorted(where(placed).values()) == ["n1", "n2"]
+
+
+def test_one_more_worker_goes_where_most_is_free_beside_what_is_held() -> None:
+    nodes = [node("n1", {"CPU": 4.0}), node("n2", {"CPU": 3.0})]
+    held = place_workers(config(PoolConfig(replicas=0), PoolConfig(replicas=1, cpus=2)), nodes)
+    assert where(held) == {"decode-0": "n1"}
+    left = without_claims(nodes, held)  # Ray has not told of it yet
+    assert [n.free["CPU"] for n in left] == [2.0, 3.0]
+    placed = place_one(config(), Role.DECODE, "decode-7", left)
+    assert (placed.worker_id, placed.role, placed.node_id) == ("decode-7", Role.DECODE, "n2")
+
+
+def test_what_ray_has_told_of_is_not_taken_off_twice() -> None:
+    held = place_workers(config(PoolConfig(replicas=0), PoolConfig(cpus=2)), [node("n1", {"CPU": 4.0})])
+    (left,) = without_claims([node("n1", {"CPU": 4.0}, {"CPU": 2.0})], held)
+    assert left.free == {"CPU": 2.0}
+
+
+def test_one_more_worker_that_fits_nowhere_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"pools\.decode: worker 1 of 1 fits on no node of Ray: it needs 1 CPU"):
+        place_one(config(), Role.DECODE, "decode-1", [node("n1", {"CPU": 0.5})])
+
+
+def test_one_more_worker_near_a_lonely_one_joins_it() -> None:
+    nodes = [node("n1", {"CPU": 2.0}), node("n2", {"CPU": 8.0})]
+    near = BatonConfig(ray=RayConfig(near=True))
+    lonely = WorkerPlacement("prefill-0", Role.PREFILL, "n1", "10.0.0.1", 1.0, 0, {"CPU": 1.0})
+    assert place_one(near, Role.DECODE, "decode-0", nodes, beside=[lonely]).node_id == "n1"
+    assert place_one(near, Role.PREFILL, "prefill-1", nodes, beside=[lonely]).node_id == "n2"
+
+
+def test_one_more_worker_gets_cores_that_nobody_has() -> None:
+    (placed,) = place_workers(config(PoolConfig(replicas=0), PoolConfig(cpus=2)), [node("n1", {"CPU": 4.0})])
+    assert spare_cores(placed, range(4), [0, 3], is_alone=False) == (1, 2)
+    assert spare_cores(placed, range(4), [0, 1, 3], is_alone=False) == ()
+    assert spare_cores(placed, range(4), [], is_alone=True) == ()

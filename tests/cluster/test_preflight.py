@@ -14,9 +14,10 @@ from cluster.preflight import (
     check_plan_files,
     check_policy,
     check_port,
+    check_scaling,
     this_machine,
 )
-from core.config.models import BatonConfig, LoraConfig, ModelConfig, PlanConfig, RouterConfig
+from core.config.models import BatonConfig, LoraConfig, ModelConfig, PlanConfig, RouterConfig, ScalingConfig
 from core.errors import ConfigError
 
 
@@ -101,6 +102,11 @@ def test_an_event_log_that_cannot_be_made_is_refused(place: str, tmp_path: Path)
         check_event_log(BatonConfig(router=RouterConfig(event_log=place.format(tmp=tmp_path))))
 
 
+def test_a_recording_that_cannot_be_made_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"router\.record: .*; name a file"):
+        check_event_log(BatonConfig(router=RouterConfig(record="below/traffic.jsonl")))
+
+
 @pytest.mark.parametrize("place", [None, "e.jsonl", "{tmp}/e.jsonl"])
 def test_an_event_log_has_a_file(place: str | None, tmp_path: Path) -> None:
     check_event_log(BatonConfig(router=RouterConfig(event_log=place and place.format(tmp=tmp_path))))
@@ -124,3 +130,11 @@ def test_this_machine_has_the_cores_this_process_may_use() -> None:
     node = this_machine()
     assert node.total["CPU"] == len(os.sched_getaffinity(0))
     assert node.total == node.free
+
+
+def test_sizes_do_not_follow_the_traffic_when_nobody_decides_them() -> None:
+    automatic = BatonConfig(scaling=ScalingConfig(mode="auto"))
+    with pytest.raises(ConfigError, match=r"scaling\.mode: auto needs a decider"):
+        check_scaling(automatic, has_decider=False)
+    check_scaling(automatic, has_decider=True)
+    check_scaling(BatonConfig(), has_decider=False)

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from cluster import wire
 from cluster.pb import worker_pb2 as pb
 from cluster.session_client import WorkerSession
 from cluster.session_server import SessionServer
@@ -200,6 +201,42 @@ async def test_calls_of_a_lost_router_are_cancelled_in_time(blow: signal.Signals
             await worker.idle.wait()
         assert time.monotonic() - began_s < within_s
         await s.until(lambda: s.server.num_sessions == 1)
+
+
+async def test_busy_worker_that_is_frozen_is_given_up_in_about_a_second() -> None:
+    """An idle one is given more time; and one that thaws finds its session closed, its calls with it."""
+    async with process("serve") as (child, port):
+        session = WorkerSession(record(int(port)), token="", on_change=lambda: None)
+        await session.connect(WAIT_S)
+        reply = session.submit(Leg.WHOLE, call(b'{"prompt": "a", "max_tokens": 4000, "stream": true}'), None)
+        assert await reply.read()
+        child.send_signal(signal.SIGSTOP)
+        try:
+            began_s = time.monotonic()
+            with pytest.raises(WorkerLost, match="no frame for 1 s"):
+                await read_all(reply)
+            assert time.monotonic() - began_s < NOTICED_S
+        finally:
+            child.send_signal(signal.SIGCONT)
+        changed = asyncio.Event()
+        again = WorkerSession(record(int(port)), token="", on_change=changed.set)
+        await again.connect(WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            while again.state.num_running:
+                changed.clear()
+                await changed.wait()
+        await again.close()
+
+
+async def test_busy_worker_is_never_silent_for_long() -> None:
+    """Though it makes nothing: a prompt may take seconds."""
+    async with stream(HangingWorker()) as s, raw_stream(s.port) as busy:
+        busy.write(submit(1))
+        began_s = time.monotonic()
+        async with asyncio.timeout(WAIT_S):
+            for _ in range(4):
+                assert await busy.read() is not None
+        assert time.monotonic() - began_s < 4 * wire.BUSY_SILENCE_S
 
 
 def stall(seconds: float) -> None:

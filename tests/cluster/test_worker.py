@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -66,6 +66,9 @@ class Body:
 
     def facts(self, facts: LegFacts) -> None:
         self.measured = facts
+
+    def tokens(self, token_ids: Sequence[int]) -> None:
+        pass
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from core import errors
-from core.errors import BatonError, ConfigError, KVTransferError, Overloaded, RequestRejected, WorkerError
+from core.errors import BatonError, ConfigError, KVTransferError, NotRunning, Overloaded, RequestRejected, WorkerError
 
 ALL = [value for _, value in inspect.getmembers(errors, inspect.isclass) if issubclass(value, BatonError)]
 LEAVES = [kind for kind in ALL if not kind.__subclasses__() or kind is ConfigError]
@@ -49,7 +49,7 @@ def test_a_rejection_carries_the_field_and_when_to_return() -> None:
     assert RequestRejected("x").retry_after_s is None
 
 
-def test_the_four_branches_do_not_overlap() -> None:
-    branches = (ConfigError, RequestRejected, WorkerError, KVTransferError)
+def test_the_branches_do_not_overlap() -> None:
+    branches = (ConfigError, NotRunning, RequestRejected, WorkerError, KVTransferError)
     for leaf in LEAVES:
         assert sum(issubclass(leaf, branch) for branch in branches) == 1

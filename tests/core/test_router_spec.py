@@ -38,6 +38,8 @@ def test_configuration_is_carried_over() -> None:
                 "max_concurrent_requests": 7,
                 "whole_below_tokens": 64,
                 "event_log": "events.jsonl",
+                "record": "requests.jsonl",
+                "record_mb": 2,
                 "policy": "least-loaded",
                 "admission": False,
                 "max_held_requests": 0,
@@ -75,6 +77,8 @@ def test_configuration_is_carried_over() -> None:
             overflow=True,
         ),
         event_log="events.jsonl",
+        record="requests.jsonl",
+        record_bytes=2 << 20,
         token="t",
         events_fd=5,
     )

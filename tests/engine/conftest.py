@@ -1,4 +1,4 @@
-"""One real engine in a worker process of its own, for the whole session."""
+"""One real engine in a worker process of its own, for the whole test session."""
 
 from __future__ import annotations
 
@@ -75,16 +75,23 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def running(model: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningEngine]:
+async def worker(model: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[WorkerProcess]:
     run_dir = tmp_path_factory.mktemp("engine")
     adapter = make_random_lora(run_dir / "adapter", model, rank=8, seed=2)
     spec = worker_spec(run_dir, model, "w", [("poet", str(adapter))])
     process = await WorkerProcess.start(spec, log_path=run_dir / "worker.log")
     try:
-        changed = asyncio.Event()
-        session = WorkerSession(await process.ready(START_S), token="", on_change=changed.set)
-        await session.connect(10)
-        yield RunningEngine(process, session, changed)
-        await session.close()
+        await process.ready(START_S)
+        yield process
     finally:
         await process.stop(20)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def running(worker: WorkerProcess) -> AsyncIterator[RunningEngine]:
+    """Give the shared worker with a session of the module's own: some tests keep its event loop for too long."""
+    changed = asyncio.Event()
+    session = WorkerSession(await worker.ready(START_S), token="", on_change=changed.set)
+    await session.connect(10)
+    yield RunningEngine(worker, session, changed)
+    await session.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
 from starlette.applications import Starlette
@@ -42,6 +42,9 @@ class Recorder:
 
     def facts(self, facts: LegFacts) -> None:
         self.measured = facts
+
+    def tokens(self, token_ids: Sequence[int]) -> None:
+        pass
 
 
 def app_of(endpoint: Endpoint) -> AsgiApp:

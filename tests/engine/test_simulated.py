@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
-from core.engine import HttpCall
+from core.engine import HttpCall, Resume
 from core.errors import ConfigError, EngineFailed
 from core.types import LegFacts, Role, WorkerState
 from core.worker_spec import EngineSpec, WorkerSpec
@@ -26,6 +27,7 @@ class Sink:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.data = b""
+        self.token_ids: list[tuple[int, ...]] = []
         self.first = asyncio.Event()
 
     def start(self, status: int, headers: tuple[tuple[str, str], ...]) -> None:
@@ -41,6 +43,9 @@ class Sink:
 
     def facts(self, facts: LegFacts) -> None:
         self.measured = facts
+
+    def tokens(self, token_ids: Sequence[int]) -> None:
+        self.token_ids.append(tuple(token_ids))
 
     @property
     def events(self) -> list[dict[str, object]]:
@@ -307,3 +312,16 @@ async def test_failure_ends_every_call() -> None:
             with pytest.raises(EngineFailed, match="out of memory"):
                 await outcome
         assert await engine.failed() == "out of memory"
+
+
+async def test_resumed_stream_is_that_of_the_beginning_and_tells_only_new_tokens() -> None:
+    async with running() as engine:
+        asked = post("/v1/completions", prompt="the sea", max_tokens=8, stream=True)
+        whole = await answer(engine, asked)
+        made = [token for group in whole.token_ids for token in group]
+        assert len(made) == 7  # not the one that ends it
+        resumed = await answer(engine, replace(asked, resume=Resume(made[:3], ())))
+        assert resumed.data == whole.data
+        assert [token for group in resumed.token_ids for token in group] == made[3:]
+        grouped = await answer(engine, replace(asked, resume=Resume(made[:3], (1, 2))))
+        assert len(grouped.events) == len(whole.events) - 1

@@ -68,6 +68,12 @@ def test_sizes_adapters_and_extra_flags() -> None:
     assert "--no-enable-prefix-caching" in made
 
 
+def test_workers_resume_unless_another_extension_is_asked_for() -> None:
+    assert value(flags(PLAIN), "--worker-extension-cls") == "engine.vllm_resume_worker.ResumingWorker"
+    made = flags(replace(PLAIN, extra_args=("--worker-extension-cls=a.B",)))
+    assert [flag for flag in made if flag.startswith("--worker-extension-cls")] == ["--worker-extension-cls=a.B"]
+
+
 def test_the_scheduler_tells_its_steps_unless_another_is_asked_for() -> None:
     assert value(flags(PLAIN), "--scheduler-cls") == "engine.vllm_scheduler.telling_scheduler"
     for extra in (("--scheduler-cls", "a.B"), ("--scheduler-cls=a.B",)):

@@ -118,8 +118,8 @@ def test_prefill_killed_in_mid_prefill_is_not_noticed_by_the_client(stack: Stack
     assert stack.landed() == before + 1
 
 
-def test_decode_killed_in_mid_stream_ends_with_a_clear_error(stack: Stack) -> None:
-    body = completion(100, of=240, max_tokens=3000, ignore_eos=True)
+def test_decode_killed_in_mid_stream_ends_what_cannot_be_resumed_with_a_clear_error(stack: Stack) -> None:
+    body = completion(100, of=240, max_tokens=3000, ignore_eos=True, n=2) | {"temperature": 1.0}
     with opened_stream(stack, body, events=5) as lines:
         stack.kill("decode-0")
         last = [line for line in lines if line][-1]

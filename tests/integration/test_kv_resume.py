@@ -43,7 +43,7 @@ class World:
         self.ways = PipeWays(self.receiver, pipes)
         self.pool = StagingPool(1 << 20)
         loop = asyncio.get_running_loop()
-        self.sender = Sender(loop, self.ways, self.ways.withdraw, ledger=self.ledgers[0], pool=self.pool, group_bytes=0)
+        self.sender = Sender(loop, self.ways, self.ways.withdraw, ledger=self.ledgers[0], pool=self.pool)
 
     def offer(self) -> None:
         offer = Offer("t", "p", 1, "fp", "d", len(SOURCE), LAYERS, self.io.block_bytes)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kv_transfer.block_io import BlockIO
+from kv_transfer.frames import Digest
 from tests.support.kv_side import BLOCKS, LAYERS, SHAPE
 
 IDS = st.lists(st.integers(0, BLOCKS - 1), min_size=1, max_size=BLOCKS, unique=True)
@@ -22,7 +24,9 @@ def test_blocks_land_where_they_should(source: list[int], data: st.DataObject) -
     before = caches[1]["layer.1"].clone()
     out, into = (BlockIO(cache) for cache in caches)
     staged = memoryview(bytearray(len(source) * out.block_bytes))
-    out.gather_into(1, source, staged)
+    digest = Digest()
+    out.gather_into(1, source, staged, digest)
+    assert digest.intdigest() == xxhash.xxh3_64_intdigest(staged)
     rows = into.writable(1, target)
     assert sum(row.nbytes for row in rows) == staged.nbytes
     left = staged

@@ -56,9 +56,9 @@ def test_frame_of_another_transfer_layer_or_place_is_noticed() -> None:
     encoded = blocks_header(transfer_seed("a"), 0, 0, 1, block)
     with pytest.raises(CorruptFrame):
         verify_blocks(read_header(encoded), transfer_seed("b"), [block])
-    for field in (2, 4):  # the layer, the first block
+    for field in (2, 4, 8):  # the layer, the first block, the number of blocks
         moved = bytearray(encoded)
-        moved[field] = 1
+        moved[field] ^= 2
         with pytest.raises(CorruptFrame):
             verify_blocks(read_header(bytes(moved)), transfer_seed("a"), [block])
 

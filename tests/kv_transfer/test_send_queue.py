@@ -74,6 +74,38 @@ def test_every_needed_block_leaves_and_a_new_stream_goes_on(
     pool.close()
 
 
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 5), st.booleans())
+def test_frame_of_several_layers_leaves_without_what_the_peer_has(
+    layers: int, count: int, needed: int, lands: bool
+) -> None:
+    pool = StagingPool(16 * CHUNK_BYTES)
+    queue = SendQueue(pool, seed=SEED, block_bytes=BLOCK)
+    segment = pool.take(layers * count * BLOCK)
+    assert segment is not None
+    segment.view[:] = bytes(index // BLOCK for index in range(layers * count * BLOCK))
+    queue.put(segment, layer=3, first_block=1, num_blocks=count, header=blocks_header(SEED, 3, 1, count, segment.view))
+    queue.go_on(first_needed=needed, landed=0)
+    arrived = []  # (layer, block, content)
+    frames = queue.take(1 << 20)
+    for frame in frames:
+        header = read_header(frame.header)
+        verify_blocks(header, SEED, [frame.payload])
+        assert bytes(pool._view[frame.offset : frame.offset + header.size]) == frame.payload
+        for index, content in enumerate(bytes(frame.payload)[::BLOCK]):
+            layer, block = divmod(index, header.num_blocks)
+            arrived.append((header.layer + layer, header.first_block + block, content))
+    wanted = range(max(needed, 1), count + 1)
+    assert arrived == [(3 + layer, block, layer * count + block - 1) for layer in range(layers) for block in wanted]
+    if lands:
+        for number in range(len(frames)):
+            assert pool.used_bytes == segment.num_chunks * CHUNK_BYTES
+            queue.acknowledge(number + 1)
+        assert pool.used_bytes == 0
+    queue.close()
+    assert pool.used_bytes == 0
+    pool.close()
+
+
 @pytest.mark.parametrize("landed", [0, 3])
 def test_impossible_acknowledgement_is_refused(landed: int) -> None:
     pool = StagingPool(4 * CHUNK_BYTES)

@@ -4,8 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 
-from tests.support.kv_side import LAYERS, WAIT_S, MakeSide, wait_until
+import torch
+
+from core.errors import TransferAborted
+from kv_transfer.frames import Offer
+from kv_transfer.ledger import LeaseLedger
+from kv_transfer.sender import Sender
+from kv_transfer.staging import StagingPool
+from kv_transfer.transport import Outgoing
+from tests.support.kv_side import BLOCK_BYTES, LAYERS, WAIT_S, MakeSide, wait_until
+
+
+class NoWays:
+    """Nobody can be reached."""
+
+    async def open(
+        self, peer: str, *, attempt: int, failed: frozenset[str], timeout_s: float, num_bytes: int | None = None
+    ) -> tuple[str, Outgoing]:
+        raise TransferAborted(peer)
+
+    def done(self, peer: str, name: str, num_bytes: int, seconds: float) -> None: ...
+
+    def failed(self, peer: str, name: str) -> None: ...
+
+
+async def no_withdraw(peer: str, transfer_id: str, reason: str) -> None:
+    """Tell nobody."""
 
 
 def test_hand_over_offered_twice_leaves_nothing_behind(make_side: MakeSide) -> None:
@@ -21,17 +47,32 @@ def test_hand_over_offered_twice_leaves_nothing_behind(make_side: MakeSide) -> N
 
 
 def test_short_layers_leave_in_groups_and_the_rest_with_the_last(make_side: MakeSide) -> None:
-    prefill, decode = make_side(seed=1, group_bytes=200), make_side(seed=2)
-    layer_bytes = 2 * prefill.endpoint.io.block_bytes
+    layer_bytes = 2 * BLOCK_BYTES
+    prefill, decode = make_side(seed=1, group_bytes=2 * layer_bytes), make_side(seed=2)
     decode.expect("t", [2, 0])
     prefill.offer(decode.address, "t", 2)
     wait_until(lambda: (known := decode.endpoint.receiver._expected.get("t")) is not None and known.landing)
     prefill.put("t", 0, 0, [5, 1])
     assert decode.endpoint.receiver.bytes_landed == 0
-    prefill.put("t", 1, 0, [5, 1])  # two layers with their headers are more than a group
+    prefill.put("t", 1, 0, [5, 1])
     wait_until(lambda: decode.endpoint.receiver.bytes_landed == 2 * layer_bytes)
     prefill.put("t", 2, 0, [5, 1])
     prefill.endpoint.sender.finish("t")
+    decode.wait_finished("t")
+    assert decode.bad == set()
+    assert all(torch.equal(cache[[5, 1]], decode.cache[name][[2, 0]]) for name, cache in prefill.cache.items())
+
+
+def test_what_a_step_has_staged_leaves_with_it(make_side: MakeSide) -> None:
+    prefill, decode = make_side(seed=1, group_bytes=1 << 20), make_side(seed=2)
+    decode.expect("t", [2, 0])
+    prefill.offer(decode.address, "t", 2)
+    prefill.put("t", 0, 0, [5, 1])
+    prefill.endpoint.flush()
+    wait_until(lambda: decode.endpoint.receiver.bytes_landed == 2 * BLOCK_BYTES)
+    for layer in (1, 2):
+        prefill.put("t", layer, 0, [5, 1])
+    prefill.endpoint.finish("t")
     decode.wait_finished("t")
     assert decode.bad == set()
 
@@ -100,3 +141,19 @@ def test_broken_stream_leaves_no_error_unread(make_side: MakeSide) -> None:
     done = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), prefill.endpoint._loop)
     done.result(WAIT_S)
     assert unread == []
+
+
+async def test_hand_over_cancelled_before_its_first_step_releases_its_lease() -> None:
+    ledger, pool = LeaseLedger(time.monotonic), StagingPool(1)
+    sender = Sender(asyncio.get_running_loop(), NoWays(), no_withdraw, ledger=ledger, pool=pool)
+    sender.open(Offer("t", "p", 1, "fp", "d", 1, 1, 8), request_id="r", peer="nowhere", lease_s=WAIT_S)
+    segment = sender.take("t", 8)
+    assert segment is not None
+    sender.put("t", segment, layer=0, first_block=0, num_blocks=1, header=b"")
+    await asyncio.ensure_future(sender.close())  # after the hand-over's task is made, before its first step
+    await asyncio.sleep(0)
+    assert ledger.blocks().granted == 1
+    assert ledger.open_leases == ()
+    assert sender.staged_bytes == 0
+    assert sender.counts == {"sent": 0, "declined": 0, "failed": 1}
+    pool.close()

@@ -27,7 +27,7 @@ from kv_transfer.frames import HEADER_BYTES, Kind, blocks_header, control_frame
 from kv_transfer.shm_connection import WINDOW, offer_memory
 from kv_transfer.shm_memory import BOARD_BYTES, Board, Mark, PeerMemory
 from kv_transfer.shm_transport import SCHEME, ShmTransport, short_path
-from kv_transfer.staging import SIZE_SEALS, Segment, StagingPool
+from kv_transfer.staging import GROWTH_BYTES, SIZE_SEAL, Segment, StagingPool
 from kv_transfer.transport import Incoming, Outgoing, StagedFrame
 
 WAIT_S = 30.0
@@ -275,8 +275,7 @@ def memory(size: int, seals: int, *, allocated: bool = True) -> int:
 BAD_MEMORY = {
     "unsealed": lambda: memory(1 << 16, 0),
     "may shrink": lambda: memory(1 << 16, fcntl.F_SEAL_GROW),
-    "empty": lambda: memory(0, SIZE_SEALS),
-    "not allocated": lambda: memory(1 << 30, SIZE_SEALS, allocated=False),
+    "not allocated": lambda: memory(1 << 30, SIZE_SEAL, allocated=False),
     "a file": lambda: os.open(__file__, os.O_RDONLY),
 }
 
@@ -300,12 +299,38 @@ async def test_memory_that_could_kill_its_reader_is_refused(pair: Pair, name: st
     assert pair.receiver._memories == {}
 
 
-def test_staging_memory_never_changes_its_size() -> None:
+def test_board_that_is_too_small_is_refused() -> None:
+    board, small = Board(), memory(BOARD_BYTES - 1, SIZE_SEAL)
+    with pytest.raises(PeerMismatch):
+        PeerMemory(board.fd, small)
+    os.close(small)
+    board.close()
+
+
+def test_staging_memory_never_shrinks() -> None:
     pool = StagingPool(1 << 16)
-    for size in (0, 1 << 20):
-        with pytest.raises(PermissionError):
-            os.ftruncate(pool.fd, size)
+    assert pool.take(1) is not None
+    with pytest.raises(PermissionError):
+        os.ftruncate(pool.fd, 0)
     pool.close()
+
+
+async def test_memory_that_was_allocated_after_the_peer_had_connected_is_read(tmp_path: Path) -> None:
+    async with pair_in(tmp_path) as pair:
+        pair.pools[0].close()
+        pool = StagingPool(3 * GROWTH_BYTES)
+        pair.pools, pair.sender = (pool, pair.pools[1]), ShmTransport("secret", pool, tmp_path)
+        outgoing, incoming = await pair.open()
+        assert pool.allocated_bytes == 0
+        row = bytearray(48)
+        for content in (b"a", b"b", b"c"):
+            frame, _ = stage(pool, [content * 48])
+            assert pool.take(GROWTH_BYTES - (1 << 16)) is not None  # the next frame needs more memory
+            await outgoing.write_blocks([frame])
+            await incoming.land(await incoming.header(), [memoryview(row)])
+            assert row == content * 48
+        assert pool.take(1) is None
+        outgoing.close()
 
 
 @given(st.lists(st.booleans(), max_size=40))

@@ -6,13 +6,15 @@ segment of the whole size fits again.
 
 from __future__ import annotations
 
+import errno
 import os
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kv_transfer.staging import CHUNK_BYTES, Segment, StagingPool
+from kv_transfer.staging import CHUNK_BYTES, GROWTH_BYTES, Segment, StagingPool
 
 CHUNKS = 24
 SIZES = st.integers(1, 9 * CHUNK_BYTES)
@@ -39,6 +41,37 @@ def test_segments_never_overlap_and_all_comes_back(steps: list[int]) -> None:
     assert pool.take(CHUNKS * CHUNK_BYTES) is not None
     assert pool.take(1) is None
     held.clear()
+    pool.close()
+
+
+def test_memory_is_allocated_up_to_what_was_in_use_at_once() -> None:
+    pool = StagingPool(4 * GROWTH_BYTES)
+    assert os.fstat(pool.fd).st_blocks == 0
+    for _ in range(9):
+        held = [pool.take(GROWTH_BYTES // 4) for _ in range(3)]
+        for segment in held:
+            assert segment is not None
+            segment.view[-1] = 1
+            pool.give_back(segment)
+    assert pool.allocated_bytes == os.fstat(pool.fd).st_size == GROWTH_BYTES
+    assert pool.take(GROWTH_BYTES + 1) is not None
+    assert pool.allocated_bytes == os.fstat(pool.fd).st_size == 2 * GROWTH_BYTES
+    pool.close()
+
+
+def test_no_memory_left_is_like_no_place_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int, start: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    pool = StagingPool(2 * GROWTH_BYTES)
+    segment = pool.take(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", refuse)
+        assert pool.take(GROWTH_BYTES) is None
+    assert segment is not None
+    pool.give_back(segment)
+    assert pool.used_bytes == 0
+    assert pool.take(2 * GROWTH_BYTES) is not None
     pool.close()
 
 

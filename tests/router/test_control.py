@@ -52,6 +52,19 @@ async def test_workers_are_listed(pair: Site, client: httpx.AsyncClient) -> None
     assert workers[0]["address"] == pair.workers["decode-0"].record.address
 
 
+async def test_prometheus_finds_every_worker_and_can_scrape_it(pair: Site, client: httpx.AsyncClient) -> None:
+    found = (await client.get("/metrics/workers")).json()
+    host = pair.url.removeprefix("http://")
+    assert [(t["targets"], t["labels"]["worker"], t["labels"]["role"]) for t in found] == [
+        ([host], "decode-0", "decode"),
+        ([host], "prefill-0", "prefill"),
+    ]
+    for target in found:
+        await client.get(target["labels"]["__metrics_path__"])
+        engine = pair.workers[target["labels"]["worker"]].engine
+        assert [(c.method, c.path) for c in engine.calls] == [("GET", "/metrics")]
+
+
 async def test_engine_metrics_come_from_the_worker_named(pair: Site, client: httpx.AsyncClient) -> None:
     await client.get("/workers/decode-0/metrics")
     assert [(c.method, c.path) for c in pair.workers["decode-0"].engine.calls] == [("GET", "/metrics")]
@@ -68,6 +81,7 @@ async def test_schema_lists_exactly_what_is_served(pair: Site, client: httpx.Asy
         "/ready",
         "/live",
         "/metrics",
+        "/metrics/workers",
         "/version",
         "/load",
         "/status",

@@ -137,19 +137,19 @@ async def test_nothing_follows_a_line_that_could_not_be_written_whole(
 ) -> None:
     writer = Writer(tmp_path / "events.jsonl")
     writer.decide(5)
-    whole = event_log._write_all
+    whole = event_log.write_all
 
     def fill_the_disk(file: FileIO, data: bytes) -> None:
         whole(file, data[:-40])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(event_log, "_write_all", fill_the_disk)
+    monkeypatch.setattr(event_log, "write_all", fill_the_disk)
     writing = asyncio.create_task(writer.log.write())
     await asyncio.sleep(0)
     writing.cancel()  # as when the router stops while its disk is busy
     await asyncio.gather(writing, return_exceptions=True)
     writer.decide(5)
     await asyncio.get_running_loop().run_in_executor(writer.log._thread, lambda: None)  # that write is over
-    monkeypatch.setattr(event_log, "_write_all", whole)  # and there is room again
+    monkeypatch.setattr(event_log, "write_all", whole)  # and there is room again
     await writer.log.close()
     assert replay(tmp_path / "events.jsonl").decisions == 4

@@ -86,3 +86,10 @@ def test_a_request_of_no_decision_has_lines() -> None:
     assert lines[0] == "r1 /v1/completions: client_error"
     assert "  decision none was taken" in lines
     assert "time line, 0.000 ms to the end:" in lines
+
+
+def test_a_stream_that_went_on_elsewhere_says_so() -> None:
+    record = begun()
+    record.resumed(10.2, 10.75, "decode-1")
+    lines = explanation_lines(told(streamed(record)))
+    assert "  resumed  at decode-1 after a gap of 550 ms, 200 ms in" in lines

@@ -17,6 +17,7 @@ from tests.support.router_site import MODEL, NEVER, WAIT_S, Site
 PROMPT = "the sea was calm"
 SLOW = ("--step-ms", "20")
 LONG = {"model": MODEL, "prompt": PROMPT, "max_tokens": 4000, "stream": True}
+UNRESUMED = LONG | {"n": 2}
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 SSE = (("content-type", "text/event-stream"),)
 
@@ -149,7 +150,7 @@ async def test_decode_lost_in_mid_stream_is_told_in_the_stream(pair: Site, clien
     await pair.workers["decode-0"].kill()
     await pair.until(lambda: "decode-0" not in pair.connected())
     events: list[str] = []
-    async with client.stream("POST", "/v1/completions", json=LONG) as reply:
+    async with client.stream("POST", "/v1/completions", json=UNRESUMED) as reply:
         async for line in reply.aiter_lines():  # raises if the chunked body is not ended properly
             events += [line] if line else []
             if len(events) == 3:
@@ -163,7 +164,7 @@ async def test_decode_lost_in_mid_stream_is_told_in_the_stream(pair: Site, clien
 
 async def test_official_client_raises_on_a_broken_stream(pair: Site, official: openai.AsyncOpenAI) -> None:
     decode = pair.workers["decode-0"]
-    stream = await official.completions.create(model=MODEL, prompt=PROMPT, max_tokens=4000, stream=True)
+    stream = await official.completions.create(model=MODEL, prompt=PROMPT, max_tokens=4000, n=2, stream=True)
     await anext(aiter(stream))
     await decode.kill()
     with pytest.raises(openai.APIError, match="decode-0"):
@@ -235,7 +236,7 @@ async def test_engine_failing_in_mid_stream_is_told_in_the_stream(pair: Site, cl
         raise EngineFailed("out of luck")
 
     pair.workers["decode-0"].engine.script = fail
-    events = (await client.post("/v1/completions", json=LONG)).content.split(b"\n\n")
+    events = (await client.post("/v1/completions", json=UNRESUMED)).content.split(b"\n\n")
     assert events[0] == b"data: {}"
     assert json.loads(events[1].removeprefix(b"data: "))["error"]["message"] == "out of luck"
     assert events[2:] == [b""]

@@ -51,11 +51,19 @@ async def test_counts_agree_with_requests(pair: Site, client: httpx.AsyncClient)
 async def test_workers_are_shown_and_missed(pair: Site, client: httpx.AsyncClient) -> None:
     labels = {"worker": "decode-0", "role": "decode"}
     assert await pair.metric("baton_worker_up", **labels) == 1
-    assert await pair.metric("baton_worker_kv_blocks_total", **labels) == 4096
+    assert await pair.metric("baton_worker_kv_blocks", **labels) == 4096
     await pair.workers["decode-0"].kill()
     await pair.until(lambda: "decode-0" not in pair.connected())
     assert await pair.metric("baton_worker_up", **labels) == 0
     assert await pair.metric("baton_worker_up") == 1
+    assert await pair.metric("baton_worker_pairs") == 0
+
+
+async def test_pairs_are_counted_by_equal_fingerprints(pair: Site) -> None:
+    assert await pair.metric("baton_worker_pairs") == 1
+    await pair.add_worker("decode-1")
+    await pair.add_worker("decode-2", block_size=64)
+    assert await pair.metric("baton_worker_pairs") == 2
 
 
 async def test_one_log_line_for_each_request(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from core.types import ClusterView, Hold, LegFacts, Rejection, Role
-from router.record import MAX_HOLDS, verdict_of
+from router.record import MAX_HOLDS, Resumed, verdict_of
 from tests.support.records import FORECAST, PREFILL_FACTS, ROUTE, SECOND, VIEW, begun, held, routed, shape, streamed
 from tests.support.views import worker
 
@@ -94,3 +94,10 @@ def test_the_verdict_is_said_in_words(changes: dict[str, object], verdict: str) 
         setattr(record, name, value)
     assert verdict_of(record) == verdict
     assert verdict_of(routed(begun())) == "running"
+
+
+def test_each_time_that_a_stream_went_on_is_kept() -> None:
+    record = begun()
+    record.resumed(10.5, 11.0, "decode-1")
+    record.resumed(12.0, 12.25, "prefill-0")
+    assert record.resumes == (Resumed(0.5, 0.5, "decode-1"), Resumed(2.0, 0.25, "prefill-0"))

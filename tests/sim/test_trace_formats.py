@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 from core.errors import ConfigError
+from core.recording import BLOCK_TOKENS
 from sim.trace_formats import parse
+from tests.support.recordings import requests, written
 
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n"
@@ -116,3 +119,13 @@ def test_numbers_of_hundreds_of_digits_are_taken_for_infinity() -> None:
     assert columns.prompt_tokens == [math.inf]
     columns = parse(f'{{"input_lens": [{huge}], "output_lens": [1]}}', file="t")
     assert columns.prompt_tokens == [math.inf]
+
+
+def test_a_recording_is_a_trace_with_shorter_blocks(tmp_path: Path) -> None:
+    found = [r._replace(hashes=(7, 8)) for r in requests(4)]
+    columns = parse(written(tmp_path / "t.jsonl", found).read_text(), file="t.jsonl")
+    assert (columns.format, columns.prefix_block_tokens) == ("recorded traffic", BLOCK_TOKENS)
+    assert list(columns.lines) == [2, 3, 4, 5]
+    assert columns.prompt_tokens == [r.prompt_tokens for r in found]
+    assert columns.slo_class == ["chat", "chat", "chat", "batch"]
+    assert columns.prefix_ids == [[7, 8]] * 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from core.engine import EngineDescription, HttpCall, ReplySink
 from core.types import Fingerprint, Handover, LegFacts, WorkerState
@@ -63,3 +63,6 @@ class Status:
 
     def facts(self, facts: LegFacts) -> None:
         self.measured = facts
+
+    def tokens(self, token_ids: Sequence[int]) -> None:
+        pass

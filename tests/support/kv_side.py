@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from kv_transfer.frames import Offer
 from kv_transfer.plan import ReceiveOpen, ReceiveParams
 
 LAYERS, BLOCKS, SHAPE = 3, 16, (2, 4, 8)
+BLOCK_BYTES = math.prod(SHAPE)
 WAIT_S = 10.0
 
 

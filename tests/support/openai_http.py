@@ -72,11 +72,11 @@ def stream(url: str, path: str, body: Json) -> Streamed:
         assert response.headers["content-type"].startswith("text/event-stream")
         for line in response.iter_lines():
             if line.startswith("data: "):
-                _take(gathered, line.removeprefix("data: "))
+                take(gathered, line.removeprefix("data: "))
     return gathered
 
 
-def _take(gathered: Streamed, data: str) -> None:
+def take(gathered: Streamed, data: str) -> None:
     assert not gathered.done, f"event after [DONE]: {data}"
     if data == "[DONE]":
         gathered.done = True

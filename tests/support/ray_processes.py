@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -46,7 +47,7 @@ class Baton:
         environment["HOME"] = str(self.home)
         environment.pop("RAY_ADDRESS", None)
         arguments = list(words)
-        if words[0] == "up":
+        if words[0] in ("up", "apply"):
             arguments[1:1] = [f"model.path={self.model}", "router.port=0"]  # first: the words given may replace them
         return subprocess.Popen(
             [sys.executable, "-m", "tests.support.simulated_baton", *arguments],
@@ -97,6 +98,11 @@ def tree(pid: int) -> list[int]:
     for one in found:
         found += parents.get(one, [])
     return found
+
+
+def parent_of(pid: int) -> int:
+    """Return the parent of a process that runs."""
+    return int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
 
 
 def is_alive(pid: int) -> bool:
@@ -151,6 +157,28 @@ def two_nodes(head_resource: str, second_resource: str) -> Iterator[TwoNodes]:
                 process.wait(20)
             process.kill()
             process.wait(20)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def job_server() -> Iterator[str]:
+    """Start a Ray of one node that takes jobs, as on a cluster's head; yield the URL of its job server."""
+    folder = Path(tempfile.mkdtemp(prefix="bj-", dir=RAY_DIRS))
+    head: subprocess.Popen[bytes] | None = None
+    try:
+        head = _ray_start(folder / "1", "--head", "--port=0", "--dashboard-host=127.0.0.1", resource="here")
+        log = folder / "1" / "out"
+        _wait_for(head, log, "Ray runtime started")
+        found = re.search(r"127\.0\.0\.1:\d+(?=\s*$)", _wait_for(head, log, "view the dashboard at"), re.MULTILINE)
+        assert found is not None, log.read_text()
+        yield f"http://{found[0]}"
+    finally:
+        if head is not None:
+            head.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                head.wait(20)
+            head.kill()
+            head.wait(20)
         shutil.rmtree(folder, ignore_errors=True)
 
 

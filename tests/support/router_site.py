@@ -81,6 +81,11 @@ class SiteWorker:
         state = self.role.state()
         return not (self._server.num_calls or state.num_running or state.num_waiting or state.kv_blocks_used)
 
+    def cut_sessions(self) -> None:
+        """Close every connection, as a network does that fails for a moment."""
+        for session in list(self._server._sessions):
+            session.cut_off()
+
     async def kill(self) -> None:
         await self._server.stop(0)
         await self.engine.close()

@@ -1,7 +1,7 @@
 """Baton's command line with simulated engines, for tests of Ray: `python -m tests.support.simulated_baton VERB ...`.
 
 `up [--foreground] [--json] [--engine-arg=FLAG]... [--planner=NAME] [--config=FILE] KEY=VALUE...`, `status [--json]`,
-`down [--json]`, `explain ID [--json]`.
+`down [--json]`, `explain ID [--json]`, `drain` and `flip` as on the real one, `apply [--plan] [--json] KEY=VALUE...`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
-from cluster import commands, doctor
+from cluster import apply_command, commands, doctor, drain_command, flip_command
+from core.command_flags import add_json
 from core.config.load import load_config
 from core.config.models import BatonConfig, PoolsConfig
 from core.config.specs import planned_worker
@@ -65,6 +67,15 @@ def explain(request_id: str, *, as_json: bool) -> str:
     )
 
 
+def on_worker(command: ModuleType, words: list[str]) -> int:
+    """Run a verb that is about one worker, as the command line does."""
+    parser = argparse.ArgumentParser()
+    command.add_flags(parser)
+    add_json(parser)
+    code: int = command.run(parser.parse_args(words))
+    return code
+
+
 def main(words: list[str]) -> int:
     """Run one verb; 2 for an error in the configuration, 1 for any other."""
     verb, *rest = words
@@ -85,6 +96,11 @@ def main(words: list[str]) -> int:
                 engine_args=tuple(values(rest, "--engine-arg=")),
                 planner=PLANNERS[next(values(rest, "--planner="), "")],
             )
+        if verb == "apply":
+            config = load_config(None, overrides=[word for word in rest if not word.startswith("--")], environ={})
+            return apply_command.apply(config, only_plan="--plan" in rest, no_wait="--no-wait" in rest, as_json=as_json)
+        if verb in ("drain", "flip"):
+            return on_worker(drain_command if verb == "drain" else flip_command, rest)
         if verb == "explain":
             sys.stdout.write(explain(rest[0], as_json=as_json) + "\n")
             return 0

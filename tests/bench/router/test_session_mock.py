@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
@@ -35,6 +35,9 @@ class Kept:
 
     def facts(self, facts: LegFacts) -> None:
         self.measured = facts
+
+    def tokens(self, token_ids: Sequence[int]) -> None:
+        pass
 
 
 def call(body: bytes) -> HttpCall:

@@ -34,7 +34,7 @@ def test_whatever_breaks_nothing_wrong_is_served_and_nothing_is_left(tmp_path: P
 
 @pytest.mark.slow
 def test_bytes_that_nobody_verified_are_found(tmp_path: Path, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kv_transfer.landing.verify_blocks", lambda header, seed, rows: None)
+    monkeypatch.setattr("kv_transfer.landing.verify_blocks", lambda header, seed, rows, digest: None)
     # A frame that claims to be of another layer lands there, and the layer it came from is sent twice.
     monkeypatch.setattr("kv_transfer.landing.Landed.check_complete", lambda self, frames_sent: None)
     monkeypatch.setattr("kv_transfer.landing.Landed.incomplete_blocks", lambda self: set())

@@ -47,6 +47,16 @@ def broken_rules(yaml: str, base: Path) -> list[tuple[str, str]]:
             "model.lora[0].name",
             "is the name of the base model: names must be unique",
         ),
+        (
+            "scaling: {decode: {min: 3, max: 2}}",
+            "scaling.decode.max",
+            "must be at least scaling.decode.min, which is 3",
+        ),
+        (
+            "healing: {first_delay_s: 5, max_delay_s: 2}",
+            "healing.max_delay_s",
+            "must be at least healing.first_delay_s, which is 5",
+        ),
         ("model: {engine_args: {port: 1}}", "model.engine_args.port", "Baton sets this flag itself"),
         ("model: {engine_args: {max_model_len: 1}}", "model.engine_args.max_model_len", "Baton sets this flag itself"),
         ("model: {engine_args: {--foo: 1}}", "model.engine_args.--foo", "is written without the leading dashes"),

@@ -14,7 +14,7 @@ from sim.plan import PlanQuestion
 from sim.search.bounds import Bounds, Demand
 from sim.search.estimate import Estimates
 from sim.search.families import Bests, climb
-from sim.search.goodput import Judge, Scenario, step_below
+from sim.search.goodput import RESOLUTION, Judge, Scenario, step_below
 from sim.search.race import Found, Race
 from tests.sim.search.queue_model import group, question, queue_model, shape
 
@@ -29,6 +29,9 @@ def climbed(asked: PlanQuestion) -> list[Bests]:
     return list(climb(Race(asked, judge, Bounds(demand), Estimates(demand), ignore)))
 
 
+GRID = (1 + RESOLUTION) * (1 + 1e-9)  # one step of the rates that are tried
+
+
 def highest(asked: PlanQuestion) -> float:
     best = climbed(asked)[-1].best
     return best.rate if best else 0.0
@@ -40,7 +43,7 @@ def test_more_devices_never_lower_the_goodput(devices: int, ttft_s: float, tpot_
     asked = question(targets=(Target("chat", ttft_s, tpot_s),), count=60)
     asked = replace(asked, workload=asked.workload.bootstrap(np.random.default_rng(seed), 10))
     fewer, more = (highest(replace(asked, groups=(group(count),))) for count in (devices, devices + 1))
-    assert more >= fewer
+    assert more >= fewer / GRID  # near the promise steps of the grid are kept and missed in turn: either is found
 
 
 def test_every_budget_has_the_bests_of_its_own_devices() -> None:

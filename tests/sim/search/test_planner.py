@@ -13,6 +13,7 @@ from core.errors import ConfigError
 from sim.cluster import ClusterSpec
 from sim.outcome import Outcome, Target
 from sim.plan import Candidate, DeviceGroup, Plan, PlanQuestion, Verdict
+from sim.search.goodput import RESOLUTION
 from sim.search.planner import search
 from sim.workload import Workload
 from tests.sim.search.queue_model import group, question, queue_model, shape
@@ -58,6 +59,10 @@ def test_the_reported_goodput_is_kept_and_the_next_step_is_not() -> None:
         assert (attained >= asked.targets[0].attainment) is kept
 
 
+# One step of the rates that are tried: near the promise they are kept and missed in turn, and either is found.
+GRID = (1 + RESOLUTION) * (1 + 1e-9)
+
+
 @settings(max_examples=3)
 @given(st.integers(1, 4), st.floats(0.15, 1.5), st.floats(0.015, 0.08), st.integers(0, 5))
 def test_more_devices_never_lower_the_reported_goodput(devices: int, ttft_s: float, tpot_s: float, seed: int) -> None:
@@ -67,7 +72,7 @@ def test_more_devices_never_lower_the_reported_goodput(devices: int, ttft_s: flo
         best = plan_of(asked).best
         return best.goodput.mid if best else 0.0
 
-    assert goodput(devices + 1) >= goodput(devices)
+    assert goodput(devices + 1) >= goodput(devices) / GRID
 
 
 @settings(max_examples=3)
@@ -80,7 +85,7 @@ def test_more_devices_never_lower_it_beyond_eight(devices: int, ttft_s: float, t
         best = plan_of(question(group(count, shapes=shapes), targets=targets, count=60, seeds=(0, 1))).best
         return best.goodput.mid if best else 0.0
 
-    assert goodput(devices + 1) >= goodput(devices)
+    assert goodput(devices + 1) >= goodput(devices) / GRID
 
 
 @settings(max_examples=3)

@@ -1,0 +1,52 @@
+"""What is started for a benchmark is stopped after it, whatever ends it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bench import stacks
+from bench.serving.endpoint import endpoint
+from bench.serving.target import Target, reached
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Put a system that only takes notes in the place of Baton."""
+    notes: list[str] = []
+
+    @contextmanager
+    def baton(config: Path, *, run_dir: Path, overrides: Sequence[str] = ()) -> Iterator[stacks.Running]:
+        notes.append(f"start {config} {' '.join(overrides)}")
+        try:
+            yield stacks.Running("Baton", "http://127.0.0.1:1", "tag", 0.0)
+        finally:
+            notes.append("stop")
+
+    monkeypatch.setattr(stacks, "baton", baton)
+    return notes
+
+
+def test_a_system_is_started_and_stopped(started: list[str]) -> None:
+    with reached(Target("a", config=Path("x.yaml"), overrides=("a=1",))) as found:
+        assert found.url == "http://127.0.0.1:1"
+    assert started == ["start x.yaml a=1", "stop"]
+
+
+def test_sigterm_stops_it_too(started: list[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), reached(Target("a", config=Path("x.yaml"))):
+        signal.raise_signal(signal.SIGTERM)  # its handler runs before this returns
+    assert started == ["start x.yaml ", "stop"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_server_that_runs_is_left_alone(started: list[str]) -> None:
+    where = endpoint("http://a:1")
+    with reached(Target("a", where)) as found:
+        assert found is where
+    assert started == []

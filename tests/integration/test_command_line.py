@@ -1,0 +1,60 @@
+"""The verbs side by side: what goes wrong in the same way is told in the same way, and never with a stack trace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.command_line import baton
+
+VERBS = (
+    *("validate", "plan", "profile", "simulate", "up", "status", "doctor", "explain", "down", "config", "keys"),
+    *("completion", "version"),
+)
+
+
+@pytest.mark.parametrize("words", ["status", "doctor", "explain r1", "simulate"])
+def test_what_needs_a_cluster_says_alike_that_none_runs(words: str, tmp_path: Path) -> None:
+    plain = baton(*words.split(), BATON_STATE_DIR=str(tmp_path))
+    assert plain.returncode == 1
+    assert "nothing runs" in plain.stdout + plain.stderr
+    as_json = baton(*words.split(), "--json", BATON_STATE_DIR=str(tmp_path))
+    told = json.loads(as_json.stdout)
+    assert (as_json.returncode, told["ok"], told["error"]) == (1, False, "not_running")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "explain r1 --url http://127.0.0.1:1",
+        "explain r1 --url http://127.0.0.1:1 --key-file /nope",
+        "simulate --from /nope",
+        "simulate --from tests",
+        "simulate --from baton.py",
+        "simulate --last 5weeks --from baton.py",
+        "simulate --set tp=2",
+        "simulate --traffic many",
+        "plan nope.yaml",
+        "profile nope.yaml",
+        "config show nope.yaml",
+        "completion tcsh",
+        "keys new ../a",
+    ],
+)
+def test_faults_of_users_are_told_without_a_trace(words: str, tmp_path: Path) -> None:
+    for json_flag in ([], ["--json"]):
+        result = baton(*words.split(), *json_flag, BATON_STATE_DIR=str(tmp_path))
+        assert result.returncode in (1, 2)
+        assert "Traceback" not in result.stderr
+        assert "[Errno" not in result.stdout + result.stderr
+    told = json.loads(result.stdout)
+    assert (told["ok"], result.stderr) == (False, "")
+
+
+def test_completion_knows_every_verb_and_its_flags() -> None:
+    result = baton("completion", "bash")
+    assert (result.returncode, result.stderr) == (0, "")
+    for word in (*VERBS, "show", "new", "--what-if", "--key-file", "--from", "--foreground"):
+        assert word in result.stdout
