@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from core.control.actions import Decision, Observation, PoolSizes, WorkerReport
+from core.control.actions import Decider, Decision, Observation, PoolSizes, WorkerReport
 from core.types import Role
 
 _TOLERANCE: Final = 0.1
@@ -20,7 +20,7 @@ _DOWN_AFTER_S: Final = 300.0
 
 
 @dataclass(slots=True)
-class TargetTracking:
+class TargetTracking(Decider):
     """Implements core.control.actions.Decider."""
 
     owed_tokens: float  # prompt tokens that wait or run, for each prefill worker

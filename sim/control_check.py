@@ -11,9 +11,9 @@ from typing import Final
 import numpy as np
 
 from core.control.actions import PoolSizes
-from core.control.capacity import ServiceModel
+from core.control.capacity import ServiceModel, WorkerModel
 from core.control.demand import Demand
-from sim.cluster import ClusterSpec
+from sim.cluster import ClusterSpec, PoolSpec
 from sim.outcome import Target
 from sim.simulate import simulate
 from sim.workload import Workload
@@ -29,7 +29,7 @@ class SimulatedSizes:
     """Simulates sizes of one kind of cluster."""
 
     def __init__(self, cluster: ClusterSpec, *, seed: int = 0) -> None:
-        """Take what workers, link and routing are; how many workers there are does not count."""
+        """Take what link and routing are; how many workers there are, and what they cost, comes with each demand."""
         if cluster.prefill is None:
             raise ValueError("sizes are of two pools; give a cluster with a prefill pool")
         self._cluster, self._prefill, self._seed = cluster, cluster.prefill, seed
@@ -39,8 +39,8 @@ class SimulatedSizes:
         parts = max(1, round((sizes.prefill + sizes.decode) / _MOST_WORKERS))
         cluster = replace(
             self._cluster,
-            prefill=replace(self._prefill, replicas=max(1, round(sizes.prefill / parts))),
-            decode=replace(self._cluster.decode, replicas=max(1, round(sizes.decode / parts))),
+            prefill=_pool(self._prefill, model.prefill, round(sizes.prefill / parts)),
+            decode=_pool(self._cluster.decode, model.decode, round(sizes.decode / parts)),
             prefix_cache=False,  # the sample says what is cached
             outages=(),
         )
@@ -69,3 +69,15 @@ class SimulatedSizes:
             demand.slo_class[chosen],
         )
         return workload, min(int(warm), size // 2)
+
+
+def _pool(pool: PoolSpec, worker: WorkerModel, replicas: int) -> PoolSpec:
+    """Take workers as they are reckoned with."""
+    return replace(
+        pool,
+        replicas=max(1, replicas),
+        cost=worker.cost,
+        kv_capacity_tokens=worker.kv_capacity_tokens,
+        max_num_seqs=worker.max_num_seqs,
+        max_num_batched_tokens=worker.max_num_batched_tokens,
+    )

@@ -7,28 +7,20 @@ accountant, pure towards its caller: equal observations, equal decisions. Must n
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Final
 
-from core.control.actions import Decision, Observation, PoolSizes, RoleFlip
+from core.control.actions import Decision, DecisionOutcome, Observation, PoolSizes, RoleFlip, Verdict
 from core.control.arrivals import ArrivalForecast
 from core.control.capacity import Capacities, ServiceModel, capacities
+from core.control.checks import AtOnce, Checks, SplitCheck
 from core.control.demand import Demand, LengthMemory
 from core.control.flips import READY, flips_between
 from core.control.history import FlipHistory, NeedHistory, other
-from core.control.judging import Attainment, DecisionOutcome, Judge, Verdict
+from core.control.judging import Attainment, Judge
 from core.control.pressure import Pressure
-from core.control.sizing import (
-    Bounds,
-    Evaluator,
-    Simulated,
-    best_split,
-    needed,
-    refined_need,
-    refined_split,
-    simulated_of,
-    total,
-)
+from core.control.sizing import Bounds, Evaluator, best_split, needed, total
 from core.types import Role
 
 _MOST_ESTIMATED: Final = 1024  # workers: limits by configuration go to thousands, whatever there is room for
@@ -65,7 +57,6 @@ class _Estimate:
     capacity: Capacities
     bounds: Bounds
     need: PoolSizes | None  # None: more than there may be
-    simulated: Simulated | None
 
     def carries(self, sizes: PoolSizes) -> float:
         """Return how many requests of each one asked for these sizes keep in time, by the estimate."""
@@ -76,10 +67,20 @@ class SizingDecider:
     """Implements core.control.actions.Decider."""
 
     def __init__(
-        self, model: ServiceModel, settings: Settings | None = None, evaluator: Evaluator | None = None
+        self,
+        model: ServiceModel,
+        settings: Settings | None = None,
+        evaluator: Evaluator | None = None,
+        executor: Executor | None = None,
     ) -> None:
+        """Decide by `model`; `evaluator` checks sizes on `executor`, at once where none is given."""
         self.settings = settings = settings or Settings()
-        self._model, self._evaluator = model, evaluator
+        self._model = model
+        self._checks: Checks | None = None
+        if evaluator is not None:
+            self._checks = Checks(
+                evaluator, executor or AtOnce(), budget=settings.simulations, every_s=settings.simulate_every_s
+            )
         self._arrivals = ArrivalForecast()
         self._lengths = LengthMemory(
             model.classes, window_s=settings.lengths_s, least=settings.least_lengths, longest_s=600.0
@@ -90,10 +91,17 @@ class SizingDecider:
         self._needs = NeedHistory(settings.down_after_s)
         self._flips = FlipHistory(settings.cool_down_s)
         self._busy_s: float | None = None  # when a request was last seen
-        self._refined: tuple[float, PoolSizes, PoolSizes] | None = (
-            None  # when, the estimate, what simulation made of it
-        )
         self._outcomes: list[DecisionOutcome] = []
+
+    @property
+    def waits_for(self) -> str:
+        """See Decider."""
+        return ""
+
+    def use(self, model: ServiceModel) -> None:
+        """Reckon with other costs from now on; classes stay what they are."""
+        self._model = model
+        self._pressure.use(model)
 
     def take_outcomes(self) -> tuple[DecisionOutcome, ...]:
         """Hand over the outcomes of decisions that were found since the last call."""
@@ -181,26 +189,13 @@ class SizingDecider:
     def _estimate(self, seen: Observation, demand: Demand) -> _Estimate:
         bounds = self._bounds(seen)
         capacity = capacities(self._model, demand, bounds.most_total)
-        simulated = None
-        if self._evaluator is not None:
-            simulated = simulated_of(self._evaluator, self._model, demand, self.settings.simulations)
         need = needed(capacity, demand.rate, bounds)
-        if need is not None and simulated is not None:
-            need = self._refine(need, bounds, simulated, seen.now_s)
+        if need is not None and self._checks is not None:
+            need = self._checks.need(self._model, demand, need, bounds, seen.now_s)
         self._pressure.observe(
             self._attained, should_keep=need is not None and _covers(seen.wanted, need) and not seen.is_changing
         )
-        return _Estimate(demand, capacity, bounds, need, simulated)
-
-    def _refine(self, need: PoolSizes, bounds: Bounds, simulated: Simulated, now_s: float) -> PoolSizes:
-        """Correct an estimate by simulation: anew when it has changed, else now and then."""
-        if self._refined is not None:
-            at_s, estimated, refined = self._refined
-            if estimated == need and now_s - at_s < self.settings.simulate_every_s and bounds.allow(refined):
-                return refined
-        refined = refined_need(need, bounds, simulated)
-        self._refined = (now_s, need, refined)
-        return refined
+        return _Estimate(demand, capacity, bounds, need)
 
     def _resized(self, seen: Observation, estimate: _Estimate) -> Decision | None:
         now, need = seen.wanted, estimate.need
@@ -250,9 +245,13 @@ class SizingDecider:
         """Take all workers there may be, split so that the most requests are in time."""
         now, bounds = seen.wanted, estimate.bounds
         split = best_split(estimate.capacity, bounds.most_total, bounds, now)
-        if estimate.simulated is not None and split != now:
-            split = refined_split(split, bounds, estimate.simulated)
-        if split == now or not self._is_worth(now, split, estimate):
+        check = SplitCheck(split, None, None)
+        if self._checks is not None and split != now:
+            found = self._checks.split(self._model, estimate.demand, split, now, bounds, seen.now_s)
+            if found is None:
+                return None
+            check, split = found, found.sizes
+        if split == now or not self._is_worth(now, check, estimate):
             return None
         to = Role.PREFILL if split.prefill > now.prefill else Role.DECODE
         if not self._flips.allows(to, seen.now_s):
@@ -271,15 +270,12 @@ class SizingDecider:
         )
         return Decision(sizes, reason, flips, self._figures(seen, estimate))
 
-    def _is_worth(self, now: PoolSizes, split: PoolSizes, estimate: _Estimate) -> bool:
+    def _is_worth(self, now: PoolSizes, check: SplitCheck, estimate: _Estimate) -> bool:
         if total(now) < estimate.bounds.most_total:
             return True
-        simulated = estimate.simulated
-        if simulated is not None:
-            before, after = simulated.score(now), simulated.score(split)
-            if before is not None and after is not None:
-                return after[1] >= self.settings.gain * before[1]
-        return estimate.carries(split) >= self.settings.gain * estimate.carries(now)
+        if check.kept is not None and check.kept_now is not None:
+            return check.kept >= self.settings.gain * check.kept_now
+        return estimate.carries(check.sizes) >= self.settings.gain * estimate.carries(now)
 
     def _figures(self, seen: Observation, estimate: _Estimate) -> tuple[tuple[str, float], ...]:
         demand, need = estimate.demand, estimate.need
@@ -293,7 +289,7 @@ class SizingDecider:
             ("carried before", estimate.carries(seen.wanted)),
             ("attained before", self._attained.share),
             ("load factor", self._pressure.missed),
-            ("simulated", float(estimate.simulated.count if estimate.simulated else 0)),
+            ("simulated", float(self._checks.simulated if self._checks else 0)),
         )
 
 

@@ -5,39 +5,16 @@ Owns the comparison. A verdict counts against a decision only if the traffic sta
 
 from __future__ import annotations
 
-import enum
 from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from core.control.actions import ClassReport, Decision, Observation
+from core.control.actions import ClassReport, Decision, DecisionOutcome, Observation, Verdict
 from core.control.demand import Traffic
 
 _NOTICED: Final = 0.03  # attainment that differs by less is equal
 _ALIKE: Final = 0.2  # traffic that differs by less is equal
 _LEAST_ENDED: Final = 30  # requests, to say anything of
-
-
-class Verdict(enum.StrEnum):
-    """What a decision came to."""
-
-    BETTER = "better"
-    WORSE = "worse"
-    AS_PREDICTED = "as predicted"
-    TRAFFIC_CHANGED = "traffic changed"
-    TOO_FEW = "too few requests"
-
-
-@dataclass(frozen=True, slots=True)
-class DecisionOutcome:
-    """A decision and what came of it: an event of its own, later."""
-
-    decision: Decision
-    decided_s: float
-    judged_s: float
-    verdict: Verdict
-    attainment_before: float  # of all classes together
-    attainment_after: float
 
 
 class Attainment:

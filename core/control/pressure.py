@@ -31,6 +31,10 @@ class Pressure:
         self._longer = 1.0
         self._missed = 1.0
 
+    def use(self, model: ServiceModel) -> None:
+        """Estimate with other costs from now on."""
+        self._model = model
+
     @property
     def missed(self) -> float:
         """So many times the estimated load is provided for."""

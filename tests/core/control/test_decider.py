@@ -9,9 +9,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.control.actions import Decision, PoolSizes
+from core.control.actions import Decision, PoolSizes, Verdict
 from core.control.decider import Settings, SizingDecider
-from core.control.judging import Verdict
 from core.types import Role
 from tests.support.control import Watched, service, sum_of
 
