@@ -281,6 +281,7 @@ def _up(options: argparse.Namespace) -> int:
         options.overrides.insert(0, f"model.path={json.dumps(options.model, ensure_ascii=False)}")
     loaded = _load(options)
     from cluster import commands
+    from sim.live_decider import live_decider
 
     return commands.up(
         loaded.config,
@@ -288,6 +289,7 @@ def _up(options: argparse.Namespace) -> int:
         foreground=options.foreground,
         as_json=options.as_json,
         planner=_plan_pools,
+        decider=live_decider,
     )
 
 

@@ -46,7 +46,6 @@ def apply(config: BatonConfig, *, only_plan: bool, no_wait: bool, as_json: bool)
     base = Path.cwd()
     preflight.check_model(config, base)
     preflight.check_plan_files(config, base)
-    preflight.check_scaling(config, has_decider=False)
     if config.pools != "auto":
         preflight.check_policy(config, base)
     with running_cluster() as cluster:

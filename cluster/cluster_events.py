@@ -24,12 +24,12 @@ class EventLog:
         self._num_events = 0
         self._news = asyncio.Event()  # replaced at each event: whoever holds it learns of the next one
 
-    def note(self, subject: str, what: str, *, is_failure: bool = False) -> None:
-        """Add an event."""
+    def note(self, subject: str, what: str, *, is_failure: bool = False, took_s: float | None = None) -> None:
+        """Add an event; `took_s` is the time of something that was asked for and is done."""
         if self.is_muted:
             return
         self._num_events += 1
-        self._events.append(ClusterEvent(self._num_events, self.clock(), subject, what, is_failure))
+        self._events.append(ClusterEvent(self._num_events, self.clock(), subject, what, is_failure, took_s))
         news, self._news = self._news, asyncio.Event()
         news.set()
 

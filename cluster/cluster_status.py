@@ -12,7 +12,7 @@ from cluster.placement import WorkerPlacement
 from cluster.topology import Gpu
 from core.config.models import BatonConfig
 from core.control.actions import DeciderFactory, PoolSizes
-from core.types import Fingerprint, Role
+from core.types import ControlDecision, Fingerprint, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class ClusterEvent:
     subject: str  # worker id, "router" or "placement"
     what: str
     is_failure: bool = False
+    took_s: float | None = None  # of something that was asked for and is done
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +76,26 @@ class DecisionStatus:
 
     number: int
     elapsed_s: float  # since the controller began
+    at_s: float  # since the epoch
     by: str  # "operator" or "decider"
     wanted: PoolSizes
     flips: tuple[str, ...]
     reason: str
     figures: Mapping[str, float]
     outcome: str = ""  # empty: it is under way
+    took_s: float | None = None  # until it was carried out; None: it is not
+    verdict: str = ""  # of the decider itself, by what was attained before and after; empty: none yet
+
+    @property
+    def text(self) -> str:
+        """Say in one line what is to be."""
+        sizes = f"{self.wanted.prefill} prefill, {self.wanted.decode} decode"
+        return "; ".join((sizes, *self.flips))
+
+    def told(self) -> ControlDecision:
+        """Say it as routers are told."""
+        outcome = "; ".join(filter(None, (self.outcome, self.verdict)))
+        return ControlDecision(self.at_s, f"{self.by}: {self.text}", self.reason, outcome)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +110,4 @@ class ClusterStatus:
     wanted: PoolSizes | None = None  # None: not told
     waits: str = ""  # why what is wanted is not done; empty: it is, or is on its way
     decisions: tuple[DecisionStatus, ...] = ()  # of the decider and of people, oldest first
+    scaling: str = ""  # whether sizes follow the traffic, and what a decision waits for; empty: not told

@@ -19,6 +19,7 @@ from cluster.pb import worker_pb2 as pb
 from core.engine import HttpCall, Resume
 from core.errors import BatonError, WorkerError, error_classes
 from core.types import (
+    ControlDecision,
     Fingerprint,
     Handover,
     Leg,
@@ -313,8 +314,8 @@ def facts_from_pb(message: pb.LegFacts) -> LegFacts:
     )
 
 
-def membership_to_pb(value: Membership) -> pb.Membership:
-    """Encode a membership, workers in order."""
+def membership_to_pb(value: Membership, decisions: Sequence[ControlDecision] = ()) -> pb.Membership:
+    """Encode a membership, workers in order, and what was decided about the pools."""
     workers = [
         pb.WorkerRecord(
             worker_id=worker.worker_id,
@@ -325,7 +326,8 @@ def membership_to_pb(value: Membership) -> pb.Membership:
         )
         for worker in value.workers
     ]
-    return pb.Membership(version=value.version, workers=workers)
+    told = [pb.ControlDecision(at_s=d.at_s, text=d.text, reason=d.reason, outcome=d.outcome) for d in decisions]
+    return pb.Membership(version=value.version, workers=workers, decisions=told)
 
 
 def membership_from_pb(message: pb.Membership) -> Membership:
@@ -338,6 +340,11 @@ def membership_from_pb(message: pb.Membership) -> Membership:
         for worker in message.workers
     )
     return Membership(message.version, workers)
+
+
+def decisions_from_pb(message: pb.Membership) -> tuple[ControlDecision, ...]:
+    """Decode what was decided about the pools, newest first."""
+    return tuple(ControlDecision(d.at_s, d.text, d.reason, d.outcome) for d in message.decisions)
 
 
 def error_from_name(name: str, message: str) -> BatonError:

@@ -22,6 +22,7 @@ from cluster.startup import Startup, UpRequest
 from cluster.state import ClusterRecord, StateDir
 from cluster.teardown import take_down
 from core.config.models import BatonConfig
+from core.control.actions import DeciderFactory
 from core.errors import ConfigError, StartFailed
 from core.planning import Planner
 
@@ -40,16 +41,18 @@ def up(
     engine_kind: str = "vllm",
     engine_args: tuple[str, ...] = (),
     planner: Planner | None = None,
+    decider: DeciderFactory | None = None,
 ) -> int:
     """Start Ray if none is to be joined, the workers and the router; return 0 once a completion was served.
 
-    `planner` chooses the pools when the configuration says `pools: auto`. With `foreground`, wait for SIGINT or SIGTERM
+    `planner` chooses the pools when the configuration says `pools: auto`; `decider`, a function of a module, makes what
+    decides sizes and roles where `scaling` or a later `apply` wants it. With `foreground`, wait for SIGINT or SIGTERM
     and take everything down again. Raises ConfigError before anything is started, for a promise that the cluster's
     devices cannot keep too; StartFailed or Interrupted after all that was started is stopped again.
     """
     console = Console(as_json=as_json)
     state = StateDir.find(os.environ)
-    request = UpRequest(config, str(config_path) if config_path else None, engine_kind, engine_args, planner)
+    request = UpRequest(config, str(config_path) if config_path else None, engine_kind, engine_args, planner, decider)
     with Interrupts() as interrupts:
         _refuse_second(state, console, interrupts)
         try:

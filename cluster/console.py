@@ -19,6 +19,7 @@ from core.config.models import BatonConfig
 
 _SUBJECT_WIDTH = 12
 _SHOWN_LOG_LINES = 8
+_SHOWN_DECISIONS = 5
 
 
 class Console:
@@ -159,7 +160,20 @@ def status_lines(
     lines += ["", f"waits: {status.waits}"] if status.waits else []
     lines += ["", f"planned: {plan[0]}", *(f"  {line}" for line in plan[1:])] if plan else []
     lines += ["", f"Ray      {ray_tools}", f"members  version {status.membership_version}{_wanted(status)}"]
+    lines += _decision_lines(status)
     lines += ["", "last events:"] + [f"  {e.elapsed_s:8.1f} s  {e.subject}: {e.what}" for e in status.events[-8:]]
+    return lines
+
+
+def _decision_lines(status: ClusterStatus) -> list[str]:
+    """Say whether sizes follow the traffic, and what was decided about the pools last."""
+    lines = [f"scaling  {status.scaling}"] if status.scaling else []
+    if status.decisions:
+        lines += ["", "last decisions:"]
+    for decision in status.decisions[-_SHOWN_DECISIONS:]:
+        told = decision.told()
+        lines.append(f"  {decision.elapsed_s:8.1f} s  {told.text}: {told.reason}")
+        lines += [f"{'':14}{told.outcome}"] if told.outcome else []
     return lines
 
 

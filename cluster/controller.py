@@ -23,6 +23,7 @@ from cluster.membership import MembershipServer
 from cluster.observing import PoolsNow, TrafficObserver
 from cluster.placement import assign_cores
 from cluster.pool_keeper import PoolKeeper
+from cluster.preflight import check_scaling
 from cluster.rollout import Rollout, plan_rollout
 from cluster.router_keeper import RouterKeeper
 from cluster.scaling import OPERATOR, Scaling
@@ -30,12 +31,13 @@ from cluster.worker_keeper import WorkerKeeper
 from cluster.worker_progress import WorkerProgress
 from core.config.models import BatonConfig
 from core.config.specs import component_tls, served_model_name
-from core.control.actions import Decision, Observation, PoolSizes
+from core.control.actions import Decision, Observation, PoolSizes, RoleFlip
 from core.control.reconcile import Phase
-from core.errors import ConfigError, StartFailed
+from core.errors import StartFailed
 from core.types import Membership, Role
 
 EVENTS_SHOWN: Final = 20
+DECISIONS_TOLD: Final = 20  # to routers
 SAVE_S: Final = 0.05  # changes within this time are written together
 REJOIN_S: Final = 20.0  # a controller that is made anew has found its cluster by then
 ROUTER_GRACE_S: Final = 30.0  # for requests that run while the router gets new settings
@@ -54,8 +56,7 @@ class Controller:
         self._keeper = WorkerKeeper(order, self._members, self._log, self._changed)
         self._router = RouterKeeper(order, self._log, self._changed)
         self._pools = PoolKeeper(order, self._members, self._keeper, self._log)
-        elapsed_s = self._log.clock
-        self._scaling = Scaling(self._pools, self._log, elapsed_s=elapsed_s, make=order.decider)
+        self._scaling = Scaling(self._pools, self._log, make=order.decider, told=self._tell_decisions)
         self._observer = TrafficObserver(order.run_dir)
         self._starting: asyncio.Task[object] | None = None
         self._loops: list[asyncio.Task[None]] = []  # what runs from the end of the start to `stop`
@@ -189,10 +190,12 @@ class Controller:
             return
         self._begin_s = record.begin_s
         self._log.restore(record.events)
+        self._scaling.restore(record.decisions)
         self._use(replace(self._order, config=record.config, base=record.base))
         wishes = self._pools.wishes
         wishes.sizes, wishes.leaving, wishes.renewing = record.sizes, record.leaving, record.renewing
         self._server = self._make_server(record.membership_port)
+        self._tell_decisions()
         await self._serve_membership()
         self._members.membership = Membership(record.membership_version)
         self._members.is_held = self._log.is_muted = True
@@ -243,6 +246,7 @@ class Controller:
             wanted=self._pools.wishes.sizes,
             waits=self._pools.waits,
             decisions=self._scaling.decisions,
+            scaling=self._scaling.state(self._order.config),
         )
 
     async def drain(self, worker_id: str, timeout_s: float | None, replaced: bool) -> int:
@@ -254,13 +258,15 @@ class Controller:
     async def flip(self, worker_id: str, role: Role, within_s: float, why: str) -> int:
         """Have a worker take the other role, once idle or after `within_s`; return its epoch. Raises ConfigError."""
         await self._is_up()
-        return self._pools.want_flipped(worker_id, role, within_s, why).epoch
+        epoch = self._pools.want_flipped(worker_id, role, within_s, why).epoch
+        self._scaling.follow(OPERATOR, Decision(self._pools.wishes.sizes, why, (RoleFlip(worker_id, role),)))
+        return epoch
 
     async def set_desired(self, prefill: int, decode: int, reason: str) -> None:
         """Have the pools be of these sizes. Raises ConfigError."""
         await self._is_up()
         sizes = PoolSizes(prefill, decode)
-        await self._check_room(sizes, self._order)
+        await self._pools.check_room(sizes, self._order)
         self._scaling.carry_out(OPERATOR, Decision(sizes, reason))
 
     async def apply(self, config: BatonConfig, base: str, only_plan: bool) -> Rollout:
@@ -272,12 +278,13 @@ class Controller:
         if config.pools == "auto":
             config = config.model_copy(update={"pools": self._order.config.pools})
         order = replace(self._order, config=config, base=base)
+        await asyncio.to_thread(check_scaling, config, order.decider)
         fields = self._router.fields(order, self._membership_address)
         differs = self._router.is_told_otherwise(fields)
         had = self._pools.wishes.sizes
         rollout = await asyncio.to_thread(plan_rollout, self._order, order, router_differs=differs, had=had)
         if rollout.sizes is not None:
-            await self._check_room(rollout.sizes, order)
+            await self._pools.check_room(rollout.sizes, order)
         if only_plan:
             return rollout
         for line in rollout.lines:
@@ -289,17 +296,6 @@ class Controller:
         if rollout.restarts_router:
             await self._router.use(fields, ROUTER_GRACE_S)
         return rollout
-
-    async def _check_room(self, sizes: PoolSizes, order: StartOrder) -> None:
-        """Raise ConfigError when the cluster has no room for pools of these sizes."""
-        for role in Role:
-            has = sum(m.role is role and not m.leaves for m in self._members)
-            most = has + await self._keeper.places.room(role, at_most=max(0, sizes.of(role) - has), order=order)
-            if most < sizes.of(role):
-                remedy = f"lower pools.{role}.replicas, or give Ray a node that is large enough"
-                raise ConfigError(
-                    f"pools.{role}: the cluster has room for {most} of {sizes.of(role)} workers; {remedy}"
-                )
 
     async def progress_of(self, worker_id: str, epoch: int, wait_s: float) -> WorkerProgress:
         """Say how far a worker is that was drained or flipped in `epoch`; wait for news, no longer than `wait_s`."""
@@ -332,7 +328,8 @@ class Controller:
         is_pending = worker_id in wished.leaving or worker_id in wished.renewing
         is_done = member.phase is Phase.READY and not is_pending
         reason = member.reason if not is_done or is_new else ""
-        return WorkerProgress(is_done, member.role, member.phase.value, member.epoch, reason)
+        took_s = member.took_s if is_done and not is_new else None
+        return WorkerProgress(is_done, member.role, member.phase.value, member.epoch, reason, took_s)
 
     # -- bookkeeping --------------------------------------------------------------------------------------------------
 
@@ -341,6 +338,7 @@ class Controller:
         self._keeper.use(order)
         self._pools.use(order)
         self._scaling.forget_decider()
+        self._observer.forget()
 
     async def _wait(self, wait_s: float) -> None:
         progress = self._progress
@@ -355,6 +353,15 @@ class Controller:
         progress, self._progress = self._progress, asyncio.Event()
         progress.set()
         self._pools.wake()
+        self._scaling.look()
+        self._save_soon()
+
+    def _tell_decisions(self) -> None:
+        """Tell the routers what was decided about the pools, and write it down."""
+        self._server.tell(tuple(decision.told() for decision in reversed(self._scaling.decisions[-DECISIONS_TOLD:])))
+        self._save_soon()
+
+    def _save_soon(self) -> None:
         if self._saving is None and self._loops:
             self._saving = asyncio.get_running_loop().call_later(SAVE_S, self._save)
 
@@ -375,6 +382,7 @@ class Controller:
             router=self._router.place,
             members=tuple(MemberRecord.of(member) for member in self._members),
             events=self._log.latest(EVENTS_RECORDED),
+            decisions=self._scaling.decisions,
         )
         try:
             record.write(Path(self._order.run_dir))

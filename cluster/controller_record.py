@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from cluster.child import write_private
-from cluster.cluster_status import ClusterEvent
+from cluster.cluster_status import ClusterEvent, DecisionStatus
 from cluster.members import Member
 from cluster.placement import WorkerPlacement
 from cluster.router_keeper import RouterPlace
@@ -84,6 +84,7 @@ class ControllerRecord:
     router: RouterPlace
     members: tuple[MemberRecord, ...]
     events: tuple[ClusterEvent, ...]
+    decisions: tuple[DecisionStatus, ...]
 
     def write(self, run_dir: Path) -> None:
         """Replace the file, in one step."""
@@ -102,6 +103,15 @@ class ControllerRecord:
             raw["router"] = RouterPlace(**raw["router"])
             raw["members"] = tuple(MemberRecord.read(entry) for entry in raw["members"])
             raw["events"] = tuple(ClusterEvent(**entry) for entry in raw["events"])
+            raw["decisions"] = tuple(_decision(entry) for entry in raw["decisions"])
             return cls(**raw)
         except (OSError, ValueError, TypeError, KeyError):
             return None
+
+
+def _decision(raw: Mapping[str, object]) -> DecisionStatus:
+    fields = dict(raw)
+    wanted, flips = fields.pop("wanted"), fields.pop("flips")
+    assert isinstance(wanted, dict)
+    assert isinstance(flips, list)
+    return DecisionStatus(wanted=PoolSizes(**wanted), flips=tuple(flips), **fields)  # type: ignore[arg-type]

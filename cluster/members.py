@@ -45,6 +45,7 @@ class Member:
     wished_s: float = 0.0  # when the start it is in, or had, was wanted
     since_s: float = 0.0  # when it came into its phase
     role_since_s: float = 0.0
+    took_s: float | None = None  # its latest start or change of role, since it was wanted
     job: asyncio.Task[None] | None = None  # what is being done to it
     follower: asyncio.Task[None] | None = None  # of its process's events
     ready: asyncio.Future[None] | None = None  # of the start it is in

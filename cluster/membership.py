@@ -5,7 +5,8 @@ Owns the Watch stream, both ends, and the rule for versions. Must not know how w
 The rule: the versions of one controller only grow. Within one stream a message that is not newer is therefore ignored.
 The first message of a new stream is taken whatever its version: the same controller cannot have gone back, so a lower
 version means that another controller has taken its place and counts from its own start. While no controller answers,
-the membership known last stays in force.
+the membership known last stays in force. Beside it the controller tells what it decided about the pools, which has no
+version: a message that tells of nothing else is no news of the membership.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from cluster.pb import worker_pb2 as pb
 from core.cluster_token import token_metadata, token_presented
 from core.component_tls import CLOSED_PLAIN, CLOSED_TLS, ComponentTLS, tls_remedy
 from core.errors import ConfigError, Unauthorized, WorkerError
-from core.types import Membership
+from core.types import ControlDecision, Membership
 
 _LOG = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class MembershipServer:
         self._token = token
         self._tls = tls
         self._newest: Membership | None = None
+        self._decisions: tuple[ControlDecision, ...] = ()
         self._published = asyncio.Event()  # replaced at each publication: whoever holds it learns of the next one
         self._stopping = False
         self._server: grpc.aio.Server | None = None
@@ -89,6 +91,11 @@ class MembershipServer:
         self._newest = membership
         self._wake_watchers()
 
+    def tell(self, decisions: tuple[ControlDecision, ...]) -> None:
+        """Tell all watchers what was decided about the pools, newest first, in place of what was told before."""
+        self._decisions = decisions
+        self._wake_watchers()
+
     async def stop(self) -> None:
         """End every watch; idempotent."""
         server, self._server = self._server, None
@@ -105,11 +112,12 @@ class MembershipServer:
         if not token_presented(context.invocation_metadata(), self._token):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the cluster token is missing or wrong")
         sent: Membership | None = None
+        told: tuple[ControlDecision, ...] = ()
         while not self._stopping:
             published = self._published
-            if self._newest is not None and self._newest is not sent:
-                sent = self._newest
-                await context.write(codec.membership_to_pb(sent))
+            if self._newest is not None and (self._newest is not sent or self._decisions is not told):
+                sent, told = self._newest, self._decisions
+                await context.write(codec.membership_to_pb(sent, told))
             else:
                 await published.wait()
 
@@ -121,6 +129,7 @@ class MembershipClient:
         self._address = address
         self._token = token
         self._tls = tls
+        self.decisions: tuple[ControlDecision, ...] = ()  # about the pools, as told last; newest first
 
     async def watch(self) -> AsyncIterator[Membership]:
         """Yield memberships as the controller publishes them; reconnect for ever, with bounded back-off.
@@ -161,6 +170,7 @@ class MembershipClient:
             stream = open_stream(pb.WatchRequest(), metadata=token_metadata(self._token))
             version = -1
             while (message := await stream.read()) is not grpc.aio.EOF:
+                self.decisions = codec.decisions_from_pb(message)
                 if message.version > version:
                     version = message.version
                     yield codec.membership_from_pb(message)

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import TypeAdapter
+
 from cluster.front import front_at
 from cluster.members import Member
 from cluster.router_probe import ask_traffic
 from core.control.actions import (
     ClassReport,
+    MeasuredCosts,
     Observation,
     PoolSizes,
     RequestSample,
@@ -25,6 +28,8 @@ from core.control.actions import (
     WorkerReport,
 )
 from core.errors import BatonError
+
+_COSTS: Final = TypeAdapter(MeasuredCosts)
 
 EXPECTED_START_S: Final = 60.0  # of a worker, while none was measured
 EXPECTED_FLIP_S: Final = 10.0
@@ -48,6 +53,10 @@ class TrafficObserver:
 
     def __init__(self, run_dir: str) -> None:
         self._run_dir = Path(run_dir)
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: what was before the next question is of no interest."""
         self._life = ""  # of the router that was asked before
         self._number = 0  # of the latest sample
         self._counts: dict[str, tuple[int, ...]] = {}  # of each class, as told before
@@ -81,6 +90,7 @@ class TrafficObserver:
             start_s=EXPECTED_START_S if pools.start_s is None else pools.start_s,
             flip_s=EXPECTED_FLIP_S if pools.flip_s is None else pools.flip_s,
             is_changing=pools.is_changing,
+            costs=None if raw["costs"] is None else _COSTS.validate_python(raw["costs"]),
         )
 
 
@@ -91,6 +101,7 @@ def _worker(member: Member, loads: dict[str, dict[str, Any]]) -> WorkerReport:
         state=member.phase.value,
         since_s=member.since_s,
         role_since_s=member.role_since_s,
+        block_size=member.hello.fingerprint.block_size if member.hello else 0,
         **loads.get(member.worker_id, {}),
     )
 

@@ -211,6 +211,17 @@ class PoolKeeper:
             count + max(room.values()),
         )
 
+    async def check_room(self, sizes: PoolSizes, order: StartOrder) -> None:
+        """Raise ConfigError when the cluster has no room for pools of these sizes, by `order`."""
+        for role in Role:
+            has = sum(m.role is role and not m.leaves for m in self._members)
+            most = has + await self._keeper.places.room(role, at_most=max(0, sizes.of(role) - has), order=order)
+            if most < sizes.of(role):
+                remedy = f"lower pools.{role}.replicas, or give Ray a node that is large enough"
+                raise ConfigError(
+                    f"pools.{role}: the cluster has room for {most} of {sizes.of(role)} workers; {remedy}"
+                )
+
     def _known(self, worker_id: str) -> Member:
         member = self._members.get(worker_id)
         if member is None:

@@ -19,6 +19,7 @@ from core.config.checks import PREDICTING_POLICY
 from core.config.model_files import file_location, looks_like_folder, model_location
 from core.config.models import BatonConfig
 from core.config.specs import with_absolute_profile
+from core.control.actions import DeciderFactory
 from core.errors import ConfigError
 from core.policy.registry import policy_named
 from core.router_spec import RouterSpec
@@ -83,13 +84,16 @@ def check_policy(config: BatonConfig, base: Path) -> None:
     policy_named(spec.policy, spec.policy_context)
 
 
-def check_scaling(config: BatonConfig, *, has_decider: bool) -> None:
-    """Raise ConfigError when sizes are to follow the traffic and nobody decides them."""
-    if config.scaling.mode != "off" and not has_decider:
+def check_scaling(config: BatonConfig, decider: DeciderFactory | None) -> None:
+    """Raise ConfigError when sizes are to follow the traffic and nobody can decide them; the pools must be named."""
+    if config.scaling.mode == "off":
+        return
+    if decider is None:
         raise ConfigError(
-            f"scaling.mode: {config.scaling.mode} needs a decider of sizes, and this version brings none; leave it off "
-            "and change sizes and roles with `baton apply` and `baton flip`"
+            f"scaling.mode: {config.scaling.mode} needs a decider of sizes, and this cluster was started without one; "
+            "start it with `baton up`, or leave it off and use `baton apply` and `baton flip`"
         )
+    decider(config)
 
 
 def check_port(host: str, port: int) -> None:

@@ -1,7 +1,7 @@
 """Asks a decider for sizes and roles every few seconds, and has what it decides done, or only shown.
 
 Owns the loop, the refusal of decisions that break the limits, and what is kept of each decision: who made it, why, and
-what came of it. Must not decide.
+what came of it. While scaling is off nothing is asked for or measured. Must not decide.
 """
 
 from __future__ import annotations
@@ -9,14 +9,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from cluster.cluster_events import EventLog
 from cluster.cluster_status import DecisionStatus
 from core.config.models import BatonConfig
-from core.control.actions import Decider, DeciderFactory, Decision, Observation, PoolSizes, RoleFlip
+from core.control.actions import (
+    Decider,
+    DeciderFactory,
+    Decision,
+    DecisionOutcome,
+    Observation,
+    PoolSizes,
+    RoleFlip,
+)
 from core.errors import ConfigError
 
 DECIDE_S: Final = 30.0  # a decision that takes longer is not waited for
@@ -50,22 +58,38 @@ class _Pending:
 
     number: int
     began_s: float
-    kept_before: str
+    kept_before: str  # empty: nothing was measured
     done_s: float | None = None  # when it was carried out
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a decider said."""
+
+    decision: Decision | None
+    outcomes: tuple[DecisionOutcome, ...]
+    waits_for: str
+
+
+_NOTHING: Final = _Answer(None, (), "")
 
 
 class Scaling:
     """Keeps the decisions of one cluster; `run` it as a task."""
 
     def __init__(
-        self, pools: Pools, log: EventLog, *, elapsed_s: Callable[[], float], make: DeciderFactory | None
+        self, pools: Pools, log: EventLog, *, make: DeciderFactory | None, told: Callable[[], None] = lambda: None
     ) -> None:
+        """Keep nothing yet; `told` is called after each change of `decisions`."""
         self._pools = pools
         self._log = log
-        self._elapsed_s = elapsed_s
         self._make = make
+        self._told = told
         self._decider: Decider | None = None
-        self._asking: asyncio.Task[Decision | None] | None = None  # that runs
+        self._asking: asyncio.Task[_Answer] | None = None  # that runs
+        self._asked_anew = asyncio.Event()  # the configuration has changed: the loop looks at once
+        self._made: deque[tuple[int, Decision]] = deque(maxlen=DECISIONS_KEPT)  # by the decider, that were carried out
+        self._waits_for = ""
         self._decisions: deque[DecisionStatus] = deque(maxlen=DECISIONS_KEPT)
         self._num_decisions = 0
         self._pending: list[_Pending] = []
@@ -80,38 +104,58 @@ class Scaling:
     def forget_decider(self) -> None:
         """Have another one made, for the configuration has changed."""
         self._decider = None
+        self._waits_for = ""
+        self._ended.clear()
+        self._asked_anew.set()
 
-    async def run(self, config: Callable[[], BatonConfig], observe: Callable[[], object]) -> None:
-        """Decide until cancelled; `observe` gives an Observation, or None when there is nothing to see."""
+    def restore(self, decisions: Sequence[DecisionStatus]) -> None:
+        """Go on after the decisions that an earlier life of the controller kept; what became of open ones is lost."""
+        self._decisions.extend(decisions)
+        self._num_decisions = max([self._num_decisions, *(decision.number for decision in decisions)])
+        self._told()
+
+    def state(self, config: BatonConfig) -> str:
+        """Say whether sizes follow the traffic, and what a decision waits for."""
+        mode = config.scaling.mode
+        return f"{mode}; no decision yet: {self._waits_for}" if mode != "off" and self._waits_for else mode
+
+    async def run(
+        self, config: Callable[[], BatonConfig], observe: Callable[[], Awaitable[Observation | None]]
+    ) -> None:
+        """Decide until cancelled; `observe` gives None when there is nothing to see."""
         while True:
-            scaling = config().scaling
-            await asyncio.sleep(scaling.interval_s)
-            observation = await observe()  # type: ignore[misc]
-            if observation is None:
+            self._asked_anew.clear()
+            try:
+                async with asyncio.timeout(config().scaling.interval_s):
+                    await self._asked_anew.wait()
                 continue
-            self._measure(observation)
-            if config().scaling.mode != "off":
+            except TimeoutError:
+                pass
+            if config().scaling.mode == "off":
+                self._close_unmeasured()
+                continue
+            observation = await observe()
+            if observation is not None:
+                self._measure(observation)
                 await self._decide(config(), observation)
 
     def note(self, by: str, decision: Decision, outcome: str = "") -> int:
         """Keep a decision; return its number."""
         self._num_decisions += 1
-        flips = tuple(f"{flip.worker_id} becomes {flip.to}" for flip in decision.flips)
-        self._decisions.append(
-            DecisionStatus(
-                number=self._num_decisions,
-                elapsed_s=self._elapsed_s(),
-                by=by,
-                wanted=decision.sizes,
-                flips=flips,
-                reason=decision.reason,
-                figures=dict(decision.figures),
-                outcome=outcome,
-            )
+        kept = DecisionStatus(
+            number=self._num_decisions,
+            elapsed_s=self._log.clock(),
+            at_s=time.time(),
+            by=by,
+            wanted=decision.sizes,
+            flips=tuple(f"{flip.worker_id} becomes {flip.to}" for flip in decision.flips),
+            reason=decision.reason,
+            figures=dict(decision.figures),
+            outcome=outcome,
         )
-        sizes = f"{decision.sizes.prefill} prefill, {decision.sizes.decode} decode"
-        what = "; ".join((sizes, *flips, decision.reason))
-        self._log.note(SUBJECT, f"{by}: {what}" + (f" ({outcome})" if outcome else ""))
+        self._decisions.append(kept)
+        self._log.note(SUBJECT, f"{by}: {kept.text}; {decision.reason}" + (f" ({outcome})" if outcome else ""))
+        self._told()
         return self._num_decisions
 
     def carry_out(self, by: str, decision: Decision) -> None:
@@ -119,12 +163,34 @@ class Scaling:
         for flip in decision.flips:
             self._pools.flip(flip, decision.reason)
         self._pools.want(decision.sizes)
+        self.follow(by, decision)
+
+    def follow(self, by: str, decision: Decision) -> None:
+        """Keep a decision that is being done, and tell its outcome later."""
         number = self.note(by, decision)
+        if by == DECIDER:
+            self._made.append((number, decision))
         now_s = time.monotonic()
-        self._pending.append(_Pending(number, now_s, self._kept(now_s - OUTCOME_S, now_s)))
+        before = self._kept(now_s - OUTCOME_S, now_s) if self._ended else ""
+        self._pending.append(_Pending(number, now_s, before))
+
+    def look(self) -> None:
+        """Take up at once that what was decided is done; called after every change of the pools."""
+        if not self._pending or self._pools.is_changing:
+            return
+        now_s = time.monotonic()
+        for pending in self._pending:
+            if pending.done_s is None:
+                pending.done_s = now_s
+                self._change(pending.number, took_s=now_s - pending.began_s)
 
     async def _decide(self, config: BatonConfig, observation: Observation) -> None:
-        decision = await self._ask(config, observation)
+        answer = await self._ask(config, observation)
+        self._take_outcomes(answer.outcomes)
+        if answer is not _NOTHING and answer.waits_for != self._waits_for:
+            self._waits_for = answer.waits_for
+            self._log.note(SUBJECT, answer.waits_for or "all that a decision needs is known")
+        decision = answer.decision
         if decision is None or (decision.sizes == observation.wanted and not decision.flips):
             return
         if not observation.limits.allow(decision.sizes):
@@ -140,10 +206,19 @@ class Scaling:
             except ConfigError as exc:
                 self.note(DECIDER, decision, f"refused: {exc}")
 
-    async def _ask(self, config: BatonConfig, observation: Observation) -> Decision | None:
+    def _take_outcomes(self, outcomes: tuple[DecisionOutcome, ...]) -> None:
+        """Keep how the decider itself judges what was carried out."""
+        for outcome in outcomes:
+            number = next((number for number, made in self._made if made is outcome.decision), None)
+            if number is not None:
+                before, after = f"{outcome.attainment_before:.1%}", f"{outcome.attainment_after:.1%}"
+                self._log.note(SUBJECT, f"decision {number}: {outcome.verdict}, attainment {before} -> {after}")
+                self._change(number, verdict=outcome.verdict.value)
+
+    async def _ask(self, config: BatonConfig, observation: Observation) -> _Answer:
         """Ask the decider, on a thread of its own; one that fails or takes too long has decided nothing."""
         if self._make is None or self._asking is not None:
-            return None
+            return _NOTHING
         asking = self._asking = asyncio.create_task(
             asyncio.to_thread(self._ask_here, config, observation), name="decide"
         )
@@ -155,14 +230,15 @@ class Scaling:
             self._log.note(SUBJECT, f"no decision within {DECIDE_S:g} s", is_failure=True)
         except Exception as exc:  # task boundary: serving must not end with a decider's fault
             self._log.note(SUBJECT, f"the decider failed: {type(exc).__name__}: {exc}", is_failure=True)
-        return None
+        return _NOTHING
 
-    def _ask_here(self, config: BatonConfig, observation: Observation) -> Decision | None:
+    def _ask_here(self, config: BatonConfig, observation: Observation) -> _Answer:
         assert self._make is not None
         decider = self._decider = self._decider or self._make(config)
-        return decider.decide(observation)
+        decision = decider.decide(observation)
+        return _Answer(decision, decider.take_outcomes(), decider.waits_for)
 
-    def _asked(self, asking: asyncio.Task[Decision | None]) -> None:
+    def _asked(self, asking: asyncio.Task[_Answer]) -> None:
         self._asking = None
         if not asking.cancelled():
             asking.exception()  # retrieved: whoever asked may have stopped waiting
@@ -172,19 +248,25 @@ class Scaling:
         now_s = time.monotonic()
         ended = sum(report.num_ended for report in observation.classes)
         self._ended.append((now_s, ended, sum(report.num_kept for report in observation.classes)))
+        self.look()
         for pending in list(self._pending):
-            if pending.done_s is None and not self._pools.is_changing:
-                pending.done_s = now_s
             if pending.done_s is not None and now_s - pending.done_s >= OUTCOME_S:
                 self._pending.remove(pending)
                 took_s = pending.done_s - pending.began_s
                 kept = self._kept(pending.done_s, now_s)
-                self._tell_outcome(
-                    pending.number, f"done in {took_s:.0f} s; {pending.kept_before} before, {kept} after"
-                )
+                before = f"{pending.kept_before} before, " if pending.kept_before else ""
+                self._tell_outcome(pending.number, f"done in {took_s:.1f} s; {before}{kept} after")
         begin_s = min([now_s, *(p.began_s for p in self._pending)]) - OUTCOME_S
         while self._ended and self._ended[0][0] < begin_s:
             self._ended.popleft()
+
+    def _close_unmeasured(self) -> None:
+        """Tell how long decisions took that are done; what was attained is not measured while scaling is off."""
+        self.look()
+        for pending in [p for p in self._pending if p.done_s is not None]:
+            self._pending.remove(pending)
+            assert pending.done_s is not None
+            self._tell_outcome(pending.number, f"done in {pending.done_s - pending.began_s:.1f} s")
 
     def _kept(self, since_s: float, until_s: float) -> str:
         """Say which share of requests kept their SLO between two moments."""
@@ -193,7 +275,11 @@ class Scaling:
         return f"SLO kept by {num_kept / num_ended:.1%} of {num_ended}" if num_ended else "no request ended"
 
     def _tell_outcome(self, number: int, outcome: str) -> None:
+        self._log.note(SUBJECT, f"decision {number}: {outcome}")
+        self._change(number, outcome=outcome)
+
+    def _change(self, number: int, **changes: object) -> None:
         for index, decision in enumerate(self._decisions):
             if decision.number == number:
-                self._decisions[index] = replace(decision, outcome=outcome)
-        self._log.note(SUBJECT, f"decision {number}: {outcome}")
+                self._decisions[index] = replace(decision, **changes)  # type: ignore[arg-type]
+        self._told()

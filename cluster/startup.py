@@ -27,6 +27,7 @@ from cluster.router_probe import complete_once, wait_until_healthy
 from cluster.state import ClusterRecord, ProcessIdentity, StateDir
 from core.config.models import BatonConfig
 from core.config.specs import served_model_name, with_absolute_profile
+from core.control.actions import DeciderFactory
 from core.errors import ConfigError, StartFailed
 from core.planning import Planner
 
@@ -50,6 +51,7 @@ class UpRequest:
     engine_kind: str = "vllm"  # "simulated" for tests
     engine_args: tuple[str, ...] = ()  # for a simulated engine
     planner: Planner | None = None  # for `pools: auto`
+    decider: DeciderFactory | None = None  # of sizes and roles, for `scaling`
 
 
 class Startup:
@@ -111,7 +113,7 @@ class Startup:
             self._config, self._plan = plan.config, plan
             self._console.stage("plan", "\n".join(plan.lines))
         preflight.check_policy(self._config, base)
-        preflight.check_scaling(self._config, has_decider=False)
+        preflight.check_scaling(with_absolute_profile(self._config, base), self._request.decider)
         self._place(nodes)
 
     def _place(self, nodes: Sequence[Node]) -> tuple[WorkerPlacement, ...]:
@@ -190,6 +192,7 @@ class Startup:
             token=secrets.token_hex(16),
             env_vars=env_vars,
             by_convention=self._plan is None,
+            decider=self._request.decider,
         )
 
     def _create_controller(self, order: StartOrder) -> Handle:

@@ -242,8 +242,8 @@ class WorkerKeeper:
         assert member.record is not None
         member.role = member.record.role
         self._enter(member, Phase.READY)
-        self.start_s = time.monotonic() - member.wished_s
-        self._log.note(member.worker_id, f"ready at {member.record.address}")
+        self.start_s = member.took_s = time.monotonic() - member.wished_s
+        self._log.note(member.worker_id, f"ready at {member.record.address}", took_s=member.took_s)
         if member.ready is not None and not member.ready.done():
             member.ready.set_result(None)
 
@@ -253,9 +253,10 @@ class WorkerKeeper:
         member.role_since_s = time.monotonic()
         self._cancel_job(member)
         took_s = time.monotonic() - member.wished_s
-        self.flip_s = took_s
+        self.flip_s = member.took_s = took_s
         legs = f"; {num_legs} requests that began before go on" if num_legs else ""
-        self._log.note(member.worker_id, f"is a {member.role} worker, {took_s:.1f} s after it was asked to be{legs}")
+        what = f"is a {member.role} worker, {took_s:.1f} s after it was asked to be{legs}"
+        self._log.note(member.worker_id, what, took_s=took_s)
         self._enter(member, Phase.READY)
 
     def _drained_by_itself(self, member: Member, reason: str) -> None:

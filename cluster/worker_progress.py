@@ -26,6 +26,7 @@ class WorkerProgress:
     state: str
     epoch: int
     reason: str
+    took_s: float | None = None  # of what was asked, since the controller was asked; None: it is not done, or not told
 
 
 def follow_worker(cluster: RunningCluster, options: argparse.Namespace, epoch: int, *, asked: str, done: str) -> int:
@@ -52,7 +53,7 @@ def follow_worker(cluster: RunningCluster, options: argparse.Namespace, epoch: i
     except KeyboardInterrupt:
         console.line("it goes on without this command; `status` shows it")
         raise
-    console.stage(options.worker, done)
-    took_s = time.monotonic() - began_s
-    console.result({"ok": True, "worker": options.worker, "took_s": round(took_s, 3), **asdict(found)})
+    took_s = round(time.monotonic() - began_s if found.took_s is None else found.took_s, 3)
+    console.stage(options.worker, f"{done}, {took_s:.1f} s after it was asked for")
+    console.result({"ok": True, "worker": options.worker, **asdict(found), "took_s": took_s})
     return 0

@@ -182,6 +182,16 @@ class ClusterView:
         return ClusterView(workers, self.held, self.promised)
 
 
+@dataclass(frozen=True, slots=True)
+class ControlDecision:
+    """Something that was decided about the pools, as the controller tells its routers."""
+
+    at_s: float  # since the epoch
+    text: str
+    reason: str
+    outcome: str = ""  # empty: it is under way
+
+
 class RequestShape(NamedTuple):
     """What a policy may know of a request before it runs."""
 

@@ -51,7 +51,7 @@ async def _run(spec: RouterSpec, handler: logging.Handler) -> None:
         loop.add_signal_handler(number, stopped.set)
     members = MembershipClient(spec.membership_address, spec.token, tls=spec.tls)
     pool = WorkerPool(members, token=spec.token, tls=spec.tls.for_clients() if spec.tls else None)
-    server = RouterServer(spec, pool)
+    server = RouterServer(spec, pool, lambda: members.decisions)
     address = await server.start()
     settle_garbage_collector()
     loop.add_signal_handler(signal.SIGHUP, server.reload)

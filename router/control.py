@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse
 
 from core.policy.breaker import Breakers
 from core.policy.calibration import Calibration
+from core.policy.context import PolicyContext
 from core.policy.pair_trust import PairReport
 from core.types import ClusterView, WorkerView
 from router import VERSION
@@ -104,6 +105,7 @@ def control_app(
     breakers: Breakers,
     explainer: Explainer | None = None,
     traffic: TrafficMeter | None = None,
+    context: Callable[[], PolicyContext] = PolicyContext,
     calibration: Calibration | None = None,
     tenant_of: Callable[[Request], str | None] = without_keys,
     num_inflight: Callable[[], int] | None = None,
@@ -122,7 +124,7 @@ def control_app(
     if explainer is not None:
         add_explain(app, explainer, tenant_of)
     if traffic is not None:
-        add_traffic(app, traffic, view, tenant_of)
+        add_traffic(app, traffic, view, context, tenant_of)
     if num_inflight is not None:
         _add_load(app, num_inflight)
     if console is not None:

@@ -12,7 +12,7 @@ import gc
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -28,7 +28,7 @@ from core.errors import ConfigError, Unauthorized, WorkerDraining
 from core.policy.breaker import Breakers
 from core.policy.pair_trust import PairTrust
 from core.router_spec import RouterSpec
-from core.types import WorkerRecord
+from core.types import ControlDecision, WorkerRecord
 from router.adapting import AdaptingPolicy
 from router.app import RelayedRoutes
 from router.console.feed import ConsoleFeed, Sources
@@ -56,8 +56,13 @@ log = logging.getLogger(__name__)
 class RouterServer:
     """One HTTP server with its pool of workers; start once, stop once."""
 
-    def __init__(self, spec: RouterSpec, pool: WorkerPool) -> None:
-        """Build everything that needs no network.
+    def __init__(
+        self,
+        spec: RouterSpec,
+        pool: WorkerPool,
+        decisions: Callable[[], tuple[ControlDecision, ...]] = tuple,
+    ) -> None:
+        """Build everything that needs no network; `decisions` tells what was decided about the pools, newest first.
 
         Raises ConfigError for a policy that does not exist, or an event log that cannot be written.
         """
@@ -104,7 +109,7 @@ class RouterServer:
             observer=self._observer,
             breakers=breakers,
         )
-        self._console = ConsoleFeed(spec, self._console_sources(placer, breakers))
+        self._console = ConsoleFeed(spec, self._console_sources(placer, breakers, decisions))
         relayed = RelayedRoutes(self.dispatcher, self._announced)
         self._http = _http_server(spec, self._control(placer, breakers, pairs), relayed)
         self._serving: asyncio.Task[None] | None = None
@@ -119,6 +124,7 @@ class RouterServer:
             breakers=breakers,
             explainer=self._observer.explainer,
             traffic=self._observer.traffic,
+            context=lambda: self._policy.context,
             calibration=self._observer.calibration,
             tenant_of=self._tenant_of,
             num_inflight=lambda: self.dispatcher.num_inflight,
@@ -138,7 +144,9 @@ class RouterServer:
             view=self._pool.view,
         )
 
-    def _console_sources(self, placer: Placer, breakers: Breakers) -> Sources:
+    def _console_sources(
+        self, placer: Placer, breakers: Breakers, decisions: Callable[[], tuple[ControlDecision, ...]]
+    ) -> Sources:
         return Sources(
             view=placer.view,
             announced=self._announced,
@@ -148,6 +156,7 @@ class RouterServer:
             explainer=self._observer.explainer,
             calibration=self._observer.calibration,
             history=self._observer.history,
+            decisions=decisions,
         )
 
     async def start(self) -> str:

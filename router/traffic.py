@@ -10,6 +10,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated, NamedTuple
 
 import orjson
@@ -17,8 +18,9 @@ from fastapi import FastAPI, Query, Request, Response
 from starlette.exceptions import HTTPException
 
 from core.control.actions import MAX_SAMPLES
+from core.policy.context import PolicyContext
 from core.router_spec import SLOTarget
-from core.types import ClusterView
+from core.types import ClusterView, Role
 from router.record import RequestRecord
 
 
@@ -91,8 +93,8 @@ class TrafficMeter:
             )
         )
 
-    def report(self, view: ClusterView, after: int) -> dict[str, object]:
-        """Tell of the requests that ended after the one numbered `after`, and of the load in `view`."""
+    def report(self, view: ClusterView, after: int, context: PolicyContext) -> dict[str, object]:
+        """Tell of the requests that ended after the one numbered `after`, of the load in `view`, costs in `context`."""
         now_s = time.monotonic()
         num_new = min(self._num_samples - after, len(self._samples)) if after <= self._num_samples else 0
         new = list(self._samples)[len(self._samples) - num_new :]
@@ -132,11 +134,29 @@ class TrafficMeter:
             "num_held": len(held.keys_s),
             "held_tokens": held.tokens_before[-1],
             "least_slack_s": held.keys_s[0] - now_s if held.keys_s else None,
+            "costs": _costs(context),
         }
 
 
+def _costs(context: PolicyContext) -> dict[str, object] | None:
+    """Tell what engine steps cost, as the policy in force reckons; None while one pool's are not known."""
+    facts = [context.pools.get(role) for role in (Role.PREFILL, Role.DECODE)]
+    prefill, decode = (None if fact is None else fact.cost for fact in facts)
+    if prefill is None or decode is None:
+        return None
+    return {
+        "prefill": asdict(prefill),
+        "decode": asdict(decode),
+        "request_overhead_s": context.request_overhead_s,
+    }
+
+
 def add_traffic(
-    app: FastAPI, meter: TrafficMeter, view: Callable[[], ClusterView], tenant_of: Callable[[Request], str | None]
+    app: FastAPI,
+    meter: TrafficMeter,
+    view: Callable[[], ClusterView],
+    context: Callable[[], PolicyContext],
+    tenant_of: Callable[[Request], str | None],
 ) -> None:
     """Serve GET /traffic, to the operator; to all where nobody has keys."""
 
@@ -145,4 +165,4 @@ def add_traffic(
         """Tell of the requests that ended after the one of that number, and of the load there is."""
         if tenant_of(request):
             raise HTTPException(403, "this is for whoever runs the cluster")
-        return Response(orjson.dumps(meter.report(view(), after)), media_type="application/json")
+        return Response(orjson.dumps(meter.report(view(), after, context())), media_type="application/json")

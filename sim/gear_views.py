@@ -43,7 +43,7 @@ class Views:
         rows = np.asarray(state.workers)[: cluster.num_workers]
         self._said = rows[["running", "waiting", "blocks", "step_s", "step_prompt_tokens", "step_seqs"]]
         self._counted = rows[["legs", "owed_requests", "owed_tokens", "owed_pairs", "load_context"]]
-        self._frame_s, self._alive = rows["frame_s"], rows["alive"]
+        self._frame_s, self._takes = rows["frame_s"], rows["takes"]
         self._fixed = _identities(cluster, state)  # by worker of the kernel
         self._number = {record.worker_id: i for i, (record, _) in enumerate(self._fixed)}
         # Ids have equally many digits: by id, decode workers come first.
@@ -68,15 +68,15 @@ class Views:
         self._looks.append((now_s, self._said.tolist()))
 
     def view(self, now_s: float, held: HeldWork, promised: HeldWork) -> ClusterView:
-        """Show the living workers as the router knows them at `now_s`."""
+        """Show the workers that take work, as the router knows them at `now_s`."""
         own = self._own_counts()
         for i, seen in enumerate(zip(self._known(now_s), own, strict=True)):
             before = self._seen[i]
             if seen != before:
                 self._seen[i] = seen
                 self._views[i] = self._made(i, *seen, is_new_frame=before is None or seen[0] != before[0])
-        alive = self._alive.tolist()
-        return ClusterView(tuple([self._views[i] for i in self._order if alive[i]]), held, promised)
+        takes = self._takes.tolist()
+        return ClusterView(tuple([self._views[i] for i in self._order if takes[i]]), held, promised)
 
     @property
     def hellos(self) -> list[WorkerHello]:

@@ -62,7 +62,7 @@ def simulate_with_policy(
     the return. With `predicted_by`, the context of a policy whose costs are not the cluster's, the router corrects
     them by the steps it sees. Equal arguments give equal outcomes.
     """
-    gear = _Gear(cluster, workload, targets, policy, seed=seed, refused=refused, predicted_by=predicted_by)
+    gear = Gear(cluster, workload, targets, policy, seed=seed, refused=refused, predicted_by=predicted_by)
     gear.run()
     return gear.outcome()
 
@@ -120,19 +120,20 @@ def _facts(cluster: ClusterSpec, pool: PoolSpec) -> PoolFacts:
     )
 
 
-class _Kind(enum.IntEnum):
+class Kind(enum.IntEnum):
     """What comes next, at equal times in this order."""
 
     LOOK = 0  # the frames of now will be known later
     ROOM = 1  # what is held is decided again
     HELD_ENOUGH = 2  # a held request is decided again
     ARRIVAL = 3
+    CONTROL = 4  # the fleet changes, and its controller is asked: sim.elastic_gear
 
 
-_Entry = tuple[float, _Kind, int]  # time, kind, request
+_Entry = tuple[float, Kind, int]  # time, kind, request
 
 
-class _Gear:
+class Gear:
     """One run: the agenda of the router, its decisions, and the kernel that they act on."""
 
     def __init__(
@@ -164,9 +165,9 @@ class _Gear:
         self._decisions = 0
         self._reached_s = -math.inf
         self._placing: tuple[int, int, int] | None = None  # decided at _reached_s, to be done before time passes
-        self._agenda: list[_Entry] = [(at_s, _Kind.ARRIVAL, i) for i, at_s in enumerate(self._arrived)]
+        self._agenda: list[_Entry] = [(at_s, Kind.ARRIVAL, i) for i, at_s in enumerate(self._arrived)]
         if self._delay_s:
-            self._agenda += [(at_s - self._delay_s, _Kind.LOOK, i) for i, at_s in enumerate(self._arrived)]
+            self._agenda += [(at_s - self._delay_s, Kind.LOOK, i) for i, at_s in enumerate(self._arrived)]
             self._agenda.sort()
 
     def run(self) -> None:
@@ -176,15 +177,19 @@ class _Gear:
             if not self._reach(agenda[0][0]):
                 continue
             now_s, kind, request = heappop(agenda)
-            if kind is _Kind.ARRIVAL:
-                self._decide(request, now_s)
-            elif kind is _Kind.LOOK:
-                self._views.look(now_s)
-            elif kind is _Kind.ROOM:
-                self._let_go(now_s)
-            elif self._ask_again_s.get(request) == now_s:
-                self._ask_again(request, now_s)
+            self._happen(now_s, kind, request)
         self._reach(FOREVER_S)
+
+    def _happen(self, now_s: float, kind: Kind, request: int) -> None:
+        """Do one entry of the agenda, time having passed up to it."""
+        if kind is Kind.ARRIVAL:
+            self._decide(request, now_s)
+        elif kind is Kind.LOOK:
+            self._views.look(now_s)
+        elif kind is Kind.ROOM:
+            self._let_go(now_s)
+        elif self._ask_again_s.get(request) == now_s:
+            self._ask_again(request, now_s)
 
     def outcome(self) -> Outcome:
         """Read what became of every request."""
@@ -214,7 +219,7 @@ class _Gear:
         """Let what is held be decided again when the router knows of the workers' present states."""
         if self._delay_s:
             self._views.look(now_s)
-        heappush(self._agenda, (now_s + self._delay_s, _Kind.ROOM, NOBODY))
+        heappush(self._agenda, (now_s + self._delay_s, Kind.ROOM, NOBODY))
 
     def _ask_again(self, request: int, now_s: float) -> None:
         """Decide a held request when the policy said: in its turn, or when it could start in time for the last time."""
@@ -287,7 +292,7 @@ class _Gear:
     def _ask_at(self, request: int, until_s: float) -> None:
         if self._ask_again_s.get(request) != until_s:
             self._ask_again_s[request] = until_s
-            heappush(self._agenda, (until_s, _Kind.HELD_ENOUGH, request))
+            heappush(self._agenda, (until_s, Kind.HELD_ENOUGH, request))
 
     def _leave_queue(self, request: int, now_s: float) -> None:
         item = self._waiting.get(request)
@@ -311,9 +316,9 @@ class _Gear:
         back_s = now_s + rejection.earliest_s
         self._returned.add(request)
         self._arrived[request] = self._state.reqs.arrived[request] = back_s
-        heappush(self._agenda, (back_s, _Kind.ARRIVAL, request))
+        heappush(self._agenda, (back_s, Kind.ARRIVAL, request))
         if self._delay_s:
-            heappush(self._agenda, (max(now_s, back_s - self._delay_s), _Kind.LOOK, request))
+            heappush(self._agenda, (max(now_s, back_s - self._delay_s), Kind.LOOK, request))
         if self._refused is Refused.COME_BACK_RESERVED:
             self._promise(request, back_s)
         return True

@@ -256,10 +256,24 @@ class WorkerRecord(_message.Message):
     node: str
     def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., address: _Optional[str] = ..., node: _Optional[str] = ...) -> None: ...
 
+class ControlDecision(_message.Message):
+    __slots__ = ("at_s", "text", "reason", "outcome")
+    AT_S_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    at_s: float
+    text: str
+    reason: str
+    outcome: str
+    def __init__(self, at_s: _Optional[float] = ..., text: _Optional[str] = ..., reason: _Optional[str] = ..., outcome: _Optional[str] = ...) -> None: ...
+
 class Membership(_message.Message):
-    __slots__ = ("version", "workers")
+    __slots__ = ("version", "workers", "decisions")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
     version: int
     workers: _containers.RepeatedCompositeFieldContainer[WorkerRecord]
-    def __init__(self, version: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerRecord, _Mapping]]] = ...) -> None: ...
+    decisions: _containers.RepeatedCompositeFieldContainer[ControlDecision]
+    def __init__(self, version: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerRecord, _Mapping]]] = ..., decisions: _Optional[_Iterable[_Union[ControlDecision, _Mapping]]] = ...) -> None: ...

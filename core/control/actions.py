@@ -7,11 +7,13 @@ side imports this module and not the other. Times are seconds of one monotonic c
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from core.config.models import BatonConfig
+from core.latency.step import StepCost
 from core.types import Role
 
 MAX_SAMPLES = 2048  # ended requests that one observation holds
@@ -67,6 +69,37 @@ class Decision:
     figures: tuple[tuple[str, float], ...] = ()  # what the decision rests on, by name: kept with its event
 
 
+class Verdict(enum.StrEnum):
+    """What a decision came to."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    AS_PREDICTED = "as predicted"
+    TRAFFIC_CHANGED = "traffic changed"
+    TOO_FEW = "too few requests"
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionOutcome:
+    """A decision and what came of it: an event of its own, later."""
+
+    decision: Decision
+    decided_s: float
+    judged_s: float
+    verdict: Verdict
+    attainment_before: float  # of all classes together
+    attainment_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredCosts:
+    """What the router learnt of the engines while they served; see core.latency.online."""
+
+    prefill: StepCost
+    decode: StepCost
+    request_overhead_s: float  # in every time to first token
+
+
 @dataclass(frozen=True, slots=True)
 class RequestSample:
     """One request that ended, as the router measured it."""
@@ -113,6 +146,7 @@ class WorkerReport:
     step_s: float = 0.0  # of its latest engine step
     owed_prompt_tokens: int = 0  # sent to it and not computed
     context_tokens: int = 0  # of the requests that decode, or will decode, there
+    block_size: int = 0  # tokens of a KV block; 0: not known yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +167,14 @@ class Observation:
     start_s: float  # measured time from the wish for a worker to its first request; the latest, or what to expect
     flip_s: float  # the same of a flip
     is_changing: bool  # an earlier change is not complete: workers start, drain or flip
+    costs: MeasuredCosts | None = None  # None: not learnt yet
 
 
 class Decider(Protocol):
-    """Decides sizes and roles; one object for the controller's life, called from one thread at a time."""
+    """Decides sizes and roles; one object for the controller's life, called from one thread at a time.
+
+    Who subclasses it has no outcomes to tell and always knows enough, unless it says otherwise.
+    """
 
     def decide(self, observation: Observation) -> Decision | None:
         """Say what is to change; None: nothing.
@@ -145,6 +183,15 @@ class Decider(Protocol):
         worker that is not ready, and says so in its events; it then asks again as ever.
         """
         ...
+
+    def take_outcomes(self) -> tuple[DecisionOutcome, ...]:
+        """Hand over the outcomes of decisions that were found since the last call."""
+        return ()
+
+    @property
+    def waits_for(self) -> str:
+        """What is missing for a decision, in a few words; empty: nothing is."""
+        return ""
 
 
 DeciderFactory = Callable[[BatonConfig], Decider]  # a module-level function: it travels by name to the controller

@@ -20,7 +20,7 @@ from core.errors import Overloaded
 from core.policy.breaker import Breakers
 from core.policy.calibration import Calibration
 from core.router_spec import RouterSpec
-from core.types import ClusterView, WorkerRecord
+from core.types import ClusterView, ControlDecision, WorkerRecord
 from router import VERSION
 from router.console.events import EventRing
 from router.console.history import BUCKET_S, NUM_BUCKETS, History
@@ -38,15 +38,6 @@ _CLOCK_GRAIN_S: Final = 0.002  # a timer may ring as much too early: event loops
 _LATEST_BUCKETS: Final = 2  # in each update: the one under way, and the one that it has just replaced
 
 _Scope = str | None  # a tenant; None: who sees all
-
-
-@dataclass(frozen=True, slots=True)
-class ControlDecision:
-    """Something that the controller decided about the pools, and why."""
-
-    at_s: float  # since the epoch
-    text: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,11 +36,23 @@ def push_outage(st: State, worker: int, from_s: float, until_s: float) -> None:
     push(st, until_s, UP, worker, 0)
 
 
+@entry
+def admit(st: State, worker: int, now_s: float) -> None:
+    """Let a worker take work from now on."""
+    bring_up(st, worker, now_s)
+
+
+@entry
+def retire(st: State, worker: int, now_s: float) -> None:
+    """Let a worker that has drained be gone, with what its cache held."""
+    take_down(st, worker, now_s)
+
+
 @compiled
 def bring_up(st: State, worker: int, now_s: float) -> None:
     """Let a worker take work, and hand it what no worker could take."""
     settle_all(st, now_s)
-    st.workers.alive[worker] = 1
+    st.workers.alive[worker] = st.workers.takes[worker] = 1
     st.counts[ROOM] += 1
     say_frame(st, worker, now_s)
     for request in range(len(st.reqs.stage)):
@@ -54,7 +66,7 @@ def take_down(st: State, worker: int, now_s: float) -> None:
     """End all that runs on a worker, free what it held on both sides, and route it anew."""
     settle_all(st, now_s)
     interrupt(st, worker, now_s)
-    st.workers.alive[worker] = 0
+    st.workers.alive[worker] = st.workers.takes[worker] = 0
     for lane in range(st.workers.first_lane[worker], st.workers.first_lane[worker + 1]):
         st.lanes.busy[lane] = 0
         st.lanes.epoch[lane] += 1

@@ -95,7 +95,7 @@ def _best_prefill(st: State, request: int, now_s: float) -> int:
     best, best_score = NOBODY, 0.0
     count = st.rules.num_prefill
     for worker in range(count):
-        if not st.workers.alive[worker]:
+        if not st.workers.takes[worker]:
             continue
         if st.rules.rule == _PREDICTED_WORK:
             score = prefill_s(st, worker, request, now_s)
@@ -115,7 +115,7 @@ def _best_decode(st: State, request: int, now_s: float, is_whole: bool) -> int:
     slo = st.reqs.slo[request]
     ttft_target_s, tpot_target_s = st.targets.ttft_s[slo], st.targets.tpot_s[slo]
     for worker in range(first, last):
-        if not st.workers.alive[worker]:
+        if not st.workers.takes[worker]:
             continue
         if st.rules.rule == _PREDICTED_WORK:
             score = tpot_s(st, worker, request, owed_s(st, worker)) / tpot_target_s
@@ -157,7 +157,7 @@ def _shortcut(st: State, request: int, now_s: float, prefill: int, decode: int) 
     alone_s = prompts_s(st, DECODE, uncached, uncached * uncached / 2.0, 1, 0)
     best, best_s = NOBODY, ttft_target_s
     for worker in range(rules.num_prefill, st.rules.num_workers):
-        if not st.workers.alive[worker] or is_full(st, worker, request):
+        if not st.workers.takes[worker] or is_full(st, worker, request):
             continue
         first_s = whole_s(st, worker, request, now_s) + rules.request_overhead_s
         slowed_s = tpot_s(st, worker, request, owed_s(st, worker) + alone_s)

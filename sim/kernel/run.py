@@ -9,7 +9,7 @@ from sim.kernel.outages import bring_up, take_down
 from sim.kernel.routing import route
 from sim.kernel.state import HEAP_SIZE, ROOM, SENDING, State
 from sim.kernel.steps import end_step, wake
-from sim.kernel.stretches import settle_all
+from sim.kernel.stretches import interrupt, settle_all
 
 
 @entry
@@ -75,3 +75,18 @@ def run_all(st: State) -> None:
         advance(st, now_s)
         route(st, request, now_s)
     advance(st, 1e300)
+
+
+@entry
+def run_part(st: State, first: int, last: int, until_s: float) -> None:
+    """Route arrivals `first` to `last` (not among them) by the rules of the state, and let time pass to `until_s`.
+
+    Every request is told of the tokens that it has by then, as the router that relays them knows.
+    """
+    for request in range(first, last):
+        now_s = st.reqs.arrived[request]
+        advance(st, now_s)
+        route(st, request, now_s)
+    advance(st, until_s)
+    for worker in range(st.rules.num_workers):
+        interrupt(st, worker, until_s)

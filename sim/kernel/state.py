@@ -106,6 +106,7 @@ class Workers(Columns):
     pool: I64
     first_lane: I64
     alive: I8
+    takes: I8  # new requests; a worker that drains lives and takes none
     used_blocks: I64
     seqs_held: I64  # running, or with blocks granted for a hand-over
     stage_until: F64  # its first pipeline stage is busy
@@ -346,7 +347,7 @@ def _workers(cluster: ClusterSpec, lanes: I64) -> Workers:
     workers.pool[:] = DECODE
     workers.pool[: cluster.prefill.replicas if cluster.prefill else 0] = PREFILL
     workers.first_lane[1:] = np.cumsum(lanes)
-    workers.alive[:-1] = 1
+    workers.alive[:-1] = workers.takes[:-1] = 1
     workers.newest[:] = workers.oldest[:] = NOBODY
     return workers
 

@@ -6,7 +6,7 @@ import io
 import json
 from dataclasses import replace
 
-from cluster.cluster_status import ClusterEvent, ClusterStatus, MemberStatus
+from cluster.cluster_status import ClusterEvent, ClusterStatus, DecisionStatus, MemberStatus
 from cluster.console import (
     Console,
     PredictionReport,
@@ -17,6 +17,7 @@ from cluster.console import (
     status_lines,
 )
 from core.config.models import BatonConfig, RouterConfig
+from core.control.actions import PoolSizes
 from core.types import Role
 
 STATUS = ClusterStatus(
@@ -82,6 +83,31 @@ def test_status_says_why_planned_pools_are_what_they_are() -> None:
     lines = status_lines(STATUS, REPORT, url="", ray_tools="none", plan=("P/D pays", "2 requests/s per worker"))
     at = lines.index("planned: P/D pays")
     assert lines[at - 1 : at + 3] == ["", "planned: P/D pays", "  2 requests/s per worker", ""]
+
+
+def test_status_says_what_was_decided_about_the_pools_and_what_came_of_it() -> None:
+    sizes = PoolSizes(2, 1)
+    decisions = (
+        DecisionStatus(1, 5.0, 1e9, "operator", sizes, (), "asked for", {}, "done in 2.0 s", 2.0),
+        DecisionStatus(
+            2, 9.0, 1e9, "decider", sizes, ("decode-1 becomes prefill",), "2P1D are needed", {},
+            "done in 3.1 s; SLO kept by 70.0% of 50 before, SLO kept by 96.0% of 60 after", 3.1, "better",
+        ),
+        DecisionStatus(3, 11.0, 1e9, "decider", sizes, (), "under way", {}),
+    )  # fmt: skip
+    status = replace(STATUS, scaling="auto", decisions=decisions)
+    lines = status_lines(status, REPORT, url="", ray_tools="none")
+    at = lines.index("scaling  auto")
+    assert lines[at + 1 : at + 9] == [
+        "",
+        "last decisions:",
+        "       5.0 s  operator: 2 prefill, 1 decode: asked for",
+        "              done in 2.0 s",
+        "       9.0 s  decider: 2 prefill, 1 decode; decode-1 becomes prefill: 2P1D are needed",
+        "              done in 3.1 s; SLO kept by 70.0% of 50 before, SLO kept by 96.0% of 60 after; better",
+        "      11.0 s  decider: 2 prefill, 1 decode: under way",
+        "",
+    ]
 
 
 def test_the_ready_block_holds_all_that_is_needed() -> None:

@@ -6,6 +6,7 @@ What Ray adds is tested in test_controller_ray.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -20,7 +21,7 @@ from cluster.controller import Controller
 from cluster.placement import place_workers
 from core.config.load import load_config
 from core.config.models import BatonConfig
-from core.control.actions import Decision, Observation, PoolSizes
+from core.control.actions import Decider, Decision, Observation, PoolSizes
 from core.errors import ConfigError, StartFailed
 from core.types import Role
 from tests.support.local_actors import HERE, LocalRay
@@ -143,7 +144,7 @@ async def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         await found.controller.stop(5.0)
 
 
-class Growing:
+class Growing(Decider):
     """Wants one more decode worker, once requests were seen to end."""
 
     def decide(self, observation: Observation) -> Decision | None:
@@ -323,6 +324,42 @@ async def test_a_decider_is_told_of_the_traffic_and_obeyed(cluster: Cluster) -> 
     status = await cluster.status()
     assert status.wanted == PoolSizes(2, 3)
     assert (status.decisions[-1].by, status.decisions[-1].reason) == ("decider", "7 tokens")
+
+
+async def test_a_flip_is_a_decision_with_its_time_in_status_record_and_at_the_router(cluster: Cluster) -> None:
+    epoch = await cluster.controller.flip("decode-1", Role.PREFILL, 0.0, "a test")
+    await cluster.done("decode-1", epoch)
+    found = await cluster.controller.progress_of("decode-1", epoch, 0.0)
+    assert found.took_s is not None
+    status = await cluster.status()
+    (made,) = status.decisions
+    assert (made.by, made.wanted, made.flips) == ("operator", PoolSizes(3, 1), ("decode-1 becomes prefill",))
+    taken = [event.took_s for event in status.events if "is a prefill worker" in event.what]
+    assert taken == [found.took_s]
+    await cluster.settled()
+    async with (
+        httpx.AsyncClient(timeout=BACK_S) as client,
+        client.stream("GET", cluster.url + "/console/events") as told,
+    ):
+        async for line in told.aiter_lines():
+            update = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
+            if update.get("decisions"):
+                break
+    assert update["decisions"][0]["text"] == "operator: 3 prefill, 1 decode; decode-1 becomes prefill"
+    await asyncio.sleep(0.1)  # what was changed is on disk 50 ms later
+    await cluster.make_anew()
+    (kept,) = (await cluster.status()).decisions
+    assert (kept.number, kept.flips) == (1, made.flips)
+    assert kept.took_s == pytest.approx(found.took_s, abs=1.0)
+
+
+async def test_without_a_decision_the_router_is_not_asked_for_its_traffic(cluster: Cluster) -> None:
+    asked: list[object] = []
+    cluster.controller._observer.observe = lambda *_: asked.append(_)  # type: ignore[assignment,func-returns-value]
+    await cluster.apply("scaling.interval_s=1")
+    await asyncio.sleep(2.5)  # two intervals
+    assert asked == []
+    assert (await cluster.status()).scaling == "off"
 
 
 async def test_the_only_ready_worker_of_a_role_is_not_flipped(cluster: Cluster) -> None:

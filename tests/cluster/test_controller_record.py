@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cluster_status import ClusterEvent
+from cluster.cluster_status import ClusterEvent, DecisionStatus
 from cluster.controller_record import RECORD_FILE, ControllerRecord, MemberRecord
 from cluster.members import Member
 from cluster.placement import WorkerPlacement
@@ -34,7 +34,22 @@ RECORD = ControllerRecord(
     renewing={"prefill-0": 3.0},
     router=RouterPlace("router", 2, 8000),
     members=(MemberRecord.of(PLACED), MemberRecord.of(BARE)),
-    events=(ClusterEvent(3, 1.5, "decode-1", "drains", True),),
+    events=(ClusterEvent(3, 1.5, "decode-1", "drains", True), ClusterEvent(4, 2.5, "decode-0", "ready", took_s=1.5)),
+    decisions=(
+        DecisionStatus(
+            1,
+            2.5,
+            1e9,
+            "decider",
+            PoolSizes(2, 1),
+            ("decode-1 becomes prefill",),
+            "late",
+            {"rate": 2.0},
+            "done",
+            3.5,
+            "worse",
+        ),
+    ),
 )
 
 

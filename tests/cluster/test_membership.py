@@ -14,7 +14,7 @@ import pytest
 from cluster.membership import MembershipClient, MembershipServer, StaticMembership
 from core.component_tls import ComponentTLS
 from core.errors import ConfigError, StartFailed, Unauthorized, WorkerError
-from core.types import Membership, Role, WorkerRecord
+from core.types import ControlDecision, Membership, Role, WorkerRecord
 from tests.support.certificates import Authority
 
 HOST = "127.0.0.1"
@@ -60,6 +60,12 @@ class Follower:
                 await self._changed.wait()
                 self._changed.clear()
 
+    async def until_told(self, decisions: tuple[ControlDecision, ...]) -> None:
+        deadline_s = asyncio.get_running_loop().time() + WAIT_S
+        while self._client.decisions != decisions:
+            assert asyncio.get_running_loop().time() < deadline_s, self._client.decisions
+            await asyncio.sleep(0.01)  # the client tells nobody of them
+
     async def __aenter__(self) -> Follower:
         return self
 
@@ -87,6 +93,21 @@ async def test_follower_of_a_controller_without_news_waits() -> None:
     async with controller() as (server, port), Follower(port) as follower:
         server.publish(membership(1))
         await follower.until(last=membership(1))
+
+
+async def test_what_was_decided_is_told_beside_the_membership_and_is_no_news_of_it() -> None:
+    earlier, later = ControlDecision(1e9, "decode 2 -> 3", "late"), ControlDecision(1e9 + 5, "3 -> 2", "idle", "done")
+    async with controller(membership(1, "a")) as (server, port), Follower(port) as follower:
+        await follower.until(last=membership(1, "a"))
+        server.tell((earlier,))
+        await follower.until_told((earlier,))
+        server.tell((later, earlier))
+        await follower.until_told((later, earlier))
+        server.publish(membership(2, "b"))
+        await follower.until(last=membership(2, "b"))
+        assert follower.seen == [membership(1, "a"), membership(2, "b")]
+        async with Follower(port) as late:
+            await late.until_told((later, earlier))
 
 
 async def test_burst_of_publications_ends_with_the_newest() -> None:

@@ -20,6 +20,7 @@ from cluster.preflight import (
     this_machine,
 )
 from core.config.models import BatonConfig, KVConfig, LoraConfig, ModelConfig, PlanConfig, RouterConfig, ScalingConfig
+from core.control.actions import Decider
 from core.errors import ConfigError
 
 
@@ -147,6 +148,14 @@ def test_this_machine_has_the_cores_this_process_may_use() -> None:
 def test_sizes_do_not_follow_the_traffic_when_nobody_decides_them() -> None:
     automatic = BatonConfig(scaling=ScalingConfig(mode="auto"))
     with pytest.raises(ConfigError, match=r"scaling\.mode: auto needs a decider"):
-        check_scaling(automatic, has_decider=False)
-    check_scaling(automatic, has_decider=True)
-    check_scaling(BatonConfig(), has_decider=False)
+        check_scaling(automatic, None)
+    check_scaling(BatonConfig(), None)
+
+
+def test_a_decider_that_cannot_be_made_is_known_before_anything_starts() -> None:
+    def make(config: BatonConfig) -> Decider:
+        raise ConfigError(f"plan.profile: there is no {config.plan.profile}")
+
+    with pytest.raises(ConfigError, match=r"plan\.profile: there is no None"):
+        check_scaling(BatonConfig(scaling=ScalingConfig(mode="auto")), make)
+    check_scaling(BatonConfig(), make)

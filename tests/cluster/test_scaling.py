@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +12,17 @@ from cluster import scaling as scaling_module
 from cluster.cluster_events import EventLog
 from cluster.scaling import OPERATOR, Scaling
 from core.config.models import BatonConfig, ScalingConfig
-from core.control.actions import ClassReport, Decision, Observation, PoolSizes, RoleFlip, SizeLimits
+from core.control.actions import (
+    ClassReport,
+    Decider,
+    Decision,
+    DecisionOutcome,
+    Observation,
+    PoolSizes,
+    RoleFlip,
+    SizeLimits,
+    Verdict,
+)
 from core.errors import ConfigError
 from core.types import Role
 
@@ -53,7 +62,7 @@ class RecordedPools:
         self.wanted.append(change)
 
 
-class Fixed:
+class Fixed(Decider):
     """Decides what it was given, one after another, then nothing."""
 
     def __init__(self, *decisions: Decision | None) -> None:
@@ -72,7 +81,7 @@ async def decided(pools: RecordedPools, *decisions: Decision, mode: str = "auto"
     """Run the loop until every decision was asked for."""
     decider = Fixed(*decisions)
     config = BatonConfig(scaling=ScalingConfig(mode=mode, interval_s=1))  # type: ignore[arg-type]
-    made = Scaling(pools, EventLog(lambda: 0.0), elapsed_s=lambda: 0.0, make=lambda _: decider)
+    made = Scaling(pools, EventLog(lambda: 0.0), make=lambda _: decider)
     for _ in range(len(decisions) + 1):
         made._measure(seen)
         if mode != "off":
@@ -120,22 +129,24 @@ async def test_what_is_wanted_already_is_no_decision(pools: RecordedPools) -> No
 async def test_the_outcome_is_told_once_enough_was_measured_after_it(
     pools: RecordedPools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now_s = itertools.count(0.0, 10.0)
-    monkeypatch.setattr(scaling_module.time, "monotonic", lambda: next(now_s))
-    made = Scaling(pools, EventLog(lambda: 0.0), elapsed_s=lambda: 0.0, make=None)
+    clock = [0.0]
+    monkeypatch.setattr(scaling_module.time, "monotonic", lambda: clock[0])
+    made = Scaling(pools, EventLog(lambda: 0.0), make=None)
     made._measure(SEEN)
     made.carry_out(OPERATOR, MORE)
     better = replace(SEEN, classes=(replace(SEEN.classes[0], num_kept=10),))
     pools.is_changing = True
-    made._measure(better)
-    pools.is_changing = False
-    for _ in range(8):
+    for clock[0] in (10.0, 20.0):
         made._measure(better)
-    outcome = made.decisions[0].outcome
-    assert outcome.startswith("done in 20 s; SLO kept by 70.0% of 10 before, SLO kept by 100.0% of ")
+    pools.is_changing = False
+    for clock[0] in (25.0, 50.0, 85.0):
+        assert made.decisions[0].outcome == ""
+        made._measure(better)
+    outcome = "done in 25.0 s; SLO kept by 70.0% of 10 before, SLO kept by 100.0% of 30 after"
+    assert (made.decisions[0].outcome, made.decisions[0].took_s) == (outcome, 25.0)
 
 
-class Failing:
+class Failing(Decider):
     """Raises, against its contract."""
 
     def decide(self, observation: Observation) -> Decision | None:
@@ -144,7 +155,7 @@ class Failing:
 
 async def test_a_decider_that_fails_is_told_of_and_asked_again(pools: RecordedPools) -> None:
     log = EventLog(lambda: 0.0)
-    made = Scaling(pools, log, elapsed_s=lambda: 0.0, make=lambda _: Failing())
+    made = Scaling(pools, log, make=lambda _: Failing())
     for _ in range(2):
         await made._decide(BatonConfig(), SEEN)
     assert [e.what for e in log.latest(9)] == ["the decider failed: ZeroDivisionError: no traffic"] * 2
@@ -156,14 +167,14 @@ async def test_a_decider_is_asked_by_one_thread_at_a_time(
     monkeypatch.setattr(scaling_module, "DECIDE_S", 0.05)
     go_on, asked = threading.Event(), []
 
-    class Slow:
+    class Slow(Decider):
         def decide(self, observation: Observation) -> Decision | None:
             asked.append(observation)
             assert go_on.wait(60)
             return None
 
     log = EventLog(lambda: 0.0)
-    made = Scaling(pools, log, elapsed_s=lambda: 0.0, make=lambda _: Slow())
+    made = Scaling(pools, log, make=lambda _: Slow())
     for _ in range(3):
         await made._decide(BatonConfig(), SEEN)
     go_on.set()
@@ -171,3 +182,108 @@ async def test_a_decider_is_asked_by_one_thread_at_a_time(
     assert [e.what for e in log.latest(9)] == ["no decision within 0.05 s"]
     if made._asking is not None:
         await asyncio.wait([made._asking], timeout=60)
+
+
+class Judging(Decider):
+    """Decides once, and later says what came of it; before that it says what it waits for."""
+
+    def __init__(self, decision: Decision) -> None:
+        self._decision, self.asked = decision, 0
+
+    @property
+    def waits_for(self) -> str:
+        return "costs" if self.asked < 2 else ""
+
+    def decide(self, observation: Observation) -> Decision | None:
+        self.asked += 1
+        return self._decision if self.asked == 2 else None
+
+    def take_outcomes(self) -> tuple[DecisionOutcome, ...]:
+        if self.asked < 3:
+            return ()
+        return (DecisionOutcome(self._decision, 0.0, 9.0, Verdict.BETTER, 0.7, 0.95),)
+
+
+async def test_what_a_decider_waits_for_and_how_it_judges_its_decisions_are_events(pools: RecordedPools) -> None:
+    log, told = EventLog(lambda: 0.0), []
+    config = BatonConfig(scaling=ScalingConfig(mode="auto"))
+    decider = Judging(MORE)
+    made = Scaling(pools, log, make=lambda _: decider, told=lambda: told.append(made.decisions))
+    await made._decide(config, SEEN)
+    assert made.state(config) == "auto; no decision yet: costs"
+    await made._decide(config, SEEN)
+    assert made.state(config) == "auto"
+    await made._decide(config, SEEN)
+    assert [event.what for event in log.latest(9)] == [
+        "costs",
+        "all that a decision needs is known",
+        "decider: 1 prefill, 2 decode; decode is full",
+        "decision 1: better, attainment 70.0% -> 95.0%",
+    ]
+    assert [decisions[0].verdict for decisions in told] == ["", "better"]
+
+
+async def test_the_outcome_of_what_was_refused_is_no_event(pools: RecordedPools) -> None:
+    pools.refuses = "it drains"
+    decider = Judging(MORE)
+    made = Scaling(pools, EventLog(lambda: 0.0), make=lambda _: decider)
+    for _ in range(3):
+        await made._decide(BatonConfig(scaling=ScalingConfig(mode="auto")), SEEN)
+    assert [(d.outcome, d.verdict) for d in made.decisions] == [("refused: it drains", "")]
+
+
+async def test_an_order_is_done_once_the_pools_change_no_more_and_measured_only_where_scaling_is_on(
+    pools: RecordedPools,
+) -> None:
+    made = Scaling(pools, EventLog(lambda: 0.0), make=None)
+    pools.is_changing = True
+    made.follow(OPERATOR, MORE)
+    made.look()
+    assert made.decisions[0].took_s is None
+    pools.is_changing = False
+    made.look()
+    assert made.decisions[0].took_s is not None
+    made._close_unmeasured()
+    assert made.decisions[0].outcome.startswith("done in ")
+    assert "before" not in made.decisions[0].outcome
+
+
+async def test_nothing_is_observed_while_scaling_is_off_and_a_change_is_seen_at_once(pools: RecordedPools) -> None:
+    config = BatonConfig(scaling=ScalingConfig(mode="off", interval_s=1))
+    observed = asyncio.Event()
+
+    async def observe() -> Observation | None:
+        observed.set()
+        return None
+
+    made = Scaling(pools, EventLog(lambda: 0.0), make=None)
+    made._close_unmeasured = closed = Closed()  # type: ignore[method-assign]
+    running = asyncio.create_task(made.run(lambda: config, observe))
+    async with asyncio.timeout(60):
+        await closed.twice.wait()
+        assert not observed.is_set()
+        config = BatonConfig(scaling=ScalingConfig(mode="auto", interval_s=1))
+        made.forget_decider()
+        await observed.wait()
+    running.cancel()
+    await asyncio.wait([running])
+
+
+class Closed:
+    """Counts how often the loop came by."""
+
+    def __init__(self) -> None:
+        self.count, self.twice = 0, asyncio.Event()
+
+    def __call__(self) -> None:
+        self.count += 1
+        if self.count == 2:
+            self.twice.set()
+
+
+async def test_decisions_of_an_earlier_life_are_kept_and_counted_on(pools: RecordedPools) -> None:
+    before = await decided(pools, MORE)
+    made = Scaling(pools, EventLog(lambda: 0.0), make=None)
+    made.restore(before.decisions)
+    assert made.note(OPERATOR, MORE) == 2
+    assert [d.number for d in made.decisions] == [1, 2]

@@ -35,9 +35,8 @@ class NoSink:
 def test_spans_arrive_soon_and_what_waits_arrives_at_the_close(collector: Collector) -> None:
     exporter = SpanExporter(collector.url, interval_s=0.01)
     exporter.offer(ended())
-    assert collector.names() == [
-        "text_completion /v1/completions", "queue", "prefill", "kv.transfer", "decode.blocks", "decode.first_step", "decode",
-    ]  # fmt: skip
+    stages = ["queue", "prefill", "kv.transfer", "decode.blocks", "decode.first_step", "decode"]
+    assert collector.names() == ["text_completion /v1/completions", *stages]
     exporter.close()
     late = SpanExporter(collector.url, interval_s=60.0)
     late.offer(ended())

@@ -138,8 +138,13 @@ function show(data) {
   workers(data.workers);
   transfers(data.transfers);
   log("events", data.events, (event) => [event.level, event.text]);
-  log("decisions", data.decisions, (made) => ["info", made.reason ? `${made.text}: ${made.reason}` : made.text]);
+  log("decisions", data.decisions, (made) => ["info", decided(made)]);
   at("decisions-card").hidden = data.decisions.length === 0;
+}
+
+function decided(made) {
+  const said = made.reason ? `${made.text}: ${made.reason}` : made.text;
+  return made.outcome ? `${said} (${made.outcome})` : said;
 }
 
 function health(state, words) {

@@ -14,8 +14,8 @@ from core.errors import Overloaded
 from core.policy.breaker import Breakers
 from core.policy.calibration import Calibration
 from core.router_spec import RouterSpec
-from core.types import ClusterView
-from router.console.feed import MAX_WATCHERS, SHOWN_ENDED, SHOWN_RUNNING, ConsoleFeed, ControlDecision, Sources
+from core.types import ClusterView, ControlDecision
+from router.console.feed import MAX_WATCHERS, SHOWN_ENDED, SHOWN_RUNNING, ConsoleFeed, Sources
 from router.console.history import History
 from router.explain import Explainer
 from router.health import Readiness
@@ -114,7 +114,7 @@ async def test_the_latest_requests_of_each_kind_are_shown(watched: Watched) -> N
 async def test_decisions_of_the_controller_are_shown_where_somebody_tells_them() -> None:
     watched = Watched(ControlDecision(900.0, "decode 2 -> 3", "TPOT of batch"))
     told = watched.feed.update(None, watched.now_s)
-    assert told["decisions"] == [{"at_s": 900.0, "text": "decode 2 -> 3", "reason": "TPOT of batch"}]
+    assert told["decisions"] == [{"at_s": 900.0, "text": "decode 2 -> 3", "reason": "TPOT of batch", "outcome": ""}]
 
 
 async def test_equal_watchers_share_what_is_rendered_and_nobody_costs_nothing(watched: Watched) -> None:
