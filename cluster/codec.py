@@ -261,6 +261,7 @@ def state_to_pb(value: WorkerState) -> pb.WorkerState:
         draining=value.draining,
         step_prompt_tokens=value.step_prompt_tokens,
         step_seqs=value.step_seqs,
+        stalled=value.stalled,
     )
 
 
@@ -275,6 +276,7 @@ def state_from_pb(message: pb.WorkerState) -> WorkerState:
         message.draining,
         message.step_prompt_tokens,
         message.step_seqs,
+        message.stalled,
     )
 
 

@@ -18,6 +18,7 @@ from cluster.cluster_events import EventLog
 from cluster.cluster_status import ClusterEvent, ClusterStatus, StartOrder
 from cluster.controller_record import EVENTS_RECORDED, ControllerRecord, MemberRecord
 from cluster.host_events import HostFacts
+from cluster.host_watch import HostWatch
 from cluster.members import Member, Members
 from cluster.membership import MembershipServer
 from cluster.observing import PoolsNow, TrafficObserver
@@ -52,6 +53,7 @@ class Controller:
         self._membership_address = ""
         self._members = Members(publish=lambda membership: self._server.publish(membership))
         self._keeper = WorkerKeeper(order, self._members, self._log, self._changed)
+        self._hosts = HostWatch(self._members, self._keeper.lost)
         self._router = RouterKeeper(order, self._log, self._changed)
         self._pools = PoolKeeper(order, self._members, self._keeper, self._log)
         elapsed_s = self._log.clock
@@ -153,7 +155,8 @@ class Controller:
     def _keep(self) -> None:
         """From now on keep the cluster what it is to be."""
         scaling = self._scaling.run(lambda: self._order.config, self._observe)
-        for name, loop in (("pools", self._pools.run()), ("scaling", scaling)):
+        beats = self._hosts.run(lambda: self._order.config.healing.silence_s)
+        for name, loop in (("pools", self._pools.run()), ("scaling", scaling), ("hosts", beats)):
             self._loops.append(asyncio.create_task(self._watched(loop, name), name=name))
         self._save()
 

@@ -85,6 +85,10 @@ class WorkerHost:
         gpus = await asyncio.to_thread(node_gpus)
         return HostFacts(socket.gethostname(), os.getpid(), cores, gpus, niceness=os.nice(0))
 
+    async def alive(self) -> bool:
+        """Answer: this machine is there."""
+        return True
+
     async def report(self) -> HostReport:
         """Say where this is and what was started."""
         return HostReport(await self.facts(), self._spec, self._story.events)

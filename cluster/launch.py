@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cluster.child import LOG_LINES_IN_ERRORS, ChildProcess, Event, write_private
+from cluster.pulse import Pulse
 from core.errors import StartFailed
 from core.types import Fingerprint, Role, WorkerHello, WorkerRecord
 from core.worker_spec import WorkerSpec
@@ -24,6 +25,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 class WorkerProcess:
     """One worker process and its children; made by `start`, to be ended by `stop` or `kill`.
 
+    Once ready, it is killed when it gives no sign of life for the time in its spec.
     The child is killed by the kernel when the thread that called `start` ends; call it from a thread that lives on.
     """
 
@@ -35,6 +37,7 @@ class WorkerProcess:
         self._on_event = on_event
         self._started: asyncio.Future[WorkerRecord] = asyncio.get_running_loop().create_future()
         self._failure = ""
+        self._pulse = Pulse(spec.silence_s, self._take_silence)
         self._child: ChildProcess
 
     @classmethod
@@ -110,7 +113,7 @@ class WorkerProcess:
 
     @property
     def failure(self) -> str:
-        """Why the worker says it failed; empty if it did not."""
+        """Why the worker says it failed, or was given up; empty if neither."""
         return self._failure
 
     def tree_pids(self) -> tuple[int, ...]:
@@ -122,6 +125,9 @@ class WorkerProcess:
         return self._child.last_log_lines(count)
 
     def _take_event(self, event: Event) -> None:
+        self._pulse.heard()
+        if event["event"] == "alive":
+            return
         if event["event"] in ("ready", "role"):
             self.hello = _hello(event["hello"])
             self.record = WorkerRecord(
@@ -133,11 +139,17 @@ class WorkerProcess:
             )
             if not self._started.done():
                 self._started.set_result(self.record)
+                self._pulse.start()
         elif event["event"] == "failed":
             self._failure = f"{event['error']}: {event['message']}"
         self._on_event(event)
 
+    def _take_silence(self, limit_s: float) -> None:
+        self._failure = f"worker_silent: it gave no sign of life for {limit_s:g} s and was killed"
+        self.kill()
+
     def _take_end(self, code: int) -> None:
+        self._pulse.stop()
         if not self._started.done():
             self._started.set_exception(StartFailed(self._failure or f"exited with {code} before it was ready"))
             self._started.exception()  # retrieved: `ready` may never be called

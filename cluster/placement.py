@@ -29,6 +29,7 @@ class Node:
     address: str  # IP address
     total: Mapping[str, float]
     free: Mapping[str, float]
+    process_address: str = ""  # host:port where Ray's process of the node listens; empty: not known
 
 
 @dataclass(frozen=True, slots=True)

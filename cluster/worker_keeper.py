@@ -29,6 +29,7 @@ from core.worker_spec import WorkerSpec
 
 ASK_S: Final = 10.0  # a host answers at once
 FLIP_AGAIN_S: Final = 10.0  # for a flip whose limit is forgotten
+RESERVE_S: Final = 30.0  # for Ray to give what it says is free; its node may be lost meanwhile
 NO_ROOM_RETRY_S: Final = 5.0  # until a worker that found no place looks for one again
 
 
@@ -91,7 +92,7 @@ class WorkerKeeper:
         timeout_s = self._order.config.ray.start_timeout_s
         try:
             if member.host is None:
-                await self.places.place(member, timeout_s)
+                await self.places.place(member, min(timeout_s, RESERVE_S))
                 await self.places.settle_cores(member)
             self.begin(member)
             assert member.ready is not None

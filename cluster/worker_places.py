@@ -14,7 +14,8 @@ from cluster.cluster_status import StartOrder
 from cluster.host import WorkerHost
 from cluster.host_events import HostFacts
 from cluster.members import Member, Members
-from cluster.placement import WorkerPlacement, place_one, spare_cores, without_claims
+from cluster.node_probe import answering
+from cluster.placement import Node, WorkerPlacement, place_one, spare_cores, without_claims
 from core.errors import ConfigError, StartFailed
 from core.types import Role
 
@@ -66,7 +67,7 @@ class WorkerPlaces:
         return facts
 
     async def _choose(self, member: Member) -> WorkerPlacement:
-        nodes = await asyncio.to_thread(ray_runtime.alive_nodes)
+        nodes = await living_nodes()
         others = [m.placement for m in self._members.table.values() if m.placement is not None and m is not member]
         return place_one(
             self._order.config,
@@ -79,7 +80,7 @@ class WorkerPlaces:
 
     async def room_for(self, roles: tuple[Role, ...]) -> dict[Role, int]:
         """Say which of `roles` the cluster has room for, one more worker of each, all at a time."""
-        nodes = await asyncio.to_thread(ray_runtime.alive_nodes)
+        nodes = await living_nodes()
         claims = [m.placement for m in self._members.table.values() if m.placement is not None]
         found = dict.fromkeys(roles, 0)
         for role in roles:
@@ -94,7 +95,7 @@ class WorkerPlaces:
     async def room(self, role: Role, *, at_most: int, order: StartOrder | None = None) -> int:
         """Say how many more workers of `role` there is room for, up to `at_most`; by `order`, if that is given."""
         order = order or self._order
-        nodes = await asyncio.to_thread(ray_runtime.alive_nodes)
+        nodes = await living_nodes()
         claims = [m.placement for m in self._members.table.values() if m.placement is not None]
         for count in range(at_most):
             try:
@@ -129,6 +130,11 @@ class WorkerPlaces:
             task = asyncio.create_task(asyncio.to_thread(ray_actors.remove, name), name=f"remove {name}")
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
+
+
+async def living_nodes() -> tuple[Node, ...]:
+    """List the nodes that are alive to Ray and answer."""
+    return await answering(await asyncio.to_thread(ray_runtime.alive_nodes))
 
 
 async def stop_host(host: ray_actors.Handle, grace_s: float) -> str:

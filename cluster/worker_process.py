@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from cluster.pulse import BEAT_S
 from cluster.worker import RoleWorker
 from core.engine import Engine
 from core.errors import BatonError, ConfigError
@@ -38,6 +39,7 @@ class Events:
 
     def __init__(self, fd: int, start_s: float) -> None:
         self._fd = fd
+        os.set_blocking(fd, False)
         self._start_s = start_s
 
     def stage(self, name: str) -> None:
@@ -49,6 +51,10 @@ class Events:
     def ready(self, address: str, worker: RoleWorker) -> None:
         """Tell that the worker takes sessions at `address`."""
         self._write({"event": "ready", "address": address, "hello": asdict(worker.hello)})
+
+    def alive(self) -> None:
+        """Give a sign of life."""
+        self._write({"event": "alive"})
 
     def draining(self, reason: str) -> None:
         """Tell that the worker takes no new legs and will end."""
@@ -67,7 +73,8 @@ class Events:
         self._write({"event": "failed", "error": error, "message": message[:MAX_MESSAGE_CHARS]})
 
     def _write(self, event: dict[str, object]) -> None:
-        with contextlib.suppress(BrokenPipeError):
+        # A launcher that stands still must not stop this process: what does not fit into the pipe is left out.
+        with contextlib.suppress(BrokenPipeError, BlockingIOError):
             os.write(self._fd, json.dumps(event).encode() + b"\n")
 
 
@@ -91,10 +98,12 @@ async def serve(spec: WorkerSpec, events: Events) -> int:
     # First, for a missing file is told at once and an engine takes its time.
     tls = spec.tls.for_servers() if spec.tls else None
     engine = await start_engine(spec, events)
+    beats = asyncio.create_task(_beat(events), name="signs of life")
     try:
         return await _serve_engine(spec, events, engine, tls)
     finally:
         await engine.close()
+        beats.cancel()
 
 
 async def _serve_engine(spec: WorkerSpec, events: Events, engine: Engine, tls: ssl.SSLContext | None) -> int:
@@ -121,6 +130,13 @@ async def _serve_engine(spec: WorkerSpec, events: Events, engine: Engine, tls: s
         failure.cancel()
         over.cancel()
         await server.stop(0)
+
+
+async def _beat(events: Events) -> None:
+    """Let the launcher know, again and again, that the event loop of this process turns."""
+    while True:
+        events.alive()
+        await asyncio.sleep(BEAT_S)
 
 
 def prepare_process(spec: WorkerSpec, events_fd: int) -> None:

@@ -35,6 +35,8 @@ def worker_spec(order: StartOrder, placement: WorkerPlacement, epoch: int, cores
         token=order.token,
         tls=component_tls(order.config, Path(order.base)),
         cpus=cores,
+        silence_s=order.config.healing.silence_s,
+        step_limit_s=order.config.healing.step_limit_s,
     )
 
 

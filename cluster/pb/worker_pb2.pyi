@@ -147,7 +147,7 @@ class Hello(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., kv_address: _Optional[str] = ..., num_kv_blocks: _Optional[int] = ..., fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ...) -> None: ...
 
 class WorkerState(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "kv_blocks_used", "kv_blocks_total", "step_s", "draining", "step_prompt_tokens", "step_seqs")
+    __slots__ = ("num_running", "num_waiting", "kv_blocks_used", "kv_blocks_total", "step_s", "draining", "step_prompt_tokens", "step_seqs", "stalled")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     KV_BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +156,7 @@ class WorkerState(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     STEP_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STEP_SEQS_FIELD_NUMBER: _ClassVar[int]
+    STALLED_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     kv_blocks_used: int
@@ -164,7 +165,8 @@ class WorkerState(_message.Message):
     draining: bool
     step_prompt_tokens: int
     step_seqs: int
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., step_s: _Optional[float] = ..., draining: _Optional[bool] = ..., step_prompt_tokens: _Optional[int] = ..., step_seqs: _Optional[int] = ...) -> None: ...
+    stalled: bool
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., step_s: _Optional[float] = ..., draining: _Optional[bool] = ..., step_prompt_tokens: _Optional[int] = ..., step_seqs: _Optional[int] = ..., stalled: _Optional[bool] = ...) -> None: ...
 
 class LegFacts(_message.Message):
     __slots__ = ("prompt_tokens", "cached_tokens", "received_tokens", "queued_s", "prefill_s")

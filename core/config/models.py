@@ -305,6 +305,19 @@ class HealingConfig(Section):
     set_aside_s: float = Field(
         default=900, gt=0, le=86_400, description="time until a worker that was set aside is tried again"
     )
+    silence_s: float = Field(
+        default=10,
+        ge=1,
+        le=600,
+        description="a worker, or the machine it is on, that was silent for this long is given up and placed anew; "
+        "the router leaves it out much sooner",
+    )
+    step_limit_s: float = Field(
+        default=300,
+        ge=5,
+        le=86_400,
+        description="an engine that has requests and ends no step for this long is started anew, however busy it is",
+    )
 
 
 class PoolRange(Section):
