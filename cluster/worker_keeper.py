@@ -79,7 +79,8 @@ class WorkerKeeper:
         member.stage, member.reason, member.last_log_lines = "", "", ()
         self._enter(member, Phase.STARTING)
         placement = replace(member.placement, role=member.role)
-        self.follow(member, worker_spec(self._order, placement, member.epoch, member.cores))
+        spec = worker_spec(self._order, placement, member.epoch, member.cores, revision=member.revision)
+        self.follow(member, spec)
 
     def start(self, member: Member) -> None:
         """Bring a member up, from wherever it is; returns at once."""

@@ -42,6 +42,10 @@ class Events:
         os.set_blocking(fd, False)
         self._start_s = start_s
 
+    def restart(self) -> None:
+        """Count from now on."""
+        self._start_s = time.time()
+
     def stage(self, name: str) -> None:
         """Tell that a stage of the start is done."""
         elapsed_s = round(time.time() - self._start_s, 3)
@@ -153,12 +157,28 @@ def prepare_process(spec: WorkerSpec, events_fd: int) -> None:
     guard_forks(close_fds=(events_fd,), in_child=lambda: start_core_threads(spec))
 
 
+def stand_by(spec: WorkerSpec) -> None:
+    """Load what takes long to load, and return when the launcher writes a line; the spec is then that of a new life.
+
+    Ends the process when the launcher goes.
+    """
+    if spec.engine.kind == "vllm":
+        from engine.vllm_engine import load_libraries
+
+        load_libraries()
+    logger.info("stands by")
+    while (byte := os.read(sys.stdin.fileno(), 1)) != b"\n":  # what follows the line is for the worker's orders
+        if not byte:
+            sys.exit(0)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one worker process; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m cluster.worker_process", description="Run one Baton worker.")
     parser.add_argument("--spec", type=Path, required=True, help="JSON file of a WorkerSpec")
     parser.add_argument("--events-fd", type=int, required=True, help="file descriptor that takes events, JSON lines")
     parser.add_argument("--parent-pid", type=int, help="die with this process")
+    parser.add_argument("--standby", action="store_true", help="load the engine's libraries, then wait for a line")
     parser.add_argument("--start-time", type=float, default=time.time(), help="when the launcher began (Unix time)")
     options = parser.parse_args(arguments)
     if options.parent_pid is not None:
@@ -168,6 +188,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         spec = WorkerSpec.from_json(options.spec.read_text())
         prepare_process(spec, options.events_fd)
+        if options.standby:
+            stand_by(spec)
+            spec = WorkerSpec.from_json(options.spec.read_text())
+            events.restart()
         with asyncio.Runner(loop_factory=_loop_factory) as runner:
             return runner.run(serve(spec, events))
     except BatonError as exc:

@@ -73,10 +73,7 @@ class VllmEngine:
 
         Blocks the event loop while the model loads. Raises ConfigError or StartFailed.
         """
-        hide_unused_modules()
-        importlib.import_module("vllm.v1.engine.async_llm")
-        if is_cpu_build():
-            importlib.import_module("engine.vllm_cpu").mend_cpu_build()  # imports torch
+        load_libraries()
         keep_front_single_threaded()
         on_stage("import")
         for file in endpoint_files(spec):
@@ -215,6 +212,14 @@ class VllmEngine:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_TIMEOUT_S + 5):
                 await asyncio.to_thread(self._client.shutdown, timeout=SHUTDOWN_TIMEOUT_S)
+
+
+def load_libraries() -> None:
+    """Import vLLM as engines here need it; the longest part of a start, and the same whatever the engine is to be."""
+    hide_unused_modules()
+    importlib.import_module("vllm.v1.engine.async_llm")
+    if is_cpu_build():
+        importlib.import_module("engine.vllm_cpu").mend_cpu_build()  # imports torch
 
 
 class _LiveSink:

@@ -318,6 +318,11 @@ class HealingConfig(Section):
         le=86_400,
         description="an engine that has requests and ends no step for this long is started anew, however busy it is",
     )
+    standby: bool = Field(
+        default=False,
+        description="keep a second process beside each worker that has the engine's libraries loaded and waits, so "
+        "that a worker that ended is back without that wait; takes their memory once more",
+    )
 
 
 class PoolRange(Section):

@@ -75,3 +75,16 @@ def test_what_an_engine_does_not_report_is_unknown() -> None:
     steps.observe(StepFigures(1, 0, 0.0, made_tokens=True, report=StepReport(0.1, 8, 1)), 1.0)
     steps.observe(figures(1), 1.5)
     assert steps.get() == WorkerState(num_running=1, step_s=0.5)
+
+
+def test_a_standstill_is_told_once_and_outlasts_steps() -> None:
+    steps = StepState()
+    told: list[bool] = []
+    steps.on_step(lambda: told.append(steps.get().stalled))
+    steps.set_stalled(False)
+    steps.set_stalled(True)
+    steps.set_stalled(True)
+    steps.observe(figures(1), 1.0)
+    steps.set_stalled(False)
+    assert told == [True, True, False]
+    assert steps.num_steps == 1
