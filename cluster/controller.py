@@ -100,6 +100,7 @@ class Controller:
                 task.cancel()  # no effect on what is done
         await self._router.stop(grace_s)
         await asyncio.gather(*(self._keeper.stop(member, grace_s) for member in self._members))
+        await self._keeper.places.withdraw_request()
         await self._server.stop()
 
     def _make_server(self, port: int) -> MembershipServer:
@@ -294,7 +295,9 @@ class Controller:
         return rollout
 
     async def _check_room(self, sizes: PoolSizes, order: StartOrder) -> None:
-        """Raise ConfigError when the cluster has no room for pools of these sizes."""
+        """Raise ConfigError when the cluster has no room for pools of these sizes and nobody makes it."""
+        if order.config.ray.wait_for_nodes_s:
+            return
         for role in Role:
             has = sum(m.role is role and not m.leaves for m in self._members)
             most = has + await self._keeper.places.room(role, at_most=max(0, sizes.of(role) - has), order=order)

@@ -104,6 +104,8 @@ class WorkerKeeper:
             await self._kill_process(member)
         except ConfigError as exc:
             self._find_no_room(member, str(exc))
+            if asked := await self.places.ask_for_nodes():
+                self._log.note(member.worker_id, f"Ray's autoscaler is asked for {asked}")
         except StartFailed as exc:
             if member.phase is Phase.PLACING:
                 self._find_no_room(member, str(exc))

@@ -283,6 +283,13 @@ class RayConfig(Section):
         description="auto: join the running Ray, or start one here; else host:port",
     )
     dashboard: bool = Field(default=False, description="start Ray's dashboard when Baton starts Ray")
+    wait_for_nodes_s: float = Field(
+        default=0,
+        ge=0,
+        le=86_400,
+        description="when the workers do not fit on the nodes there are, ask Ray's autoscaler for more and wait this "
+        "long for them; 0: nothing is asked for, and what does not fit is refused at once",
+    )
     start_timeout_s: float = Field(default=300, gt=0, le=86_400, description="time until every worker must be ready")
     near: bool = Field(
         default=False,
