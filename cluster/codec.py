@@ -270,6 +270,7 @@ def state_to_pb(value: WorkerState) -> pb.WorkerState:
             pb.Quarantined(worker_id=q.worker_id, epoch=q.epoch, times=q.times, left_s=q.left_s, reason=q.reason)
             for q in value.quarantined
         ],
+        stalled=value.stalled,
     )
 
 
@@ -285,6 +286,7 @@ def state_from_pb(message: pb.WorkerState) -> WorkerState:
         message.step_prompt_tokens,
         message.step_seqs,
         tuple(Quarantined(q.worker_id, q.epoch, q.times, q.left_s, q.reason) for q in message.quarantined),
+        message.stalled,
     )
 
 

@@ -18,6 +18,7 @@ from cluster.cluster_events import EventLog
 from cluster.cluster_status import ClusterEvent, ClusterStatus, StartOrder
 from cluster.controller_record import EVENTS_RECORDED, ControllerRecord, MemberRecord
 from cluster.host_events import HostFacts
+from cluster.host_watch import HostWatch
 from cluster.members import Member, Members
 from cluster.membership import MembershipServer
 from cluster.observing import PoolsNow, TrafficObserver
@@ -54,6 +55,7 @@ class Controller:
         self._membership_address = ""
         self._members = Members(publish=lambda membership: self._server.publish(membership))
         self._keeper = WorkerKeeper(order, self._members, self._log, self._changed)
+        self._hosts = HostWatch(self._members, self._keeper.lost)
         self._router = RouterKeeper(order, self._log, self._changed)
         self._pools = PoolKeeper(order, self._members, self._keeper, self._log)
         self._scaling = Scaling(self._pools, self._log, make=order.decider, told=self._tell_decisions)
@@ -99,6 +101,7 @@ class Controller:
                 task.cancel()  # no effect on what is done
         await self._router.stop(grace_s)
         await asyncio.gather(*(self._keeper.stop(member, grace_s) for member in self._members))
+        await self._keeper.places.withdraw_request()
         await self._server.stop()
 
     def _make_server(self, port: int) -> MembershipServer:
@@ -154,7 +157,8 @@ class Controller:
     def _keep(self) -> None:
         """From now on keep the cluster what it is to be."""
         scaling = self._scaling.run(lambda: self._order.config, self._observe)
-        for name, loop in (("pools", self._pools.run()), ("scaling", scaling)):
+        beats = self._hosts.run(lambda: self._order.config.healing.silence_s)
+        for name, loop in (("pools", self._pools.run()), ("scaling", scaling), ("hosts", beats)):
             self._loops.append(asyncio.create_task(self._watched(loop, name), name=name))
         self._save()
 

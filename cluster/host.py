@@ -27,6 +27,7 @@ from cluster.host_events import (
 )
 from cluster.launch import WorkerProcess
 from cluster.router_process import RouterProcess
+from cluster.standby import Standby
 from cluster.topology import node_gpus
 from core.errors import StartFailed
 from core.router_spec import RouterSpec
@@ -74,6 +75,7 @@ class WorkerHost:
         self._story = _Story()
         self._stopping = False
         self._reaper: asyncio.Task[None] | None = None
+        self._standby = Standby()
 
     def __repr__(self) -> str:
         """Name the worker in Ray's logs and lists; Ray asks once, right after the actor's start."""
@@ -84,6 +86,10 @@ class WorkerHost:
         cores = tuple(sorted(os.sched_getaffinity(0)))
         gpus = await asyncio.to_thread(node_gpus)
         return HostFacts(socket.gethostname(), os.getpid(), cores, gpus, niceness=os.nice(0))
+
+    async def alive(self) -> bool:
+        """Answer: this machine is there."""
+        return True
 
     async def report(self) -> HostReport:
         """Say where this is and what was started."""
@@ -103,9 +109,7 @@ class WorkerHost:
         story = self._story = _Story()
         self._spec = spec
         try:
-            process = await WorkerProcess.start(
-                spec, log_path=log_path, on_event=lambda event: self._take(story, event)
-            )
+            process = await self._standby.become(spec, log_path, lambda event: self._take(story, event))
         except StartFailed as exc:
             story.add(Ended(NOT_SPAWNED, str(exc)))
             return
@@ -127,6 +131,7 @@ class WorkerHost:
                 assert process.record is not None
                 assert process.hello is not None
                 story.add(WorkerReady(process.record, process.hello))
+                self._standby.prepare(process.spec)
             case "role":
                 assert process is not None
                 assert process.record is not None
@@ -156,6 +161,7 @@ class WorkerHost:
     async def stop(self, grace_s: float) -> None:
         """End the worker: drained within `grace_s`, else killed. One that starts later is killed at once."""
         self._stopping = True
+        self._standby.end()
         if self._process is not None:
             await self._process.stop(grace_s)
 

@@ -11,9 +11,11 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.child import LOG_LINES_IN_ERRORS, ChildProcess, Event, write_private
+from cluster.pulse import Pulse
 from core.errors import StartFailed
 from core.types import Fingerprint, Role, WorkerHello, WorkerRecord
 from core.worker_spec import WorkerSpec
@@ -24,6 +26,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 class WorkerProcess:
     """One worker process and its children; made by `start`, to be ended by `stop` or `kill`.
 
+    Once ready, it is killed when it gives no sign of life for the time in its spec.
     The child is killed by the kernel when the thread that called `start` ends; call it from a thread that lives on.
     """
 
@@ -35,6 +38,7 @@ class WorkerProcess:
         self._on_event = on_event
         self._started: asyncio.Future[WorkerRecord] = asyncio.get_running_loop().create_future()
         self._failure = ""
+        self._pulse = Pulse(spec.silence_s, self._take_silence)
         self._child: ChildProcess
 
     @classmethod
@@ -45,18 +49,18 @@ class WorkerProcess:
         log_path: Path,
         on_event: Callable[[Event], None] | None = None,
         env: Mapping[str, str] | None = None,
+        stands_by: bool = False,
     ) -> WorkerProcess:
         """Spawn the process of `spec`, in its own session, with stdout and stderr appended to `log_path`.
 
-        `on_event` hears each event as it comes. `env` is added to this process's environment. Raises StartFailed when
-        the process cannot be spawned.
+        `on_event` hears each event as it comes. `env` is added to this process's environment. One that `stands_by`
+        loads its libraries and waits for `begin`. Raises StartFailed when the process cannot be spawned.
         """
-        spec_file = Path(spec.run_dir) / f"{spec.worker_id}.spec.json"
-        write_private(spec_file, spec.to_json())
+        spec_file = _write_spec(spec)
         process = cls(spec, log_path, on_event or (lambda event: None))
         try:
             process._child = ChildProcess.spawn(
-                lambda events_fd: _command(spec_file, events_fd),
+                lambda events_fd: _command(spec_file, events_fd, stands_by=stands_by),
                 log_path,
                 on_event=process._take_event,
                 on_end=process._take_end,
@@ -66,6 +70,18 @@ class WorkerProcess:
         except OSError as exc:
             raise StartFailed(f"worker {spec.worker_id} cannot be spawned: {exc}") from exc
         return process
+
+    def can_become(self, spec: WorkerSpec) -> bool:
+        """Whether one that stands by, and is there yet, was made for the same place and settings as `spec`."""
+        is_alike = replace(self.spec, epoch=spec.epoch, role=spec.role) == spec
+        return is_alike and bool(self.tree_pids())
+
+    def begin(self, spec: WorkerSpec, on_event: Callable[[Event], None]) -> None:
+        """Have one that stands by become the worker of `spec`."""
+        self.spec = spec
+        self._on_event = on_event
+        _write_spec(spec)
+        self._child.tell({"command": "begin"})
 
     @property
     def pid(self) -> int:
@@ -110,7 +126,7 @@ class WorkerProcess:
 
     @property
     def failure(self) -> str:
-        """Why the worker says it failed; empty if it did not."""
+        """Why the worker says it failed, or was given up; empty if neither."""
         return self._failure
 
     def tree_pids(self) -> tuple[int, ...]:
@@ -122,6 +138,9 @@ class WorkerProcess:
         return self._child.last_log_lines(count)
 
     def _take_event(self, event: Event) -> None:
+        self._pulse.heard()
+        if event["event"] == "alive":
+            return
         if event["event"] in ("ready", "role"):
             self.hello = _hello(event["hello"])
             self.record = WorkerRecord(
@@ -133,20 +152,32 @@ class WorkerProcess:
             )
             if not self._started.done():
                 self._started.set_result(self.record)
+                self._pulse.start()
         elif event["event"] == "failed":
             self._failure = f"{event['error']}: {event['message']}"
         self._on_event(event)
 
+    def _take_silence(self, limit_s: float) -> None:
+        self._failure = f"worker_silent: it gave no sign of life for {limit_s:g} s and was killed"
+        self.kill()
+
     def _take_end(self, code: int) -> None:
+        self._pulse.stop()
         if not self._started.done():
             self._started.set_exception(StartFailed(self._failure or f"exited with {code} before it was ready"))
             self._started.exception()  # retrieved: `ready` may never be called
 
 
-def _command(spec_file: Path, events_fd: int) -> list[str]:
+def _write_spec(spec: WorkerSpec) -> Path:
+    spec_file = Path(spec.run_dir) / f"{spec.worker_id}.spec.json"
+    write_private(spec_file, spec.to_json())
+    return spec_file
+
+
+def _command(spec_file: Path, events_fd: int, *, stands_by: bool) -> list[str]:
     command = [sys.executable, "-m", "cluster.worker_process", "--spec", str(spec_file)]
     command += ["--events-fd", str(events_fd), "--parent-pid", str(os.getpid()), "--start-time", str(time.time())]
-    return command
+    return [*command, "--standby"] if stands_by else command
 
 
 def _environment(added: Mapping[str, str]) -> dict[str, str]:

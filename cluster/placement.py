@@ -29,6 +29,7 @@ class Node:
     address: str  # IP address
     total: Mapping[str, float]
     free: Mapping[str, float]
+    process_address: str = ""  # host:port where Ray's process of the node listens; empty: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,7 @@ def place_workers(
     wins, so replicas spread; where that leaves no room for a worker, all are packed tightly instead.
     Raises ConfigError, naming pool, need and nodes, when a worker fits nowhere.
     """
-    has_gpu = any(node.total.get("GPU", 0) > 0 for node in nodes)
-    marks = {role: _mark(pool_config(config, role), role, nodes, by_convention=by_convention) for role in Role}
-    asks = [ask for role in Role for ask in _asks(pool_config(config, role), role, marks[role], has_gpu=has_gpu)]
+    asks = _all_asks(config, nodes, by_convention=by_convention)
     near = config.ray.near
     spread, left_over = _place(asks, nodes, tightly=False, near=near)
     if left_over is not None:
@@ -105,14 +104,25 @@ def place_one(
 
     Raises ConfigError, naming pool, need and nodes, when it fits nowhere.
     """
-    pool = pool_config(config, role)
-    has_gpu = any(node.total.get("GPU", 0) > 0 for node in nodes)
-    mark = _mark(pool, role, nodes, by_convention=by_convention)
-    ask = _Ask(role, 0, pool.cpus, gpus_per_worker(pool, has_gpu=has_gpu), mark)
+    ask = _ask(config, role, nodes, by_convention=by_convention)
     placed, left_over = _place([ask], nodes, tightly=False, near=config.ray.near, beside=beside)
     if left_over is not None:
-        raise ConfigError(_does_not_fit(ask, pool, nodes, placed))
+        raise ConfigError(_does_not_fit(ask, pool_config(config, role), nodes, placed))
     return replace(placed[role, 0], worker_id=worker_id)
+
+
+def needed_bundles(
+    config: BatonConfig, nodes: Sequence[Node], *, by_convention: bool = True
+) -> tuple[Mapping[str, float], ...]:
+    """List what every worker of both pools needs, for whoever makes nodes; by the rules of `place_workers`."""
+    return tuple(ask.bundle for ask in _all_asks(config, nodes, by_convention=by_convention))
+
+
+def needed_bundle(
+    config: BatonConfig, role: Role, nodes: Sequence[Node], *, by_convention: bool = True
+) -> Mapping[str, float]:
+    """Say what one worker of a pool needs."""
+    return _ask(config, role, nodes, by_convention=by_convention).bundle
 
 
 def without_claims(nodes: Sequence[Node], placements: Iterable[WorkerPlacement]) -> tuple[Node, ...]:
@@ -204,6 +214,19 @@ def _mark(pool: PoolConfig, role: Role, nodes: Sequence[Node], *, by_convention:
     """Say which resource the nodes of a pool must carry."""
     is_used = by_convention and any(node.total.get(CONVENTION[role], 0) > 0 for node in nodes)
     return pool.node_resource or (CONVENTION[role] if is_used else None)
+
+
+def _ask(config: BatonConfig, role: Role, nodes: Sequence[Node], *, by_convention: bool) -> _Ask:
+    pool = pool_config(config, role)
+    has_gpu = any(node.total.get("GPU", 0) > 0 for node in nodes)
+    mark = _mark(pool, role, nodes, by_convention=by_convention)
+    return _Ask(role, 0, pool.cpus, gpus_per_worker(pool, has_gpu=has_gpu), mark)
+
+
+def _all_asks(config: BatonConfig, nodes: Sequence[Node], *, by_convention: bool) -> list[_Ask]:
+    has_gpu = any(node.total.get("GPU", 0) > 0 for node in nodes)
+    marks = {role: _mark(pool_config(config, role), role, nodes, by_convention=by_convention) for role in Role}
+    return [ask for role in Role for ask in _asks(pool_config(config, role), role, marks[role], has_gpu=has_gpu)]
 
 
 def _asks(pool: PoolConfig, role: Role, mark: str | None, *, has_gpu: bool) -> list[_Ask]:

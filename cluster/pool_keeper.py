@@ -212,7 +212,9 @@ class PoolKeeper:
         )
 
     async def check_room(self, sizes: PoolSizes, order: StartOrder) -> None:
-        """Raise ConfigError when the cluster has no room for pools of these sizes, by `order`."""
+        """Raise ConfigError when the cluster has no room for pools of these sizes, by `order`, and nobody makes it."""
+        if order.config.ray.wait_for_nodes_s:
+            return
         for role in Role:
             has = sum(m.role is role and not m.leaves for m in self._members)
             most = has + await self._keeper.places.room(role, at_most=max(0, sizes.of(role) - has), order=order)

@@ -173,6 +173,7 @@ def alive_nodes() -> tuple[Node, ...]:
             address=raw["NodeManagerAddress"],
             total=raw["Resources"],
             free=free.get(raw["NodeID"], {}),
+            process_address=f"{raw['NodeManagerAddress']}:{raw['NodeManagerPort']}",
         )
         for raw in ray.nodes()
         if raw["Alive"]

@@ -287,6 +287,8 @@ class WorkerSession:
             self._on_change()
         if frame.goodbye:
             self._lose(frame.goodbye)
+        elif self._state.stalled:
+            self._lose("its engine core stands still")
 
     def _take_chunk(self, call: OpenCall, chunk: pb.Chunk) -> bool:
         """Feed a call; tell whether that changed what the worker owes."""

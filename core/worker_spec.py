@@ -62,6 +62,10 @@ class WorkerSpec:
     token: str = ""  # shared secret of the cluster; empty: no check
     tls: ComponentTLS | None = None  # between components; None: the token only
     cpus: tuple[int, ...] = ()  # cores to pin to; empty: no pinning
+    silence_s: float = 10.0  # once it is ready, its host ends it when it gave no sign of life for this long
+    step_limit_s: float = 300.0  # the most that a step of its engine may take
+    revision: str = ""  # of its settings, its model's files and the engine's version
+    has_standby: bool = False  # its host keeps a process that has its libraries loaded, for its next life
 
     def to_json(self) -> str:
         """Serialise; `from_json` gives back an equal value."""

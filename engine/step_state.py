@@ -37,6 +37,7 @@ class StepState:
     def __init__(self) -> None:
         self._state = WorkerState()
         self._callbacks: list[Callable[[], None]] = []  # all and only those given to on_step, in order
+        self.num_steps = 0  # that were observed, those without effect included
         self._last_step_s: float | None = None  # clock at the end of the latest step of a busy engine
 
     def set_blocks(self, total: int) -> None:
@@ -57,12 +58,21 @@ class StepState:
         """Call `callback` after each step that changed the state or computed something."""
         self._callbacks.append(callback)
 
+    def set_stalled(self, is_stalled: bool) -> None:
+        """Take whether the engine stands still, and tell the callbacks if that is new."""
+        if is_stalled is self._state.stalled:
+            return
+        self._state = replace(self._state, stalled=is_stalled)
+        for callback in self._callbacks:
+            callback()
+
     def observe(self, figures: StepFigures, now_s: float) -> None:
         """Take the figures of one step that ended at `now_s`, and tell the callbacks if they matter.
 
         Engines that wait for KV step a thousand times a second without effect; those steps tell nobody. The time of a
         step that the engine does not report is that since the step before, and what it computed is then unknown: 0.
         """
+        self.num_steps += 1
         old = self._state
         latest = StepReport(old.step_s, old.step_prompt_tokens, old.step_seqs)
         if figures.report is not None:
@@ -79,6 +89,7 @@ class StepState:
             step_prompt_tokens=latest.prompt_tokens,
             step_seqs=latest.seqs,
             quarantined=old.quarantined,
+            stalled=old.stalled,
         )
         if figures.report is not None or figures.made_tokens or self._state != old:
             for callback in self._callbacks:

@@ -23,6 +23,7 @@ from core.errors import EngineFailed, KVTransferError, ResumeFailed, StartFailed
 from core.types import LegFacts, WorkerState
 from core.worker_spec import WorkerSpec
 from engine.asgi import AsgiApp, call_asgi
+from engine.core_watch import CoreWatch, with_descendants
 from engine.process_guard import share_heap_with_fork
 from engine.step_state import StepState
 from engine.vllm_app import build_openai_app
@@ -62,6 +63,7 @@ class VllmEngine:
         self._steps = steps
         self._description = description
         self._token, self._tls = spec.token, spec.tls
+        self._step_limit_s = spec.step_limit_s
         self._control: KVControlClient | None = None
         self._closed = False
 
@@ -71,10 +73,7 @@ class VllmEngine:
 
         Blocks the event loop while the model loads. Raises ConfigError or StartFailed.
         """
-        hide_unused_modules()
-        importlib.import_module("vllm.v1.engine.async_llm")
-        if is_cpu_build():
-            importlib.import_module("engine.vllm_cpu").mend_cpu_build()  # imports torch
+        load_libraries()
         keep_front_single_threaded()
         on_stage("import")
         for file in endpoint_files(spec):
@@ -172,17 +171,36 @@ class VllmEngine:
         for sentinel in cores:
             loop.add_reader(sentinel, died.set)
         watcher = asyncio.create_task(died.wait(), name="engine core sentinel")
+        standstill = asyncio.create_task(self._stands_still(list(cores.values())), name="engine core watch")
         handler = self._client.output_handler
+        awaited = {watcher, standstill, handler} if handler else {watcher, standstill}
         try:
-            await asyncio.wait({watcher, handler} if handler else {watcher}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+            if standstill.done():
+                return standstill.result()
         finally:
             watcher.cancel()
+            standstill.cancel()
             for sentinel in cores:
                 loop.remove_reader(sentinel)
         gone = await asyncio.to_thread(_closed, list(cores))
         # vLLM waits for its processes too; whichever thread is second does not learn the exit code.
         dead = [f"{cores[s].name} ended (exit code {cores[s].exitcode})" for s in gone]
         return ", ".join(dead) or "the engine's output loop ended"
+
+    async def _stands_still(self, cores: Sequence[multiprocessing.process.BaseProcess]) -> str:
+        """Wait until the core is given up because it stands still; end it, for it would not end by itself."""
+        watch = CoreWatch(
+            with_descendants(core.pid for core in cores if core.pid is not None),
+            self._steps,
+            has_work=self._client.output_processor.has_unfinished_requests,
+            ask=self._client.is_sleeping,
+            step_limit_s=self._step_limit_s,
+        )
+        why = await watch.run()
+        for core in cores:
+            core.kill()
+        return why
 
     async def close(self) -> None:
         """Stop the engine core; idempotent."""
@@ -194,6 +212,14 @@ class VllmEngine:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_TIMEOUT_S + 5):
                 await asyncio.to_thread(self._client.shutdown, timeout=SHUTDOWN_TIMEOUT_S)
+
+
+def load_libraries() -> None:
+    """Import vLLM as engines here need it; the longest part of a start, and the same whatever the engine is to be."""
+    hide_unused_modules()
+    importlib.import_module("vllm.v1.engine.async_llm")
+    if is_cpu_build():
+        importlib.import_module("engine.vllm_cpu").mend_cpu_build()  # imports torch
 
 
 class _LiveSink:

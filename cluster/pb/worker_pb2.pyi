@@ -163,7 +163,7 @@ class Quarantined(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., epoch: _Optional[int] = ..., times: _Optional[int] = ..., left_s: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class WorkerState(_message.Message):
-    __slots__ = ("num_running", "num_waiting", "kv_blocks_used", "kv_blocks_total", "step_s", "draining", "step_prompt_tokens", "step_seqs", "quarantined")
+    __slots__ = ("num_running", "num_waiting", "kv_blocks_used", "kv_blocks_total", "step_s", "draining", "step_prompt_tokens", "step_seqs", "quarantined", "stalled")
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
     NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
     KV_BLOCKS_USED_FIELD_NUMBER: _ClassVar[int]
@@ -173,6 +173,7 @@ class WorkerState(_message.Message):
     STEP_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STEP_SEQS_FIELD_NUMBER: _ClassVar[int]
     QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    STALLED_FIELD_NUMBER: _ClassVar[int]
     num_running: int
     num_waiting: int
     kv_blocks_used: int
@@ -182,7 +183,8 @@ class WorkerState(_message.Message):
     step_prompt_tokens: int
     step_seqs: int
     quarantined: _containers.RepeatedCompositeFieldContainer[Quarantined]
-    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., step_s: _Optional[float] = ..., draining: _Optional[bool] = ..., step_prompt_tokens: _Optional[int] = ..., step_seqs: _Optional[int] = ..., quarantined: _Optional[_Iterable[_Union[Quarantined, _Mapping]]] = ...) -> None: ...
+    stalled: bool
+    def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., kv_blocks_used: _Optional[int] = ..., kv_blocks_total: _Optional[int] = ..., step_s: _Optional[float] = ..., draining: _Optional[bool] = ..., step_prompt_tokens: _Optional[int] = ..., step_seqs: _Optional[int] = ..., quarantined: _Optional[_Iterable[_Union[Quarantined, _Mapping]]] = ..., stalled: _Optional[bool] = ...) -> None: ...
 
 class LegFacts(_message.Message):
     __slots__ = ("prompt_tokens", "cached_tokens", "received_tokens", "queued_s", "prefill_s", "blocks_s", "landed_s")

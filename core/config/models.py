@@ -300,6 +300,13 @@ class RayConfig(Section):
         description="auto: join the running Ray, or start one here; else host:port",
     )
     dashboard: bool = Field(default=False, description="start Ray's dashboard when Baton starts Ray")
+    wait_for_nodes_s: float = Field(
+        default=0,
+        ge=0,
+        le=86_400,
+        description="when the workers do not fit on the nodes there are, ask Ray's autoscaler for more and wait this "
+        "long for them; 0: nothing is asked for, and what does not fit is refused at once",
+    )
     start_timeout_s: float = Field(default=300, gt=0, le=86_400, description="time until every worker must be ready")
     near: bool = Field(
         default=False,
@@ -321,6 +328,24 @@ class HealingConfig(Section):
     window_s: float = Field(default=600, gt=0, le=86_400, description="how long a failure counts")
     set_aside_s: float = Field(
         default=900, gt=0, le=86_400, description="time until a worker that was set aside is tried again"
+    )
+    silence_s: float = Field(
+        default=10,
+        ge=1,
+        le=600,
+        description="a worker, or the machine it is on, that was silent for this long is given up and placed anew; "
+        "the router leaves it out much sooner",
+    )
+    step_limit_s: float = Field(
+        default=300,
+        ge=5,
+        le=86_400,
+        description="an engine that has requests and ends no step for this long is started anew, however busy it is",
+    )
+    standby: bool = Field(
+        default=False,
+        description="keep a second process beside each worker that has the engine's libraries loaded and waits, so "
+        "that a worker that ended is back without that wait; takes their memory once more",
     )
 
 

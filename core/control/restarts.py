@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 JITTER = 0.5  # a delay is drawn from (1 - JITTER, 1] of its full length, so that not all of a node come back at once
+# Failures that are further apart than so many of the longest delays are not of a row: the worker served in between, and
+# comes back as fast as after its first failure. They still count for setting it aside.
+DELAYS_IN_A_ROW = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ def next_restart(policy: RestartPolicy, failures_s: Sequence[float], now_s: floa
     num = len(recent)
     if num >= policy.max_failures:
         return Restart(now_s + policy.set_aside_s, True, num)
-    full_s = min(policy.max_delay_s, policy.first_delay_s * 2.0 ** max(0, num - 1))
+    full_s = min(policy.max_delay_s, policy.first_delay_s * 2.0 ** (_num_in_a_row(policy, recent) - 1))
     return Restart(now_s + full_s * (1.0 - JITTER * chance), False, num)
 
 
@@ -55,3 +59,13 @@ def failures_since(policy: RestartPolicy, failures_s: Sequence[float], now_s: fl
     in_window = tuple(at_s for at_s in recent if now_s - at_s <= policy.window_s)
     was_set_aside = len(recent) - len(in_window) >= policy.max_failures and len(in_window) > 0
     return (recent if was_set_aside else in_window)[-policy.max_failures :]
+
+
+def _num_in_a_row(policy: RestartPolicy, failures_s: Sequence[float]) -> int:
+    """Count the failures that followed one another closely, up to the latest."""
+    num = 1
+    for before_s, after_s in list(pairwise(failures_s))[::-1]:
+        if after_s - before_s > DELAYS_IN_A_ROW * policy.max_delay_s:
+            break
+        num += 1
+    return num

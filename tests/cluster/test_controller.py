@@ -106,7 +106,9 @@ class Cluster:
     async def make_anew(self) -> None:
         """Lose the controller and have another in its place, as Ray does."""
         lost = self.controller
-        for task in [t for t in asyncio.all_tasks() if t.get_name().startswith(("follow", "pools", "scaling", "job"))]:
+        for task in [
+            t for t in asyncio.all_tasks() if t.get_name().startswith(("follow", "pools", "scaling", "hosts", "job"))
+        ]:
             task.cancel()
         if lost._saving is not None:
             lost._saving.cancel()
@@ -194,6 +196,25 @@ async def test_a_worker_whose_host_dies_gets_another_place(cluster: Cluster) -> 
     await host.kill()
     await cluster.wait(prefill_1="prefill 2")
     assert cluster.ray.find("prefill-1") is None
+
+
+async def test_a_host_that_falls_silent_is_given_up_and_its_worker_placed_anew(cluster: Cluster) -> None:
+    await cluster.apply("healing.silence_s=1")
+    host = next(actor for name, actor in cluster.ray.actors.items() if name.startswith("prefill-1"))
+    host.fall_silent()
+    await cluster.wait(prefill_1="prefill 2")
+    events = [event.what for event in (await cluster.status()).events if event.subject == "prefill-1"]
+    assert any(what.startswith("ended: its host has been silent for 1 s; started again") for what in events)
+
+
+async def test_a_worker_that_stands_still_is_killed_and_started_again(cluster: Cluster) -> None:
+    await cluster.apply("healing.silence_s=1")
+    await cluster.controller.drain("decode-1", None, True)  # so that it is started by that
+    await cluster.wait(decode_1="decode 2")
+    await kill(cluster, "decode-1", signal.SIGSTOP)
+    await cluster.wait(decode_1="decode 3")
+    events = [event.what for event in (await cluster.status()).events if event.subject == "decode-1"]
+    assert any("worker_silent: it gave no sign of life for 1 s and was killed" in what for what in events)
 
 
 async def test_the_router_comes_back_on_its_port(cluster: Cluster) -> None:

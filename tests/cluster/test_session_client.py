@@ -340,3 +340,22 @@ async def test_transfer_that_cannot_be_cancelled_is_one_line_in_the_log(caplog: 
     (record_,) = caplog.records
     assert (record_.levelname, record_.exc_info) == ("WARNING", None)
     assert "t1" in record_.getMessage()
+
+
+async def test_a_worker_whose_engine_core_stands_still_is_lost_until_it_goes_on() -> None:
+    worker = HangingWorker()
+    async with stream(worker) as opened:
+        reply = opened.session.submit(Leg.WHOLE, call(), None)
+        assert await reply.read() == b"x"
+        worker.end_step(WorkerState(num_running=1, stalled=True))
+        with pytest.raises(WorkerLost, match="its engine core stands still"):
+            await reply.read()
+        await worker.idle.wait()
+        again = WorkerSession(record(opened.port), token="", on_change=lambda: None)
+        with pytest.raises(WorkerLost, match="its engine core stands still"):
+            await again.connect(WAIT_S)
+        worker.end_step(WorkerState())
+        back = WorkerSession(record(opened.port), token="", on_change=lambda: None)
+        await back.connect(WAIT_S)
+        assert back.alive
+        await back.close()

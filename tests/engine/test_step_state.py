@@ -84,3 +84,16 @@ def test_a_quarantine_outlives_the_next_step_and_is_told_at_once() -> None:
     state.set_quarantined(left_out)
     state.observe(StepFigures(1, 0, 0.5, made_tokens=True), 1.0)
     assert told == [left_out, left_out]
+
+
+def test_a_standstill_is_told_once_and_outlasts_steps() -> None:
+    steps = StepState()
+    told: list[bool] = []
+    steps.on_step(lambda: told.append(steps.get().stalled))
+    steps.set_stalled(False)
+    steps.set_stalled(True)
+    steps.set_stalled(True)
+    steps.observe(figures(1), 1.0)
+    steps.set_stalled(False)
+    assert told == [True, True, False]
+    assert steps.num_steps == 1

@@ -6,6 +6,7 @@ Every test ends with both workers holding no block and balanced ledgers; those t
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -145,6 +146,19 @@ def test_decode_killed_before_the_first_token_is_not_noticed_by_the_client(stack
     stack.revive()
     assert (ours.errors, ours.done) == ([], True)
     assert_same(ours.choices, expected.choices)
+
+
+def test_an_engine_core_that_stands_still_for_good_ends_its_worker(stack: Stack) -> None:
+    process = stack.workers["prefill-0"]
+    body = completion(3500, of=260)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(post, stack.url, COMPLETIONS, body)
+        stack.wait(lambda: stack.kv_stats("decode-0")["leases"])
+        stack.signal_engine("prefill-0", signal.SIGSTOP)
+        assert_same_as_one_pool(stack, body, answer.result(60))
+    stack.wait(lambda: not process.tree_pids(), timeout_s=60)
+    assert "the engine core stood still for 10 s" in process.failure
+    stack.revive()
 
 
 def test_huge_body_is_refused_and_leaves_nothing(stack: Stack) -> None:

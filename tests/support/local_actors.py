@@ -26,9 +26,23 @@ class LocalActor:
     def __init__(self, made: object) -> None:
         self.made = made
         self.died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loud: asyncio.Event = asyncio.Event()  # unset: nothing is answered, and nothing ends
+        self._loud.set()
 
     def __getattr__(self, name: str) -> _Method:
         return _Method(self, getattr(self.made, name))
+
+    def fall_silent(self) -> None:
+        """Answer nothing and end nothing, as on a machine that lost its network."""
+        self._loud.clear()
+
+    def speak(self) -> None:
+        """Answer what was asked meanwhile, and all that follows."""
+        self._loud.set()
+
+    async def loud(self) -> None:
+        """Wait until this host answers."""
+        await self._loud.wait()
 
     async def kill(self) -> None:
         """End the host as `kill -9` does: its child goes with it, and nobody answers for it any more."""
@@ -52,6 +66,7 @@ class _Method:
     async def _answer(self, *arguments: object) -> object:
         if self._actor.died.done():
             raise ray_actors.ACTOR_ERRORS[0]()
+        await self._actor.loud()
         return await self._method(*arguments)
 
     async def _stream(self, *arguments: object) -> AsyncIterator[asyncio.Future[object]]:

@@ -161,6 +161,62 @@ def two_nodes(head_resource: str, second_resource: str) -> Iterator[TwoNodes]:
 
 
 @contextlib.contextmanager
+def autoscaling(*, head_cpus: int, node_cpus: int, most_nodes: int) -> Iterator[str]:
+    """Start a Ray of one node whose autoscaler makes others when asked to, here too; yield its address."""
+    folder = Path(tempfile.mkdtemp(prefix="ba-", dir=RAY_DIRS))
+    port = _free_port()
+    address = f"127.0.0.1:{port}"
+    head: subprocess.Popen[bytes] | None = None
+    try:
+        config = folder / "autoscaling.json"
+        config.write_text(json.dumps(_autoscaling_config(address, head_cpus, node_cpus, most_nodes)))
+        flags = ("--head", f"--port={port}", "--node-ip-address=127.0.0.1", f"--autoscaling-config={config}")
+        variables = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "0"}
+        head = _ray_start(folder / "1", *flags, "--include-dashboard=false", cpus=head_cpus, variables=variables)
+        _wait_for(head, folder / "1" / "out", "Ray runtime started")
+        yield address
+    finally:
+        if head is not None:
+            below = tree(head.pid)
+            head.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                head.wait(20)
+            for pid in below:  # the nodes that the autoscaler made are not tied to it
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            head.wait(20)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _autoscaling_config(address: str, head_cpus: int, node_cpus: int, most_nodes: int) -> dict[str, Any]:
+    """Write what Ray's provider of nodes for tests needs; its wheel lacks the file that Ray's own helper reads."""
+    head = {"resources": {"CPU": head_cpus}, "node_config": {}, "max_workers": 0}
+    node = {"resources": {"CPU": node_cpus}, "node_config": {}, "min_workers": 0, "max_workers": most_nodes}
+    return {
+        "cluster_name": "made",
+        "max_workers": most_nodes,
+        "idle_timeout_minutes": 10,
+        "provider": {"type": "fake_multinode", "gcs_address": address},
+        "auth": {},
+        "head_node_type": "ray.head.default",
+        "available_node_types": {"ray.head.default": head, "node": node},
+        "docker": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "rsync_exclude": [],
+        "rsync_filter": [],
+        "initialization_commands": [],
+        "setup_commands": [],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "head_start_ray_commands": [],
+        "worker_start_ray_commands": [],
+        "upscaling_speed": 1.0,
+    }
+
+
+@contextlib.contextmanager
 def job_server() -> Iterator[str]:
     """Start a Ray of one node that takes jobs, as on a cluster's head; yield the URL of its job server."""
     folder = Path(tempfile.mkdtemp(prefix="bj-", dir=RAY_DIRS))
@@ -182,16 +238,21 @@ def job_server() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _ray_start(folder: Path, *flags: str, resource: str) -> subprocess.Popen[bytes]:
+def _ray_start(
+    folder: Path, *flags: str, resource: str = "", cpus: int = 2, variables: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     folder.mkdir()
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *flags]
-    command += ["--num-cpus=2", "--num-gpus=0", "--resources", json.dumps({resource: 1}), "--disable-usage-stats"]
+    command += [f"--num-cpus={cpus}", "--num-gpus=0", "--disable-usage-stats"]
+    command += ["--resources", json.dumps({resource: 1})] if resource else []
     command += ["--object-store-memory=80000000", f"--temp-dir={folder}", "--log-style=record", "--log-color=false"]
     if "--head" in flags:
-        command += ["--no-monitor", f"--ray-client-server-port={_free_port()}", f"--dashboard-port={_free_port()}"]
+        command += [] if any("autoscaling" in flag for flag in flags) else ["--no-monitor"]
+        command += [f"--ray-client-server-port={_free_port()}", f"--dashboard-port={_free_port()}"]
     command += ["--include-log-monitor=false", f"--dashboard-agent-listen-port={_free_port()}"]
     environment = {**os.environ, "RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0"}
     environment["RAY_AUTH_MODE"] = "disabled"  # whatever token the machine's user has
+    environment |= variables or {}
     with (folder / "out").open("wb") as out:
         return subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
 

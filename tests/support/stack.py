@@ -120,6 +120,11 @@ class Stack:
         for pid in self.workers[worker_id].tree_pids():
             os.kill(pid, signum)
 
+    def signal_engine(self, worker_id: str, signum: signal.Signals) -> None:
+        """Send a signal to the engine core of a worker alone."""
+        for pid in self.workers[worker_id].tree_pids()[1:]:
+            os.kill(pid, signum)
+
     def kill(self, worker_id: str) -> None:
         """SIGKILL a worker's front process; its engine core must follow by itself. The membership still names it."""
         process = self.workers[worker_id]

@@ -19,6 +19,12 @@ def test_old_failures_are_forgiven() -> None:
     assert next_restart(POLICY, [0.0, 10.0, 200.0], 200.0, chance=0.0) == Restart(201, False, 1)
 
 
+def test_a_failure_after_a_long_life_is_the_first_of_a_row_and_counts_all_the_same() -> None:
+    assert next_restart(POLICY, [0.0, 1.0, 42.0], 42.0, chance=0.0) == Restart(43, False, 3)
+    assert next_restart(POLICY, [0.0, 41.0, 42.0], 42.0, chance=0.0) == Restart(44, False, 3)
+    assert next_restart(POLICY, [0.0, 30.0, 60.0, 90.0], 90.0, chance=0.0) == Restart(390, True, 4)
+
+
 def test_one_that_was_set_aside_and_fails_again_is_set_aside_again() -> None:
     failures = (0.0, 1.0, 2.0, 3.0, 304.0)
     assert next_restart(POLICY, failures, 304.0, chance=0.0) == Restart(604, True, 4)

@@ -1,0 +1,122 @@
+"""A node of Ray is lost while its workers serve: killed, or silent as a machine without network.
+
+Every test loses the second of two nodes, and so has a Ray of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.ray_processes import Baton, TwoNodes, tree, two_nodes
+from tests.support.steady_load import steady_load
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+BACK_S = 120.0  # a machine that is busy with other tests starts hosts and workers in this time
+ALL = {"prefill-0", "prefill-1", "decode-0", "decode-1"}
+SETTINGS = (
+    "pools.prefill.replicas=2",
+    "pools.decode.replicas=2",
+    "pools.prefill.cpus=0.5",
+    "pools.decode.cpus=0.5",
+    "healing.first_delay_s=0.1",
+    "healing.max_failures=100",
+    "healing.silence_s=5",
+    "slo.classes.interactive.ttft_ms=60000",
+    "slo.classes.interactive.tpot_ms=60000",
+)
+
+
+class Cluster:
+    """Two workers of each role on two nodes of Ray, one of each on either."""
+
+    def __init__(self, baton: Baton, ray: TwoNodes, url: str) -> None:
+        self.baton = baton
+        self.url = url
+        self.second = tree(ray.second.pid)  # with all that runs there
+        names = {m["pid"]: m["name"] for m in baton.status()["members"]}
+        self.there = {names[pid] for pid in self.second if pid in names}
+
+    def signal_second(self, number: signal.Signals) -> None:
+        for pid in self.second:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def raylet(self) -> int:
+        """Find the process that is the second node to Ray."""
+        return next(pid for pid in self.second if _command(pid)[0].endswith("/raylet/raylet"))
+
+    def serving(self) -> dict[str, int]:
+        """Ask the router which workers it has, with their epochs."""
+        answer = httpx.get(self.url + "/workers", timeout=10)
+        return {w["worker_id"]: w["epoch"] for w in answer.json()["workers"]}
+
+    def wait(self, serving: set[str], *, other_than: dict[str, int]) -> float:
+        """Wait until the router has these workers in other lives than before; return the seconds it took."""
+        began_s = time.monotonic()
+        while True:
+            found = {name for name, epoch in self.serving().items() if other_than.get(name) != epoch}
+            if found == serving:
+                return time.monotonic() - began_s
+            assert time.monotonic() - began_s < BACK_S, self.baton.run("status").stdout
+            time.sleep(0.02)  # the router tells nobody of its workers
+
+    def events(self, subjects: set[str]) -> list[str]:
+        found: list[dict[str, Any]] = self.baton.status()["events"]
+        return [event["what"] for event in found if event["subject"] in subjects]
+
+
+def _command(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[Cluster]:
+    with two_nodes("first", "second") as ray:
+        baton = Baton.in_folder(folder)
+        try:
+            up = baton.result("up", f"ray.address={ray.address}", *SETTINGS)
+            yield Cluster(baton, ray, up["url"])
+        finally:
+            baton.run("down")
+
+
+def test_workers_of_a_killed_node_are_gone_at_once_and_placed_on_another(tmp_path: Path) -> None:
+    with started(tmp_path) as cluster:
+        before, lost = cluster.serving(), cluster.there
+        kept = {name: epoch for name, epoch in before.items() if name not in lost}
+        assert len(lost) == 2
+        with steady_load(cluster.url, tokens=100) as answers:
+            assert answers.first.wait(BACK_S)
+            os.kill(cluster.raylet(), signal.SIGKILL)
+            gone_s = cluster.wait(set(kept), other_than={name: before[name] for name in lost})
+            back_s = cluster.wait(lost, other_than=before | kept)
+        print(gone_s, back_s, cluster.events(ALL))
+        assert answers.failures == []
+        assert any("its Ray actor died" in what for what in cluster.events(lost))
+
+
+def test_a_silent_node_is_noticed_by_the_controller_and_its_workers_placed_on_another(tmp_path: Path) -> None:
+    with started(tmp_path) as cluster:
+        before, lost = cluster.serving(), cluster.there
+        kept = {name: epoch for name, epoch in before.items() if name not in lost}
+        try:
+            with steady_load(cluster.url, tokens=100) as answers:
+                assert answers.first.wait(BACK_S)
+                cluster.signal_second(signal.SIGSTOP)
+                gone_s = cluster.wait(set(kept), other_than={name: before[name] for name in lost})
+                back_s = cluster.wait(lost, other_than=before | kept)
+            print(gone_s, back_s, cluster.events(ALL))
+            assert answers.failures == []
+            assert any("its host has been silent for 5 s" in what for what in cluster.events(lost))
+        finally:
+            cluster.signal_second(signal.SIGCONT)
