@@ -38,7 +38,7 @@ from core.types import (
     WorkerState,
 )
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 # Whose KV a worker does not take is no load: it shows in who a request must not go to.
 _STATE_FIELDS: Final = tuple(name for name in WorkerState.__dataclass_fields__ if name != "quarantined")
 _OWN_FIELDS: Final = (
