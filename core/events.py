@@ -38,9 +38,10 @@ from core.types import (
     WorkerState,
 )
 
-FORMAT: Final = 3
-# Whose KV a worker does not take is no load: it shows in who a request must not go to.
-_STATE_FIELDS: Final = tuple(name for name in WorkerState.__dataclass_fields__ if name != "quarantined")
+FORMAT: Final = 2
+# Whose KV a worker does not take, or that it stands still, is no load: it shows in who a request must not go to.
+NO_LOAD: Final = frozenset({"quarantined", "stalled"})
+_STATE_FIELDS: Final = tuple(name for name in WorkerState.__dataclass_fields__ if name not in NO_LOAD)
 _OWN_FIELDS: Final = (
     "inflight_requests",
     "inflight_prompt_tokens",

@@ -10,6 +10,7 @@ import pytest
 from core.cluster_state import load_of
 from core.events import (
     LOAD_FIELDS,
+    NO_LOAD,
     Decided,
     Event,
     HeldChanged,
@@ -65,7 +66,7 @@ def test_json_round_trip(event: Event) -> None:
 def test_a_load_holds_all_that_changes_of_a_worker() -> None:
     grouped = {"record", "hello", "state", "speed"}
     own = [f.name for f in fields(WorkerView) if f.name not in grouped]
-    said = [f.name for f in fields(WorkerState) if f.name != "quarantined"]  # see who is excluded
+    said = [f.name for f in fields(WorkerState) if f.name not in NO_LOAD]
     changing = [*said, *own, *(f.name for f in fields(WorkerSpeed))]
     assert sorted(LOAD_FIELDS) == sorted(changing)
     load = load_of(VIEW)
