@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.networks import FIRST, SECOND, Cable, cable, can_make_networks
 from tests.support.ray_processes import Baton, TwoNodes, tree, two_nodes
 from tests.support.steady_load import steady_load
 
@@ -80,8 +81,9 @@ def _command(pid: int) -> list[str]:
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[Cluster]:
-    with two_nodes("first", "second") as ray:
+def started(folder: Path, joined: Cable | None = None) -> Iterator[Cluster]:
+    addresses, prefix = ((FIRST, SECOND), joined.second) if joined else (None, ())
+    with two_nodes("first", "second", addresses=addresses, second_prefix=prefix) as ray:
         baton = Baton.in_folder(folder)
         try:
             up = baton.result("up", f"ray.address={ray.address}", *SETTINGS)
@@ -105,18 +107,29 @@ def test_workers_of_a_killed_node_are_gone_at_once_and_placed_on_another(tmp_pat
         assert any("its Ray actor died" in what for what in cluster.events(lost))
 
 
-def test_a_silent_node_is_noticed_by_the_controller_and_its_workers_placed_on_another(tmp_path: Path) -> None:
+def test_a_node_that_stands_still_is_noticed_by_the_controller(tmp_path: Path) -> None:
     with started(tmp_path) as cluster:
-        before, lost = cluster.serving(), cluster.there
-        kept = {name: epoch for name, epoch in before.items() if name not in lost}
         try:
-            with steady_load(cluster.url, tokens=100) as answers:
-                assert answers.first.wait(BACK_S)
-                cluster.signal_second(signal.SIGSTOP)
-                gone_s = cluster.wait(set(kept), other_than={name: before[name] for name in lost})
-                back_s = cluster.wait(lost, other_than=before | kept)
-            print(gone_s, back_s, cluster.events(ALL))
-            assert answers.failures == []
-            assert any("its host has been silent for 5 s" in what for what in cluster.events(lost))
+            lose_second_in_silence(cluster, lambda: cluster.signal_second(signal.SIGSTOP))
         finally:
             cluster.signal_second(signal.SIGCONT)
+
+
+def test_a_node_whose_packets_are_lost_is_noticed_by_the_controller(tmp_path: Path) -> None:
+    if not can_make_networks():
+        pytest.skip("needs root and network namespaces")
+    with cable() as joined, started(tmp_path, joined) as cluster:
+        lose_second_in_silence(cluster, joined.cut)
+
+
+def lose_second_in_silence(cluster: Cluster, lose: Callable[[], None]) -> None:
+    before, lost = cluster.serving(), cluster.there
+    kept = {name: epoch for name, epoch in before.items() if name not in lost}
+    with steady_load(cluster.url, tokens=100) as answers:
+        assert answers.first.wait(BACK_S)
+        lose()
+        gone_s = cluster.wait(set(kept), other_than={name: before[name] for name in lost})
+        back_s = cluster.wait(lost, other_than=before | kept)
+    print(gone_s, back_s, cluster.events(ALL))
+    assert answers.failures == []
+    assert any("its host has been silent for 5 s" in what for what in cluster.events(lost))
