@@ -1,4 +1,4 @@
-"""`baton chaos run`: does a cluster keep what it promises while it is broken?
+"""`baton chaos run` and `soak`: does a cluster keep what it promises while it is broken?
 
 Owns the flags, the guard and where the report goes. By default it starts a cluster of its own from the configuration,
 breaks that and ends it; `--running` breaks the one that runs from this checkout, and only with `--yes`.
@@ -14,12 +14,16 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from bench.chaos.faults import SUITES, Fault, Scene
+from bench.chaos.links import enter_own_network
 from bench.chaos.report import as_json, markdown, passed
-from bench.chaos.suite import Result, Suite
+from bench.chaos.soak import Soak, soak_report
+from bench.chaos.suite import Suite
 from bench.chaos.target import Target, running, started
 from bench.chaos.traffic import Traffic, make_load
 from bench.result_file import write_result
@@ -38,21 +42,31 @@ _OWN: Final = (
     "pools.decode.cpus=0.5",
     "kv.allow_faults=true",
     "ray.address=local",
+    "healing.max_failures=1000",  # a worker that is killed again and again on purpose is no reason to leave it
 )
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `chaos`."""
-    parser.add_argument("action", choices=("run", "list"), help="run a suite, or list its faults")
+    parser.add_argument(
+        "action",
+        choices=("run", "soak", "list"),
+        help="run a suite fault by fault; soak: at random, for long; list its faults",
+    )
     add_config(parser, optional=True)
     parser.add_argument("--suite", choices=tuple(SUITES), default="pd", help="which faults (default: pd)")
     parser.add_argument("--fault", metavar="NAME", action="append", default=[], help="only this one; may be repeated")
     parser.add_argument("--rounds", metavar="N", type=int, default=3, help="how often each is made (default: 3)")
+    parser.add_argument("--minutes", metavar="M", type=float, default=30.0, help="length of a soak (default: 30)")
+    parser.add_argument("--every", metavar="S", type=float, default=20.0, help="time between its faults (default: 20)")
     parser.add_argument("--clients", metavar="N", type=int, default=4, help="streams at a time (default: 4)")
     parser.add_argument("--tokens", metavar="N", type=int, default=48, help="output tokens of a request (default: 48)")
     parser.add_argument("--deadline", metavar="S", type=float, default=60.0, help="for one request (default: 60)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of all chance (default: 0)")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the table as Markdown too")
+    parser.add_argument(
+        "--own-network", action="store_true", help="in a network namespace, so that links can be slowed (needs root)"
+    )
     parser.add_argument("--running", action="store_true", help="break the cluster that runs from this checkout")
     parser.add_argument("--yes", action="store_true", help="with --running: its users will feel it, do it all the same")
 
@@ -66,21 +80,29 @@ def run(options: argparse.Namespace) -> int:
     if options.running:
         if not options.yes:
             raise ConfigError("--running kills and freezes processes of a cluster in use; add --yes if that is wanted")
-        results = asyncio.run(_break(running(os.environ), faults, options))
+        outcome = asyncio.run(_break(running(os.environ), faults, options))
     else:
+        if options.own_network:
+            enter_own_network()
         with (
             tempfile.TemporaryDirectory(prefix="baton-chaos-") as folder,
             started(options.config, (*_OWN, *options.overrides), Path(folder)) as target,
         ):
-            results = asyncio.run(_break(target, faults, options))
-    table = markdown(results, f"`baton chaos run --suite {options.suite} --rounds {options.rounds}`")
+            outcome = asyncio.run(_break(target, faults, options))
     if options.out is not None:
-        write_result("--out", options.out, table)
-    _say(json.dumps(as_json(results), indent=2) if options.as_json else table)
-    return OK if passed(results) else NOT_KEPT
+        write_result("--out", options.out, outcome.table)
+    _say(json.dumps(outcome.values, indent=2) if options.as_json else outcome.table)
+    return OK if outcome.is_kept else NOT_KEPT
 
 
-async def _break(target: Target, faults: tuple[Fault, ...], options: argparse.Namespace) -> list[Result]:
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    table: str
+    values: dict[str, object]
+    is_kept: bool
+
+
+async def _break(target: Target, faults: tuple[Fault, ...], options: argparse.Namespace) -> _Outcome:
     began_s = time.monotonic()
 
     def say(words: str) -> None:
@@ -98,10 +120,27 @@ async def _break(target: Target, faults: tuple[Fault, ...], options: argparse.Na
     try:
         say(f"learning {len(load.prompts)} answers")
         await traffic.learn()
-        scene = Scene(target, traffic, random.Random(options.seed))
-        return await Suite(scene, recovery_s=RECOVERY_S, say=say).run(faults, options.rounds)
+        is_own_network = options.own_network and not options.running
+        scene = Scene(target, traffic, random.Random(options.seed), is_own_network)
+        return await (_soak if options.action == "soak" else _run)(scene, faults, options, say)
     finally:
         await traffic.close()
+
+
+async def _run(
+    scene: Scene, faults: tuple[Fault, ...], options: argparse.Namespace, say: Callable[[str], None]
+) -> _Outcome:
+    results = await Suite(scene, recovery_s=RECOVERY_S, say=say).run(faults, options.rounds)
+    table = markdown(results, f"`baton chaos run --suite {options.suite} --rounds {options.rounds}`")
+    return _Outcome(table, as_json(results), passed(results))
+
+
+async def _soak(
+    scene: Scene, faults: tuple[Fault, ...], options: argparse.Namespace, say: Callable[[str], None]
+) -> _Outcome:
+    result = await Soak(scene, say=say).run(faults, seconds=60 * options.minutes, every_s=options.every)
+    values = {"ok": not result.failures(), "answers": dict(result.answers), "faults": dict(result.faults)}
+    return _Outcome(soak_report(result), values | {"failures": result.failures()}, not result.failures())
 
 
 def _chosen(suite: str, names: list[str]) -> tuple[Fault, ...]:

@@ -174,6 +174,11 @@ def process_tree(pid: int) -> tuple[int, ...]:
     return tuple(found)
 
 
+def parent_of(pid: int) -> int:
+    """Return the parent of a process that is there. Raises OSError."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def _children(pid: int) -> list[int]:
     tasks = Path(f"/proc/{pid}/task")
     found: list[int] = []

@@ -23,7 +23,7 @@ LOOK_S: Final = 0.25
 STALLED_LOOKS: Final = 4  # a second, as for a worker that says nothing: cluster.wire.BUSY_SILENCE_S
 GIVEN_UP_LOOKS: Final = 40  # 10 s: what passes by itself, has passed by then
 ASK_LOOKS: Final = 2  # without a step until the core is asked
-_RUNNABLE: Final = "R"
+_RUNNABLE: Final = ("R", "D")  # running or ready to, and waiting for a disk; see proc_pid_stat(5)
 _PROC: Final = Path("/proc")
 _STAT_UTIME, _STAT_STIME = 11, 12  # fields after the name, see proc_pid_stat(5)
 
@@ -83,20 +83,21 @@ class CoreWatch:
             question.exception()  # retrieved: an error is an answer, and a dead core is seen by its end
 
     def _sight(self) -> Sight:
-        has_work, num_steps = self._has_work(), self._steps.num_steps
+        num_steps = self._steps.num_steps
         has_stepped, self._seen_steps = num_steps != self._seen_steps, num_steps
+        # Processes and threads are many files; there is no need to look when a step has ended.
+        pids = () if has_stepped else with_descendants(self._pids)
         return Sight(
             num_steps=num_steps,
             num_answers=self._num_answers,
-            cpu_ticks=sum(map(_cpu_ticks, self._pids)),
-            # The states of all threads are many files; there is no need to look when a step has ended.
-            is_runnable=has_stepped or any(map(_is_runnable, self._pids)),
-            has_work=has_work,
+            cpu_ticks=sum(map(_cpu_ticks, pids)),
+            is_runnable=any(map(_is_runnable, pids)),
+            has_work=self._has_work(),
         )
 
 
 def with_descendants(pids: Iterable[int]) -> tuple[int, ...]:
-    """List processes and all below them: an engine core has processes of its own for tensor parallelism."""
+    """List processes and all below them: workers of tensor parallelism, compilers of kernels."""
     found = list(pids)
     for pid in found:
         for task in _tasks(pid):
@@ -110,7 +111,7 @@ def _cpu_ticks(pid: int) -> int:
 
 
 def _is_runnable(pid: int) -> bool:
-    return any(_fields(task / "stat")[:1] == [_RUNNABLE] for task in _tasks(pid))
+    return any(fields[0] in _RUNNABLE for task in _tasks(pid) if (fields := _fields(task / "stat")))
 
 
 def _tasks(pid: int) -> list[Path]:

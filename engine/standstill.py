@@ -4,8 +4,8 @@ Owns the rule. Pure; must not know how an engine core is looked at.
 
 An engine that has requests ends a step soon, or is busy with a long one. It stands still when none of this is seen for
 a while: the end of a step, an answer to a question that the core answers between steps, time used on a processor by any
-of its processes, or one of them waiting for a processor. A process that was stopped, or waits for what never comes,
-shows none of them; a long step on a slow or crowded machine shows one.
+of its processes, or one of them waiting for a processor or a disk. A process that was stopped, or waits for what never
+comes, shows none of them; a long step on a slow or crowded machine shows one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Sight:
     num_steps: int  # that have ended
     num_answers: int  # to questions
     cpu_ticks: int  # that its processes have used, all together
-    is_runnable: bool  # one of its processes runs or waits for a processor
+    is_runnable: bool  # one of its processes runs, or waits for a processor or a disk
     has_work: bool  # requests wait for it
 
 

@@ -23,7 +23,7 @@ from core.errors import EngineFailed, KVTransferError, ResumeFailed, StartFailed
 from core.types import LegFacts, WorkerState
 from core.worker_spec import WorkerSpec
 from engine.asgi import AsgiApp, call_asgi
-from engine.core_watch import CoreWatch, with_descendants
+from engine.core_watch import CoreWatch
 from engine.process_guard import share_heap_with_fork
 from engine.step_state import StepState
 from engine.vllm_app import build_openai_app
@@ -191,7 +191,7 @@ class VllmEngine:
     async def _stands_still(self, cores: Sequence[multiprocessing.process.BaseProcess]) -> str:
         """Wait until the core is given up because it stands still; end it, for it would not end by itself."""
         watch = CoreWatch(
-            with_descendants(core.pid for core in cores if core.pid is not None),
+            [core.pid for core in cores if core.pid is not None],
             self._steps,
             has_work=self._client.output_processor.has_unfinished_requests,
             ask=self._client.is_sleeping,

@@ -16,14 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from bench.chaos.links import SLOW_RATE, CannotCut, cut_connections, slow_links
+from bench.chaos.process_limits import few_descriptors, limited, no_disk, no_memory
+from bench.chaos.processes import controller_of
 from bench.chaos.target import Member, Target
 from bench.chaos.traffic import Answer, Traffic
-from cluster.child import process_tree
+from cluster.child import parent_of, process_tree
 from cluster.doctor import read_tls, read_token
 from core.errors import BatonError
 from kv_transfer.control import KVControlClient
 
 FROZEN_S: Final = 5.0
+LIMITED_S: Final = 5.0
+SLOW_S: Final = 10.0
 SPOILT_S: Final = 5.0  # how long frames are spoilt
 LEAVERS: Final = 100  # clients that go away at once
 LAYER: Final = 2  # whose frames are spoilt; counted from 1
@@ -43,6 +48,7 @@ class Scene:
     target: Target
     traffic: Traffic
     chance: random.Random
+    is_own_network: bool = False  # slowing its links slows nobody else
 
     def victim(self, role: str | None) -> Member:
         """Choose a ready member of a role; None: the router. Raises CannotBreak."""
@@ -109,20 +115,91 @@ def terminate(role: str) -> Make:
     return make
 
 
-def freeze(role: str) -> Make:
+def freeze(role: str, *, engine_only: bool = False) -> Make:
     """Stop a worker's processes for some seconds, then let them go on."""
 
     async def make(scene: Scene) -> Broken:
         member = await asyncio.to_thread(scene.victim, role)
-        frozen = process_tree(member.pid)
+        what, frozen = _processes(member, engine_only=engine_only)
         _signal_all(frozen, signal.SIGSTOP)
         try:
             await asyncio.sleep(FROZEN_S)
         finally:
             _signal_all(frozen, signal.SIGCONT)
-        return Broken(f"{member.name} stood still for {FROZEN_S:g} s")
+        return Broken(f"{what} stood still for {FROZEN_S:g} s")
 
     return make
+
+
+def hang(role: str, *, engine_only: bool = False) -> Make:
+    """Stop a worker's processes for good: nothing but their end helps."""
+
+    async def make(scene: Scene) -> Broken:
+        member = await asyncio.to_thread(scene.victim, role)
+        what, frozen = _processes(member, engine_only=engine_only)
+        _signal_all(frozen, signal.SIGSTOP)
+        return Broken(f"{what} stands still for good", member.name)
+
+    return make
+
+
+def kill_host(role: str) -> Make:
+    """Kill the Ray actor above a worker, and the worker with it."""
+
+    async def make(scene: Scene) -> Broken:
+        member = await asyncio.to_thread(scene.victim, role)
+        _signal_all([parent_of(member.pid)], signal.SIGKILL)
+        return Broken(f"SIGKILL to the Ray actor of {member.name}", member.name)
+
+    return make
+
+
+async def kill_controller(scene: Scene) -> Broken:
+    """Kill the controller's process, by the title that Ray gives it, on the node of a worker."""
+    member = await asyncio.to_thread(scene.victim, "decode")
+    pid = controller_of(member.pid)
+    if pid is None:
+        raise CannotBreak(f"the controller is not on the node of {member.name}")
+    _signal_all([pid], signal.SIGKILL)
+    return Broken("SIGKILL to the controller")
+
+
+def limit(role: str | None, kind: Callable[[int], tuple[int, int]], what: str) -> Make:
+    """Hold all workers of a role, None: the router, to a limit for some seconds."""
+
+    async def make(scene: Scene) -> Broken:
+        members = [m for m in await asyncio.to_thread(scene.target.members) if m.role == role and m.is_ready]
+        if not members:
+            raise CannotBreak(f"no ready {role or 'router'}")
+        pids = [pid for member in members for pid in process_tree(member.pid)]
+        with limited(pids, kind):
+            await asyncio.sleep(LIMITED_S)
+        return Broken(f"{', '.join(member.name for member in members)}: {what} for {LIMITED_S:g} s")
+
+    return make
+
+
+async def cut_links(scene: Scene) -> Broken:
+    """Break every connection between the router and the workers, and between workers."""
+    members = [m for m in await asyncio.to_thread(scene.target.members) if m.role is not None and m.is_ready]
+    ports = {_port(address) for m in members for address in (m.address, m.kv_address)} - {0}
+    try:
+        await asyncio.to_thread(cut_connections, sorted(ports))
+    except CannotCut as exc:
+        raise CannotBreak(str(exc)) from exc
+    return Broken(f"all connections to {len(members)} workers are cut")
+
+
+async def slow_down(scene: Scene) -> Broken:
+    """Make all links slow for some seconds."""
+    if not scene.is_own_network:
+        raise CannotBreak("links are slowed only with --own-network")
+    try:
+        with slow_links():
+            await asyncio.sleep(SLOW_S)
+    except CannotCut as exc:
+        raise CannotBreak(str(exc)) from exc
+    return Broken(f"all links carried {SLOW_RATE} together for {SLOW_S:g} s")
 
 
 def spoil(**faults: int) -> Make:
@@ -159,6 +236,33 @@ SUITES: Final[Mapping[str, tuple[Fault, ...]]] = {
         Fault("end-decode", "a decode worker is told to end (SIGTERM)", terminate("decode")),
         Fault("freeze-prefill", "a prefill worker stands still", freeze("prefill")),
         Fault("freeze-decode", "a decode worker stands still", freeze("decode")),
+        Fault(
+            "freeze-prefill-engine",
+            "the engine core of a prefill worker stands still",
+            freeze("prefill", engine_only=True),
+        ),
+        Fault(
+            "freeze-decode-engine",
+            "the engine core of a decode worker stands still",
+            freeze("decode", engine_only=True),
+        ),
+        Fault("hang-decode", "a decode worker stands still for good", hang("decode")),
+        Fault(
+            "hang-decode-engine",
+            "the engine core of a decode worker stands still for good",
+            hang("decode", engine_only=True),
+        ),
+        Fault("kill-host", "the Ray actor of a decode worker is killed", kill_host("decode")),
+        Fault("kill-controller", "the controller's process is killed", kill_controller),
+        Fault("cut-links", "the connections to all workers break", cut_links),
+        Fault("slow-links", "all links are slow (--own-network)", slow_down),
+        Fault("full-disk", "no file of a decode worker can grow", limit("decode", no_disk, "no disk")),
+        Fault("no-memory", "decode workers get no more memory", limit("decode", no_memory, "no more memory")),
+        Fault(
+            "few-descriptors",
+            "the router can open hardly another file",
+            limit(None, few_descriptors, "few descriptors"),
+        ),
         Fault("lose-frames", "KV frames of a layer are lost", spoil(drop_layer=LAYER)),
         Fault("corrupt-frames", "a byte of each KV frame of a layer is flipped", spoil(corrupt_layer=LAYER)),
         Fault("withhold-frames", "prefill never offers its KV", spoil(never_offer=1)),
@@ -166,6 +270,20 @@ SUITES: Final[Mapping[str, tuple[Fault, ...]]] = {
         Fault("kill-router", "the router's process is killed", kill(None), cuts_clients=True),
     )
 }
+
+
+def _processes(member: Member, *, engine_only: bool) -> tuple[str, Sequence[int]]:
+    pids = process_tree(member.pid)
+    if not engine_only:
+        return member.name, pids
+    if not pids[1:]:
+        raise CannotBreak(f"{member.name} has no engine process of its own")
+    return f"the engine core of {member.name}", pids[1:]
+
+
+def _port(address: str) -> int:
+    port = address.rpartition(":")[2]
+    return int(port) if port.isdecimal() else 0
 
 
 async def _inject(target: Target, members: list[Member], faults: Mapping[str, int]) -> None:

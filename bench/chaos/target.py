@@ -36,6 +36,7 @@ class Member:
     epoch: int
     pid: int  # 0: none yet
     kv_address: str
+    address: str = ""  # of its service
 
     @property
     def is_ready(self) -> bool:
@@ -64,7 +65,7 @@ class Target:
         if "members" not in answer:
             raise BatonError(str(answer.get("message", "status lists no members")))
         return tuple(
-            Member(m["name"], m["role"], m["state"], m["epoch"], m["pid"] or 0, m["kv_address"])
+            Member(m["name"], m["role"], m["state"], m["epoch"], m["pid"] or 0, m["kv_address"], m["address"])
             for m in answer["members"]
         )
 

@@ -92,6 +92,11 @@ class Traffic:
         self._session: aiohttp.ClientSession | None = None
         self.answers: list[Answer] = []  # by time of their end
 
+    @property
+    def num_clients(self) -> int:
+        """How many requests are under way at a time."""
+        return self._load.num_clients
+
     async def learn(self) -> None:
         """Ask every prompt once, alone, and keep the answers as right. Raises StartFailed if one does not come."""
         expected = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
+from cluster import launch
+from core.types import Role
 from tests.integration.test_parity import COMPLETIONS, completion
 from tests.support.openai_http import Json, assert_same, post, stream, strip
 from tests.support.stack import Stack
@@ -159,6 +162,30 @@ def test_an_engine_core_that_stands_still_for_good_ends_its_worker(stack: Stack)
     stack.wait(lambda: not process.tree_pids(), timeout_s=60)
     assert "the engine core stood still for 10 s" in process.failure
     stack.revive()
+
+
+def test_a_worker_whose_clock_is_days_ahead_is_served_and_handed_over_to(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machines that were switched on at other times have other monotonic clocks; no time of one may reach another."""
+    skewed = ("unshare", "--time", "--monotonic", "1000000", "--boottime", "1000000")
+    if subprocess.run([*skewed, "true"], capture_output=True).returncode != 0:
+        pytest.skip("needs root and time namespaces")
+    plain = launch._command
+    with monkeypatch.context() as patched:
+        patched.setattr(launch, "_command", lambda *words, **flags: [*skewed, *plain(*words, **flags)])
+        stack.add_worker("decode-1", Role.DECODE)
+    try:
+        for number in range(40):
+            body = completion(300, of=270 + number)
+            assert_same_as_one_pool(stack, body, post(stack.url, COMPLETIONS, body))
+            if int(stack.kv_stats("decode-1")["receives"]["landed"]) >= 3:
+                break
+        assert stack.kv_stats("decode-1")["receives"]["landed"] >= 3
+        assert stack.kv_stats("decode-1")["receives"]["failed"] == 0
+        stack.assert_nothing_held("decode-1")
+    finally:
+        stack.remove_worker("decode-1")
 
 
 def test_huge_body_is_refused_and_leaves_nothing(stack: Stack) -> None:

@@ -137,15 +137,27 @@ class TwoNodes:
 
 
 @contextlib.contextmanager
-def two_nodes(head_resource: str, second_resource: str) -> Iterator[TwoNodes]:
-    """Start a Ray of two nodes of two cores, each with one of two custom resources; end it afterwards."""
+def two_nodes(
+    head_resource: str,
+    second_resource: str,
+    *,
+    addresses: tuple[str, str] | None = None,
+    second_prefix: tuple[str, ...] = (),
+) -> Iterator[TwoNodes]:
+    """Start a Ray of two nodes of two cores, each with one of two custom resources; end it afterwards.
+
+    They have the IP `addresses`, if those are given; `second_prefix` comes before the command of the second.
+    """
+    own = [f"--node-ip-address={address}" for address in addresses or ()]
     folder = Path(tempfile.mkdtemp(prefix="bt-", dir=RAY_DIRS))
     started: list[subprocess.Popen[bytes]] = []
     try:
-        head = _ray_start(folder / "1", "--head", "--port=0", "--include-dashboard=false", resource=head_resource)
+        head_flags = ("--head", "--port=0", "--include-dashboard=false", *own[:1])
+        head = _ray_start(folder / "1", *head_flags, resource=head_resource)
         started.append(head)
         address = _address_of(head, folder / "1" / "out")
-        second = _ray_start(folder / "2", f"--address={address}", resource=second_resource)
+        second_flags = (f"--address={address}", *own[1:])
+        second = _ray_start(folder / "2", *second_flags, resource=second_resource, prefix=second_prefix)
         started.append(second)
         _wait_for(second, folder / "2" / "out", "Ray runtime started")
         yield TwoNodes(address, head, second)
@@ -239,10 +251,15 @@ def job_server() -> Iterator[str]:
 
 
 def _ray_start(
-    folder: Path, *flags: str, resource: str = "", cpus: int = 2, variables: Mapping[str, str] | None = None
+    folder: Path,
+    *flags: str,
+    resource: str = "",
+    cpus: int = 2,
+    variables: Mapping[str, str] | None = None,
+    prefix: tuple[str, ...] = (),
 ) -> subprocess.Popen[bytes]:
     folder.mkdir()
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *flags]
+    command = [*prefix, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *flags]
     command += [f"--num-cpus={cpus}", "--num-gpus=0", "--disable-usage-stats"]
     command += ["--resources", json.dumps({resource: 1})] if resource else []
     command += ["--object-store-memory=80000000", f"--temp-dir={folder}", "--log-style=record", "--log-color=false"]
