@@ -10,7 +10,8 @@ import sys
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from struct import Struct
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -83,10 +84,22 @@ def headers_from_pb(headers: Iterable[pb.Header]) -> tuple[tuple[str, str], ...]
 _TRACEPARENT: Final = "traceparent"
 
 
-class SubmitEncoder:
-    """Encodes the legs of one request; what they share is built once. Fields are set one by one, which costs half."""
+# Tags of the fields that change with each submission; see protobuf.dev/programming-guides/encoding.
+_COMMAND_SUBMIT: Final = b"\x0a"
+_CALL_ID, _REQUEST_ID, _LEG, _BODY, _NONCE = b"\x08", b"\x12", b"\x18", b"\x3a", b"\xe2\x03"
+_NUMBERS: Final = Struct("<BdB")  # slack_s and its tag, then the tag of prompt_tokens
+_SLACK_S, _PROMPT_TOKENS = 0x49, 0x50
+_LEG_BYTES: Final = {leg: _LEG + bytes((number,)) for number, leg in _LEG_FROM_PB.items()}
 
-    __slots__ = ("_command", "_submit", "_trace_header", "_traceparents", "body_bytes", "prompt_tokens", "tpot_s")
+
+class SubmitEncoder:
+    """Encodes the legs of one request.
+
+    What they share is written once, and what calls have in common once for all of them: setting the fields of a message
+    one by one takes four times as long.
+    """
+
+    __slots__ = ("_common", "_traceparents", "body_bytes", "prompt_tokens", "tpot_s")
 
     def __init__(
         self,
@@ -105,42 +118,59 @@ class SubmitEncoder:
         self.body_bytes = len(call.body)
         self.prompt_tokens = prompt_tokens
         self.tpot_s = tpot_s
-        self._command = pb.Command()
-        self._submit = submit = self._command.submit
-        submit.request_id = call.request_id
-        submit.method = call.method
-        submit.path = call.path
-        submit.body = call.body
-        submit.slack_s = slack_s
-        submit.prompt_tokens = prompt_tokens
-        submit.nonce = call.nonce
-        if call.resume is not None:
-            submit.resume.token_ids = tokens_to_pb(call.resume.token_ids)
-            submit.resume.group_sizes.extend(call.resume.group_sizes)
-            submit.resume.created = call.resume.created
-        for name, value in call.headers:
-            header = submit.headers.add()
-            header.name = name
-            header.value = value
         self._traceparents = traceparents
+        headers = call.headers
         if traceparents is not None:
-            given = (header for header in submit.headers if header.name == _TRACEPARENT)
-            self._trace_header = next(given, None) or submit.headers.add(name=_TRACEPARENT)
-        if handover is not None:
-            ticket = submit.handover
-            ticket.transfer_id = handover.transfer_id
-            ticket.kv_address = handover.kv_address
-            ticket.lease_s = handover.lease_s
-            if handover.due_in_s is not None:
-                ticket.due_in_s = handover.due_in_s
+            headers = tuple([(name, value) for name, value in headers if name != _TRACEPARENT])
+        request_id, nonce = call.request_id.encode(), call.nonce.encode()
+        self._common = (
+            _same_of_calls(call.method, call.path, headers)
+            + _REQUEST_ID + _varint(len(request_id)) + request_id
+            + _NUMBERS.pack(_SLACK_S, slack_s, _PROMPT_TOKENS) + _varint(prompt_tokens)
+            + _NONCE + _varint(len(nonce)) + nonce
+            + _BODY + _varint(self.body_bytes) + call.body
+        )  # fmt: skip
+        if handover is not None or call.resume is not None:
+            self._common += _seldom(call, handover)
 
     def encode(self, call_id: int, leg: Leg) -> bytes:
         """Write the command that submits one leg."""
-        self._submit.call_id = call_id
+        own = _CALL_ID + _varint(call_id) + _LEG_BYTES[leg]
         if self._traceparents is not None:
-            self._trace_header.value = self._traceparents[leg]
-        self._submit.leg = pb.DECODE if leg is Leg.DECODE else pb.PREFILL if leg is Leg.PREFILL else pb.WHOLE
-        return self._command.SerializeToString()
+            own += pb.Submit(headers=[pb.Header(name=_TRACEPARENT, value=self._traceparents[leg])]).SerializeToString()
+        return b"".join((_COMMAND_SUBMIT, _varint(len(self._common) + len(own)), self._common, own))
+
+
+@lru_cache(maxsize=256)
+def _same_of_calls(method: str, path: str, headers: tuple[tuple[str, str], ...]) -> bytes:
+    """Write what many calls have in common."""
+    return pb.Submit(method=method, path=path, headers=headers_to_pb(headers)).SerializeToString()
+
+
+def _seldom(call: HttpCall, handover: Handover | None) -> bytes:
+    """Write what only some submissions have."""
+    submit = pb.Submit()
+    if call.resume is not None:
+        submit.resume.token_ids = tokens_to_pb(call.resume.token_ids)
+        submit.resume.group_sizes.extend(call.resume.group_sizes)
+        submit.resume.created = call.resume.created
+    if handover is not None:
+        ticket = submit.handover
+        ticket.transfer_id = handover.transfer_id
+        ticket.kv_address = handover.kv_address
+        ticket.lease_s = handover.lease_s
+        if handover.due_in_s is not None:
+            ticket.due_in_s = handover.due_in_s
+    return submit.SerializeToString()
+
+
+def _varint(number: int) -> bytes:
+    """Write a number in groups of seven bits, the least first."""
+    if number < 0x80:
+        return bytes((number,))
+    if number < 0x4000:
+        return bytes((number & 0x7F | 0x80, number >> 7))
+    return bytes((number & 0x7F | 0x80,)) + _varint(number >> 7)
 
 
 def submission_from_pb(submit: pb.Submit) -> Submission:

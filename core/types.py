@@ -115,8 +115,7 @@ class LegOrder:
     prompt_tokens: int = 0  # that are to be computed, as the router estimates it; 0: it does not say
 
 
-@dataclass(frozen=True, slots=True)
-class LegFacts:
+class LegFacts(NamedTuple):
     """What a worker measured of one leg; zero where it cannot tell."""
 
     prompt_tokens: int = 0

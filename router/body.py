@@ -8,8 +8,7 @@ byte of the body, and must not tokenise.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import orjson
 
@@ -34,8 +33,7 @@ def by_bytes(num_bytes: int) -> int:
     return num_bytes // BYTES_PER_TOKEN
 
 
-@dataclass(frozen=True, slots=True)
-class BodyFacts:
+class BodyFacts(NamedTuple):
     """What routing and measuring need to know of a body."""
 
     prompt_tokens: int  # estimate, unless the prompt is token ids

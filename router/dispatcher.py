@@ -74,6 +74,7 @@ class Dispatcher:
         self._lives: dict[Life, None] = {}  # all and only the requests whose answer is not complete, oldest first
         self._num_placed = 0  # of those, the ones whose body is read
         self._deadline_timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # that serves; finding it out takes a system call
         self._idle = asyncio.Event()  # set while there are none
         self._idle.set()
 
@@ -85,7 +86,9 @@ class Dispatcher:
     def begin(self, exchange: Exchange, operation: Operation, worker_id: str | None = None) -> None:
         """Serve one request in a task of its own, whatever happens; `worker_id` binds it to that worker."""
         life = Life(exchange, operation, self._default_target, _now_s())
-        life.task = asyncio.get_running_loop().create_task(self._serve(life, worker_id))
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        life.task = self._loop.create_task(self._serve(life, worker_id))
         exchange.on_gone = partial(life.break_off, _CLIENT_GONE)
         self._lives[life] = None
         self._idle.clear()

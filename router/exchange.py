@@ -87,7 +87,7 @@ class Exchange:
         *,
         method: str,
         path: str,
-        headers: Headers = (),
+        headers: Headers | dict[bytes, bytes] = (),
         keep_alive: bool = True,
         is_http_1_0: bool = False,
         expects_continue: bool = False,

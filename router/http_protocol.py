@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 
 from router.errors import error_json
 from router.exchange import Exchange, header_block
+from router.known_head import KnownHead
 
 HEAD_BYTES: Final = 64 << 10  # one read of the socket more at most
 HEAD_S: Final = 60.0  # from the connection, or from the first byte of a further head
@@ -103,6 +104,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._default_list: list[tuple[bytes, bytes]] = []  # that `_default_block` was made of
         self._default_block = b""
         self._waiting: dict[Exchange, str] = {}  # all and only the relayed requests in the pipeline, and their paths
+        self._known_head: KnownHead | None = None  # of the latest relayed request
+        self._is_in_message = False  # the parser is
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head."""
@@ -130,11 +133,17 @@ class HttpProtocol(HttpToolsProtocol):
         """Parse what came, unless the head it belongs to has become too long."""
         if self._refused:
             return
-        if not self._in_head and self._is_between_requests and data.find(b"pgrade", 0, data.find(_HEAD_END)) >= 0:
-            data = _without_upgrade(data)
+        begins = not self._is_in_message and self._is_between_requests
+        if begins:
+            if self._known_head is not None and self._take_known(self._known_head, data):
+                return
+            if data.find(b"pgrade", 0, data.find(_HEAD_END)) >= 0:
+                data = _without_upgrade(data)
         super().data_received(data)
         if self._refused or self.transport.is_closing():
             return
+        if begins and self._newest is not None and self._newest is self._running:
+            self._know_head(self._newest, data)
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES:
@@ -154,7 +163,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Note where a head begins; what ASGI needs is made only if it comes to that."""
-        self._in_head, self._head_bytes = True, 0
+        self._in_head = self._is_in_message = True
+        self._head_bytes = 0
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
@@ -198,12 +208,36 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Pass the end of the body on."""
+        self._is_in_message = False
         if not self.cycle.response_complete:  # else the answer did not wait for the body
             self._waiting_room.leave(self)
         if self._newest is None:
             super().on_message_complete()
         else:
             self._newest.take_end()
+
+    def _take_known(self, head: KnownHead, data: bytes) -> bool:
+        """Serve a whole request whose head is known, without the parser; False: it is something else."""
+        found = head.whole(data)
+        if found is None or self.transport.is_closing():
+            return False
+        self._stop_waiting()
+        self._waiting_room.leave(self)
+        exchange = Exchange(self, method=head.method, path=head.served_as, headers=head.headers)
+        exchange.headers[b"content-length"] = found.length
+        exchange.take_body(found.body)
+        exchange.take_end()
+        self._newest = self._running = self.cycle = exchange  # type: ignore[assignment]
+        self._relay.serve(exchange, head.path)
+        return True
+
+    def _know_head(self, exchange: Exchange, data: bytes) -> None:
+        """Keep the head of a request that the parser has just told of, if the connection goes on after it."""
+        self._known_head = None
+        if exchange.keep_alive:
+            path = self._target()[0]
+            served_as, method = exchange.path, exchange.method
+            self._known_head = KnownHead.of(data, self.headers, method=method, path=path, served_as=served_as)
 
     def _target(self) -> tuple[str, str]:
         """Split what was asked for into path and query."""

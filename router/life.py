@@ -6,8 +6,7 @@ Owns the measuring of a request. Must not talk to workers or clients.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from core.router_spec import SLOTarget
 from core.types import LegFacts
@@ -21,11 +20,11 @@ from router.tenants import ANYBODY
 from router.transcript import Transcript
 
 _USAGE_KEY: Final = b'"completion_tokens":'
+_UNREAD: Final = BodyFacts(0)
 _RESUMABLE: Final = (None, "echo")  # of what keeps a request off handed-over KV, see router.body
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(NamedTuple):
     """What a client felt; None where it cannot be told."""
 
     e2e_s: float
@@ -92,7 +91,7 @@ class Life:
         self.is_reserved = False  # it was promised this time
         self.is_explained = False  # its client asks for the explaining headers
         self.is_read = False  # its body is
-        self.facts = BodyFacts(0)
+        self.facts = _UNREAD
         self.arrived_s = arrived_s
         self.first_s: float | None = None  # first byte of a stream's body
         self.chunk_s = arrived_s  # latest bytes of the body

@@ -85,7 +85,7 @@ class RouterMetrics(Collector):
         self._stages = StageHistograms(STAGES, names.edges_with_targets(names.TTFT_STAGE, (t.ttft_s for t in targets)))
         self._prefix_tokens = {"prompt": 0, "actual": 0, "believed": 0}
         self._itl = Histogram(names.edges_with_targets(names.ITL, (t.tpot_s for t in targets)))
-        self._request_log = RequestLog(num_inflight)
+        self._request_log = RequestLog()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         self.gap = self._itl.observe  # time between two arrivals of bytes in a stream, in seconds

@@ -7,9 +7,8 @@ tenants never share any. Must not know workers, nor judge a body: what is odd gi
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import orjson
 import xxhash
@@ -30,8 +29,7 @@ _PRIOR_BYTES: Final = 8192  # of a token estimate: how much text the default rat
 _MEMORY_BYTES: Final = 1 << 20  # text after which what was learnt counts for half
 
 
-@dataclass(frozen=True, slots=True)
-class PromptPieces:
+class PromptPieces(NamedTuple):
     """The beginnings of one prompt, and its length."""
 
     pieces: tuple[int, ...] = ()  # each hash stands for the whole prompt up to the end of its piece

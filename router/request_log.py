@@ -1,7 +1,7 @@
 """One line of JSON for each ended request, written in batches.
 
 Owns the fields of that line, and when lines go to the log: finding its way through `logging` costs more than the line
-itself, so lines share it while other requests run. Must not decide what happened to a request.
+itself, so lines share it. Must not decide what happened to a request.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from typing import Final
 
 import orjson
@@ -26,10 +25,9 @@ log = logging.getLogger("router.request")
 
 
 class RequestLog:
-    """Takes lines and passes them on: at once when no request runs, else some together."""
+    """Takes lines and passes them on, some together."""
 
-    def __init__(self, num_inflight: Callable[[], int]) -> None:
-        self._num_inflight = num_inflight
+    def __init__(self) -> None:
         self._lines = bytearray()  # of requests that ended, each with its line end, and not passed on
         self._num_lines = 0
         self._timer: asyncio.TimerHandle | None = None  # set only while there are lines
@@ -41,7 +39,7 @@ class RequestLog:
         # Copied at once: to keep so many lines as objects takes longer than to make them, for want of warm memory.
         self._lines += _line(record, life)
         self._num_lines += 1
-        if self._num_lines >= BATCH_LINES or not self._num_inflight():
+        if self._num_lines >= BATCH_LINES:
             self.flush()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LATEST_S, self.flush)

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 from core.errors import InvalidRequest
 from core.router_spec import SLOTarget
@@ -33,8 +33,7 @@ _NUMBER: Final = re.compile(rb"[0-9]{1,10}(?:\.[0-9]{1,6})?\Z")
 _PRIORITIES: Final = range(-(1 << 31), 1 << 31)
 
 
-@dataclass(frozen=True, slots=True)
-class RequestSLO:
+class RequestSLO(NamedTuple):
     """What one request is promised; `ttft_s` and `tpot_s` are its own targets, None where its class's hold."""
 
     slo_class: str

@@ -61,7 +61,7 @@ class Target:
 
 
 def router_spec(membership: str, run_dir: Path, *, policy: str, events_fd: int | None = None) -> RouterSpec:
-    """Describe Baton's router as it is in life: predicting, admitting, logging and counting.
+    """Describe Baton's router as it is in life: predicting, admitting, logging, recording and counting.
 
     The costs are those of the mock engines, so that predictions are true and nothing is refused.
     """
@@ -83,6 +83,7 @@ def router_spec(membership: str, run_dir: Path, *, policy: str, events_fd: int |
         slo_default=target.name,
         policy=policy,
         policy_context=context,
+        record="traffic.jsonl",  # as a cluster does that says nothing of it
         events_fd=events_fd,
     )
 

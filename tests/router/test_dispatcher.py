@@ -81,6 +81,7 @@ async def test_what_handed_over_kv_cannot_serve_runs_whole(
     assert not pair.workers["prefill-0"].engine.calls
     (call,) = pair.workers["decode-0"].engine.calls
     assert "kv_transfer_params" not in json.loads(call.body)
+    await pair.until(lambda: bool(caplog.records))
     line = json.loads(caplog.records[-1].message)
     assert (line["leg"], line["reason"], line["decode"]) == ("whole", reason, "decode-0")
 

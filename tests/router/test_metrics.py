@@ -72,7 +72,9 @@ async def test_one_log_line_for_each_request(
     caplog.set_level("INFO", "router.request")
     await client.post("/v1/completions", json=PROMPT | {"stream": True}, headers={"x-request-id": "r1"})
     await client.post("/v1/completions", content=b"{", headers={"x-request-id": "r2"})
-    good, bad = (json.loads(r.message) for r in caplog.records if r.name == "router.request")
+    await pair.until(lambda: any(r.name == "router.request" for r in caplog.records))
+    (both,) = (r.message for r in caplog.records if r.name == "router.request")
+    good, bad = map(json.loads, both.splitlines())
     assert (good["request_id"], good["outcome"], good["leg"], good["output_tokens"]) == ("r1", "ok", "pair", 5)
     assert (good["prefill"], good["decode"], good["slo_met"]) == ("prefill-0", "decode-0", True)
     assert good["ttft_ms"] > 0

@@ -1,4 +1,4 @@
-"""Request lines come whole and in order, at once when nothing else runs and in batches when it does."""
+"""Request lines come whole and in order, in batches, and none waits for long."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[list[str]]:
 
 async def test_a_line_holds_prediction_and_stages(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "router.request")
-    RequestLog(lambda: 0).add(streamed(held(begun())), life())
+    log = RequestLog()
+    log.add(streamed(held(begun())), life())
+    log.flush()
     told = json.loads(caplog.records[0].message)
     assert (told["ttft_ms"], told["tpot_ms"], told["e2e_ms"]) == (80.0, 20.0, 460.0)
     assert (told["predicted_ttft_ms"], told["predicted_tpot_ms"], told["held"]) == (76.0, 20.0, 1)
@@ -28,24 +30,22 @@ async def test_a_line_holds_prediction_and_stages(caplog: pytest.LogCaptureFixtu
     assert (told["cached_tokens"], told["slo_met"], told["outcome"], told["error"]) == (128, True, "ok", None)
 
 
-async def test_lines_wait_for_others_while_requests_run(caplog: pytest.LogCaptureFixture) -> None:
+async def test_lines_wait_for_others(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "router.request")
-    inflight = 1
-    log = RequestLog(lambda: inflight)
+    log = RequestLog()
     ids = [f"r{number}" for number in range(BATCH_LINES + 3)]
     for request_id in ids:
         log.add(streamed(held(begun(request_id))), life())
     assert lines(caplog) == [ids[:BATCH_LINES]]
-    inflight = 0
-    log.add(streamed(held(begun("last"))), life())
-    assert lines(caplog) == [ids[:BATCH_LINES], [*ids[BATCH_LINES:], "last"]]
+    log.flush()
+    assert lines(caplog) == [ids[:BATCH_LINES], ids[BATCH_LINES:]]
     log.flush()
     assert len(caplog.records) == 2
 
 
 async def test_no_line_waits_for_long(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "router.request")
-    RequestLog(lambda: 1).add(streamed(held(begun())), life())
+    RequestLog().add(streamed(held(begun())), life())
     assert not caplog.records
     loop = asyncio.get_running_loop()
     begun_s = loop.time()
@@ -60,5 +60,5 @@ async def test_no_line_waits_for_long(caplog: pytest.LogCaptureFixture) -> None:
 
 async def test_nothing_is_made_where_nobody_logs(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("WARNING", "router.request")
-    RequestLog(lambda: 0).add(streamed(held(begun())), life())
+    RequestLog().add(streamed(held(begun())), life())
     assert not caplog.records
