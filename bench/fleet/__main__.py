@@ -6,6 +6,7 @@ Owns flags, processes and progress. A scene that is done is kept in `--out`, so 
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import sys
@@ -28,7 +29,7 @@ from sim.workload import Workload
 
 _OUT: Final = Path(".baton/bench-fleet")
 _PLANNED: Final = {Verdict.ONE_POOL: ONE_POOL_BATON, Verdict.DISAGGREGATE: BATON}
-_WHOLE = Run("", requests=4_000, draws=5, kv_gbit_s=KV_GBIT_S, chosen_on=1_500)
+_WHOLE = Run("", requests=2_500, draws=4, kv_gbit_s=KV_GBIT_S, chosen_on=1_500)
 _QUICK = Run("", requests=1_500, draws=2, kv_gbit_s=KV_GBIT_S, chosen_on=600)
 
 
@@ -60,8 +61,10 @@ def _measured(system: System, scene: Scene, draws: Sequence[Workload]) -> System
     return SystemFound(system.name, described(system.cluster), measure(judged, draws, system.hint))
 
 
-def find_all(wanted: Sequence[Scene], run: Run, out: Path, processes: int) -> list[SceneFound]:
-    """Do what is not in `out` yet, in so many processes, and say how it goes."""
+def find_all(
+    wanted: Sequence[Scene], run: Run, out: Path, *, processes: int, minutes: float = math.inf
+) -> list[SceneFound]:
+    """Do what is not in `out` yet, in so many processes, and say how it goes; begin no scene after so many minutes."""
     began_s = time.monotonic()
     files = {scene: file_of(out, scene.name, run) for scene in wanted}
     missing = [scene for scene in wanted if not files[scene].exists()]
@@ -71,6 +74,8 @@ def find_all(wanted: Sequence[Scene], run: Run, out: Path, processes: int) -> li
         running = {pool.submit(find, scene, run): scene for scene in missing}
         try:
             for done, future in enumerate(as_completed(running), 1):
+                if future.cancelled():
+                    continue
                 found, scene = future.result(), running[future]
                 write(files[scene], found)
                 taken_s = time.monotonic() - began_s
@@ -78,6 +83,8 @@ def find_all(wanted: Sequence[Scene], run: Run, out: Path, processes: int) -> li
                 _say(
                     f"{done}/{len(missing)}, {taken_s:.0f} s, about {left_s:.0f} s left: {scene.name}: {found.verdict}"
                 )
+                if taken_s > 60 * minutes:
+                    pool.shutdown(wait=False, cancel_futures=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -99,6 +106,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, help=f"of each trace ({_WHOLE.requests})")
     parser.add_argument("--draws", type=int, help=f"of the requests, the trace itself among them ({_WHOLE.draws})")
     parser.add_argument("--kv-gbit-s", type=float, default=KV_GBIT_S, help="to send KV by, each GPU (%(default)g)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no scene after that; a rerun goes on")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="%(default)s")
     parser.add_argument("--out", type=Path, default=_OUT, help="folder for what is done (%(default)s)")
     parser.add_argument("--plot", type=Path, help="write a picture of all scenes to this SVG file")
@@ -113,7 +121,7 @@ def main() -> int:
     )
     wanted = [scene for scene in scenes(options.only) if not options.quick or scene.fleet.gpus == min_gpus()]
     try:
-        found = find_all(wanted, run, options.out, options.processes)
+        found = find_all(wanted, run, options.out, processes=options.processes, minutes=options.minutes)
     except ConfigError as exc:
         _say(f"bench.fleet: {exc}")
         return 2

@@ -14,7 +14,7 @@ from sim.workload import Workload
 COST = StepCost(Table.line(0.0, 1e-4), Table.constant(0.0), Table.constant(0.01), Table.constant(0.0), 0.0)
 POOLS = tuple(PoolSpec(1, COST, 10_000, tensor_parallel=size) for size in (1, 2, 4))
 LIKE = ClusterSpec(Mode.DISAGGREGATED, POOLS[0], POOLS[0], link=LinkSpec(1e9, 1e-3, 1_000))
-WORKLOAD = Workload("w", np.arange(10.0), np.full(10, 100), np.full(10, 50))
+WORKLOAD = Workload("w", np.arange(10, dtype=np.float64), np.full(10, 100, np.int64), np.full(10, 50, np.int64))
 
 
 @given(st.floats(0.1, 50), st.floats(0.1, 50), st.sampled_from(POOLS), st.sampled_from(POOLS), st.integers(2, 64))

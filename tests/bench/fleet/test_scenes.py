@@ -14,13 +14,13 @@ from core.errors import ConfigError
 
 def test_every_scene_has_a_name_of_its_own_and_each_kind_of_traffic_two_promises() -> None:
     names = [scene.name for scene in scenes()]
-    assert len(set(names)) == len(names) == 32
+    assert len(set(names)) == len(names) == 24
     assert {scene.fleet.gpus for scene in scenes()} == {8, 64}
 
 
 def test_scenes_are_chosen_by_a_part_of_their_name() -> None:
     chosen = list(scenes("64 x h200, llama-3.1-70b, azure code"))
-    assert [str(scene.promise) for scene in chosen] == ["3000/80", "3000/35"]
+    assert [str(scene.promise) for scene in chosen] == ["3000/35"]
 
 
 @pytest.mark.parametrize("fleet", [*SMALL, *LARGE])
