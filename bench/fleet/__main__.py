@@ -29,7 +29,7 @@ from sim.workload import Workload
 
 _OUT: Final = Path(".baton/bench-fleet")
 _PLANNED: Final = {Verdict.ONE_POOL: ONE_POOL_BATON, Verdict.DISAGGREGATE: BATON}
-_WHOLE = Run("", requests=2_500, draws=4, kv_gbit_s=KV_GBIT_S, chosen_on=1_500)
+_WHOLE = Run("", requests=2_000, draws=4, kv_gbit_s=KV_GBIT_S, chosen_on=1_200)
 _QUICK = Run("", requests=1_500, draws=2, kv_gbit_s=KV_GBIT_S, chosen_on=600)
 
 

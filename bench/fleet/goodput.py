@@ -22,7 +22,7 @@ from sim.workload import Workload
 
 RAMP_SHARE: Final = 0.2  # of the requests: they meet batches that still fill
 _BEYOND: Final = 4_000  # steps above the hint, a factor of 5e8: no bound but that of the arithmetic
-_CURVE: Final = (0.5, 0.75, 1.2, 1.5)  # of the goodput: where else attainment is told
+_CURVE: Final = (0.7, 1.3)  # of the goodput: where else attainment is told
 # Student's t, 95 %, by degrees of freedom: both ends of a 90 % interval from so few draws.
 _T: Final = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833)
 

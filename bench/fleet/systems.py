@@ -63,8 +63,8 @@ def entries(scene: Scene, workload: Workload, *, kv_gbit_s: float = KV_GBIT_S) -
     """Choose everybody's pools on `workload`."""
     question = PlanQuestion((scene.fleet.group(kv_gbit_s),), scene.promise.targets, workload, seeds=(0,))
     plan = search(question, recheck=None)
-    found = [*_peers(question), *_ours(plan, scene)]
-    return Entry(tuple(found), plan)
+    peers = list(_peers(question))
+    return Entry((*peers, *_ours(plan, max(peer.hint for peer in peers))), plan)
 
 
 def routed(
@@ -105,15 +105,11 @@ def _peers(question: PlanQuestion) -> Iterator[System]:
         yield System(name, cluster if rate else None, run, rate)
 
 
-def _ours(plan: Plan, scene: Scene) -> Iterator[System]:
+def _ours(plan: Plan, hint: float) -> Iterator[System]:
     """List the planner's best of either family, with the router's own policy, which refuses what would be late."""
     for name, found in ((ONE_POOL_BATON, plan.best_one_pool), (BATON, plan.best_disaggregated)):
         kept = found is not None and found.goodput.mid > 0
-        yield System(name, _admitting(found) if found and kept else None, partial(routed, "slo-aware"), _rate_of(found))
-
-
-def _rate_of(found: Candidate | None) -> float:
-    return found.goodput.mid if found and found.goodput.mid > 0 else _HINT_PER_GPU
+        yield System(name, _admitting(found) if found and kept else None, partial(routed, "slo-aware"), hint)
 
 
 def _admitting(found: Candidate) -> ClusterSpec:
