@@ -17,7 +17,7 @@ class Run:
     """How much is simulated, and of what."""
 
     data: str  # folder of the traces; "": made-up requests
-    requests: int  # of each trace; pools are chosen on the first of them
+    requests: int  # of each trace, times what its traffic says; pools are chosen on the first of them
     draws: int  # the trace itself, and resampled ones
     kv_gbit_s: float
     chosen_on: int

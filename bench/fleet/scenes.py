@@ -79,6 +79,7 @@ class Traffic:
     name: str
     file: str
     recipe: str  # of sim.generators
+    times: float = 1.0  # as many requests as usual: short ones come so fast that a run of few ends before it is steady
 
     def workload(self, data: Path | None, *, requests: int, longest: int) -> Workload:
         """Read the beginning of the trace in DATA/traces; without a folder, make requests by the recipe."""
@@ -104,10 +105,10 @@ class Scene:
         return f"{self.fleet.name}, {self.traffic.name}, {self.promise}"
 
 
-CONV: Final = Traffic("Azure conversations", "azure-2023-conv.csv.gz", "mixed")
+CONV: Final = Traffic("Azure conversations", "azure-2023-conv.csv.gz", "mixed", times=1.5)
 CODE: Final = Traffic("Azure code", "azure-2023-code.csv.gz", "code")
-MOONCAKE: Final = Traffic("Mooncake", "mooncake-conversation.jsonl.gz", "agent")
-SHAREGPT: Final = Traffic("ShareGPT-like", "sharegpt-like-synth-lengths.csv.gz", "chat")
+MOONCAKE: Final = Traffic("Mooncake", "mooncake-conversation.jsonl.gz", "agent", times=0.75)
+SHAREGPT: Final = Traffic("ShareGPT-like", "sharegpt-like-synth-lengths.csv.gz", "chat", times=2.0)
 
 SMALL: Final = (Fleet(8, "h100-sxm", "Llama-3.1-8B"), Fleet(8, "h200-sxm", "Llama-3.1-8B"))
 LARGE: Final = (Fleet(64, "h100-sxm", "Llama-3.1-70B"), Fleet(64, "h200-sxm", "Llama-3.1-70B"))
