@@ -13,7 +13,7 @@ TESTED = $(if $(shell nvidia-smi -L 2>/dev/null | grep '^GPU '),"","not gpu")
 PROTOS = $(shell find proto -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve model fmt lint type test check proto bench-smoke bench-router bench-kv torture clean clean-all
+.PHONY: help setup setup-dev serve model fmt lint type test check proto bench-smoke bench-router bench-kv bench-fleet torture clean clean-all
 
 help: ## list the targets
 	@echo "make serve is all you need to start; it sets up the checkout first."
@@ -60,6 +60,9 @@ bench-router: setup ## the router beside sglang-router and vllm-router (ARGS='--
 
 bench-kv: setup ## the KV hand-over beside memcpy, sockets and NIXL (ARGS='--rounds 5 --sizes 64 512')
 	$(VENV)/python -m bench.kv $(ARGS)
+
+bench-fleet: setup ## goodput of 8 and 64 simulated GPUs, Baton beside others (ARGS='--quick', ARGS='--data DIR')
+	$(VENV)/python -m bench.fleet $(ARGS)
 
 torture: setup ## 20,000 KV hand-overs while everything breaks (ARGS='--handovers 1000 --seed 2')
 	$(VENV)/python -m bench.torture $(ARGS)

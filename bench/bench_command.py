@@ -27,6 +27,7 @@ from bench.serving.target import Target, reached
 from core.errors import ConfigError
 from sim.figures import percent, plain
 
+INTERRUPTED: Final = 130  # as a shell says of a program that SIGINT ended
 _SEARCH_S: Final = 30.0
 
 
@@ -50,18 +51,36 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do `baton bench`; return 0, or 1 if no request was answered.
+    """Do `baton bench`; return 0, 1 if no request was answered, or 130 after Ctrl-C: what was measured is shown.
 
     Raises ConfigError for what is wrong, StartFailed for a system that does not start.
     """
-    outcomes = [_bench(each) for each in ([options] if options.sweep is None else _sweep_options(options))]
-    values = [value for value, _ in outcomes]
+    outcomes = _until_interrupted([options] if options.sweep is None else _sweep_options(options))
+    values = [value for value, _, _ in outcomes]
     whole: Json = values[0] if options.sweep is None else list(values)
     if options.save_result is not None:
         write_result("--save-result", options.save_result, json.dumps(whole, allow_nan=False) + "\n")
     if options.as_json:
         sys.stdout.write(json.dumps(whole, indent=2, allow_nan=False) + "\n")
-    return 0 if all(answered for _, answered in outcomes) else 1
+    if any(interrupted for _, _, interrupted in outcomes):
+        return INTERRUPTED
+    return 0 if all(answered for _, answered, _ in outcomes) else 1
+
+
+def _until_interrupted(wanted: list[argparse.Namespace]) -> list[tuple[dict[str, Json], bool, bool]]:
+    """Do one benchmark after the other; Ctrl-C ends the list, and what was measured stays."""
+    found: list[tuple[dict[str, Json], bool, bool]] = []
+    for each in wanted:
+        try:
+            found.append(_bench(each))
+        except KeyboardInterrupt:
+            if not found:
+                raise
+            value, answered, _ = found.pop()
+            return [*found, (value, answered, True)]
+        if found[-1][2]:
+            break
+    return found
 
 
 def _sweep_options(options: argparse.Namespace) -> list[argparse.Namespace]:
@@ -78,7 +97,8 @@ def _sweep_options(options: argparse.Namespace) -> list[argparse.Namespace]:
     return found
 
 
-def _bench(options: argparse.Namespace) -> tuple[dict[str, Json], bool]:
+def _bench(options: argparse.Namespace) -> tuple[dict[str, Json], bool, bool]:
+    """Do one; return its value, whether anything was answered, and whether it was interrupted."""
     spec = flags.spec_from(options)
     if options.config is not None:
         target = Target("config", config=options.config, overrides=tuple(options.overrides))
@@ -93,15 +113,17 @@ def _bench(options: argparse.Namespace) -> tuple[dict[str, Json], bool]:
                 "runs": [result_json(result) for result in results],
             }
             answered = any(result.metrics.completed for result in results)
+            interrupted = results[-1].is_interrupted
         else:
             result = runner.run(_once(Target("", endpoint), spec))
             lines, answered = console_block(result), result.metrics.completed > 0
             value = result_json(result, detailed=options.save_detailed)
+            interrupted = result.is_interrupted
     if not options.as_json:
         head = [options.label] if options.sweep or options.label else []
         sys.stdout.write("\n".join([*head, *lines]) + "\n")
         sys.stdout.flush()
-    return value, answered
+    return value, answered, interrupted
 
 
 async def _once(target: Target, spec: BenchSpec) -> BenchResult:
@@ -129,7 +151,12 @@ async def _search(target: Target, spec: BenchSpec, options: argparse.Namespace) 
             results.append(result)
             return measured(rate, result)
 
-        return await search(measure_at, start, most=options.search_most), results
+        found = await search(
+            measure_at, start, most=options.search_most, is_over=lambda: bool(results) and results[-1].is_interrupted
+        )
+        if not found.points:
+            raise KeyboardInterrupt
+        return found, results
 
 
 def measured(rate: float, result: BenchResult) -> Measured:

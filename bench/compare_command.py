@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from bench.bench_command import INTERRUPTED
 from bench.result_file import write_result
 from bench.serving import flags
 from bench.serving.comparison import compare
@@ -51,7 +52,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do `baton compare`; return 0.
+    """Do `baton compare`; return 0, or 130 after Ctrl-C, when what both sides have served is compared.
 
     Raises ConfigError for what is wrong, StartFailed for a system that does not start.
     """
@@ -64,18 +65,22 @@ def run(options: argparse.Namespace) -> int:
     if options.html is not None:
         write_result("--html", options.html, "")  # before minutes are spent
     specs = _specs(spec, options)
+    both = run_in_turns(sides, specs, options.segments)
     points = tuple(
-        AtRate(each.shape.rate, first, second, compare(first.run.timings, second.run.timings, each.targets))
-        for each, (first, second) in zip(specs, run_in_turns(sides, specs, options.segments), strict=True)
+        AtRate(each.shape.rate, *pair, compare(pair[0].run.timings, pair[1].run.timings, each.targets))
+        for each, pair in zip(specs, both.sides, strict=True)
+        if pair is not None
     )
     found = Comparison(points, spec.targets, _traffic(spec), tuple(options.gpus or (None, None)))
+    if both.is_interrupted:
+        sys.stderr.write("interrupted: only the parts that both sides have served are compared\n")
     if options.html is not None:
         write_result("--html", options.html, comparison_page(found))
     if options.as_json:
         sys.stdout.write(json.dumps(comparison_json(found), indent=2, allow_nan=False) + "\n")
     else:
         sys.stdout.write("\n".join(comparison_lines(found)) + "\n")
-    return 0
+    return INTERRUPTED if both.is_interrupted else 0
 
 
 def sides_from(options: argparse.Namespace) -> tuple[Target, Target]:

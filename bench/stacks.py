@@ -7,17 +7,21 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
 from bench.procfs import TAG
+from cluster.front import Front, front_of
+from cluster.state import StateDir
 from core.errors import StartFailed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +38,8 @@ class Running:
     tag: str
     start_s: float
     stages: tuple[tuple[str, float], ...] = field(default=())  # (stage, seconds since the start)
+    tls: ssl.SSLContext | None = None  # trust in its certificate, if it speaks TLS
+    key: str = field(default="", repr=False)  # that it asks for; empty: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +103,13 @@ def one_pool(model: Path, *, chunk_tokens: int, threads: int, kv_mb: int, run_di
 def baton(config: Path, *, run_dir: Path, overrides: Sequence[str] = ()) -> Iterator[Running]:
     """Run `baton up` on a state folder of its own; the router's port is the configuration's, on a free one here."""
     tag = uuid.uuid4().hex
-    env = {"BATON_STATE_DIR": str(run_dir / "state"), "BATON_ROUTER__PORT": str(port := _free_port())}
+    env = {"BATON_STATE_DIR": str(run_dir / "state"), "BATON_ROUTER__PORT": str(_free_port())}
     command = [str(ROOT / "baton.py"), "up", str(config), "--foreground"]
     command += [part for override in overrides for part in ("--set", override)]
     log = run_dir / "baton.log"
     with _process(command, log, tag, env) as process:
-        url = f"http://127.0.0.1:{port}"
-        start_s = _wait_healthy(process, url)
-        yield Running("Baton 1P1D", url, tag, start_s, tuple(_stages(log)))
+        front, start_s = _wait_ready(process, StateDir(run_dir / "state"))
+        yield Running("Baton 1P1D", front.url, tag, start_s, tuple(_stages(log)), front.tls, front.key)
 
 
 _STAGE_LINE = re.compile(r"^ *([0-9.]+) s  (\S+) +(.*)$")
@@ -141,16 +146,38 @@ def _process(
 
 def _wait_healthy(process: subprocess.Popen[bytes], url: str) -> float:
     """Wait until /health answers 200; return the seconds it took. Raises StartFailed."""
+    return _wait_for(process, lambda: Front(url))[1]
+
+
+def _wait_ready(process: subprocess.Popen[bytes], state: StateDir) -> tuple[Front, float]:
+    """Wait until the router that a run records answers; return how it is reached, and the seconds it took.
+
+    Raises StartFailed.
+    """
+
+    def front() -> Front | None:
+        record = state.read()
+        return front_of(record.url, Path(record.run_dir)) if record is not None and record.url else None
+
+    return _wait_for(process, front)
+
+
+def _wait_for(process: subprocess.Popen[bytes], find: Callable[[], Front | None]) -> tuple[Front, float]:
     start_s = time.monotonic()
     while time.monotonic() - start_s < _START_TIMEOUT_S:
         if process.poll() is not None:
             raise StartFailed(f"{process.args!r} ended with {process.returncode}; see its log")
-        with contextlib.suppress(URLError, OSError), urlopen(f"{url}/health", timeout=2) as response:
-            if response.status == 200:
-                return time.monotonic() - start_s
+        if (front := find()) is not None and _is_healthy(front):
+            return front, time.monotonic() - start_s
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.2)
-    raise StartFailed(f"{url} was not ready in {_START_TIMEOUT_S:g} s")
+    raise StartFailed(f"{process.args!r} was not ready in {_START_TIMEOUT_S:g} s")
+
+
+def _is_healthy(front: Front) -> bool:
+    with contextlib.suppress(URLError, OSError), urlopen(f"{front.url}/health", timeout=2, context=front.tls) as answer:
+        return bool(answer.status == HTTPStatus.OK)
+    return False
 
 
 def _free_port() -> int:

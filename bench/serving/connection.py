@@ -130,8 +130,8 @@ class _Connection(asyncio.Protocol):
         self._transport.write(request)
 
     def abort(self) -> None:
-        """Close at once."""
-        self.is_open = False
+        """Close at once; a request that runs fails, and is not sent again."""
+        self.is_open = self._is_reused = False
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

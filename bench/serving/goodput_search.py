@@ -36,15 +36,25 @@ class Found:
 MeasureAt = Callable[[float], Awaitable[Measured]]
 
 
-async def search(measure_at: MeasureAt, start: float, *, precision: float = 0.1, most: int = 10) -> Found:
-    """Measure at most `most` rates, until both ends are within `precision` of each other.
+async def search(
+    measure_at: MeasureAt,
+    start: float,
+    *,
+    precision: float = 0.1,
+    most: int = 10,
+    is_over: Callable[[], bool] = lambda: False,
+) -> Found:
+    """Measure at most `most` rates, until both ends are within `precision` of each other, or `is_over` says so.
 
     Chance may keep one rate and miss a lower one; the lower answer holds, for no rate above a missed one is tried.
     """
     points: dict[float, Measured] = {}
     low, high, rate = 0.0, math.inf, start
     while len(points) < most and (low == 0.0 or high / low > 1.0 + precision):
-        points[rate] = found = await measure_at(rate)
+        found = await measure_at(rate)
+        if is_over():  # what was interrupted says nothing of its rate
+            break
+        points[rate] = found
         if found.is_kept:
             low = rate
         else:

@@ -111,6 +111,8 @@ class LoadRun:
         self._first = 0
         self.live = Live(0, 0.0)
         self.is_cut = False
+        self.is_interrupted = False
+        self._kept: list[Timing] = []  # of an interrupted run: all and only what had ended by then
 
     async def run(self, first: int = 0, count: int | None = None) -> Run:
         """Send requests `first` to `first + count`, and wait for the end of each; every wait is bounded."""
@@ -126,8 +128,16 @@ class LoadRun:
             self._send_due()
             await self._all_ended
             duration_s = time.perf_counter() - self.live.began_s
-        late_s = [t.sent_s - t.due_s for t in self._timings] if self._shape.is_open else []
-        return Run(self._timings, duration_s, await watch.stop(late_s), self.live.began_s)
+        timings = self._kept if self.is_interrupted else self._timings
+        late_s = [t.sent_s - t.due_s for t in timings] if self._shape.is_open else []
+        return Run(timings, duration_s, await watch.stop(late_s), self.live.began_s)
+
+    def interrupt(self) -> None:
+        """Send nothing more and cut off what runs: the run ends now, with the requests that have ended."""
+        if not self.is_interrupted:
+            self.is_interrupted = True
+            self._kept = sorted(self.live.ended, key=lambda timing: timing.due_s)
+            self._cut()
 
     def _send_due(self) -> None:
         """Send what is due, and come back when the next is."""
@@ -169,10 +179,7 @@ class LoadRun:
     def _ended(self, timing: Timing) -> None:
         self.live.ended.append(timing)
         if not self.is_cut and self._is_hopeless is not None and self._is_hopeless(self.live):
-            self.is_cut = True
-            self._waiting.clear()
-            self._next = len(self._due_s)
-            self._loop.call_soon(self._pool.abort_busy)
+            self._cut()
         if self._waiting:
             now_s = time.perf_counter() - self.live.began_s
             if self._shape.seconds is not None and now_s >= self._shape.seconds:
@@ -180,6 +187,15 @@ class LoadRun:
             # In the next pass: an answer may end while the pool is still taking the request.
             self._loop.call_soon(self._send_waiting, now_s)
         if not self._waiting and self._next >= len(self._due_s) and not self.live.in_flight:
+            self._end()
+
+    def _cut(self) -> None:
+        self.is_cut = True
+        self._waiting.clear()
+        self._next = len(self._due_s)
+        if self.live.in_flight:
+            self._loop.call_soon(self._pool.abort_busy)
+        else:
             self._end()
 
     def _end(self) -> None:

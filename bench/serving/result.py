@@ -33,6 +33,7 @@ class BenchResult:
     stages: Stages | None = None  # of a Baton router
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Json] = field(default_factory=dict)
+    is_interrupted: bool = False
 
 
 def result_json(result: BenchResult, *, detailed: bool = False) -> dict[str, Json]:

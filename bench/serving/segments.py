@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import uvloop
@@ -50,13 +50,37 @@ class Side:
     metrics: Metrics
 
 
-def run_in_turns(targets: tuple[Target, Target], specs: Sequence[BenchSpec], segments: int) -> list[tuple[Side, Side]]:
+@dataclass(frozen=True, slots=True)
+class Both:
+    """Both sides of each benchmark; None: the two have no part in common, for it was interrupted before."""
+
+    sides: tuple[tuple[Side, Side] | None, ...]
+    is_interrupted: bool
+
+
+def run_in_turns(targets: tuple[Target, Target], specs: Sequence[BenchSpec], segments: int) -> Both:
     """Serve `segments` parts of every benchmark on each side; return both sides of each benchmark.
 
     A part has as many requests as its benchmark's dataset. All benchmarks of a turn follow each other, so that a system
-    that is started for its turns starts no more often for many of them.
+    that is started for its turns starts no more often for many of them. Ctrl-C ends it with the parts that both sides
+    have served; raises KeyboardInterrupt when there is none.
     """
     found: dict[tuple[Turn, int], Run] = {}
+    is_interrupted = False
+    try:
+        _serve_all(targets, specs, segments, found)
+    except KeyboardInterrupt:
+        is_interrupted = True
+    sides = tuple(_both(targets, spec, number, found, segments) for number, spec in enumerate(specs))
+    if not any(sides):
+        raise KeyboardInterrupt
+    return Both(sides, is_interrupted)
+
+
+def _serve_all(
+    targets: tuple[Target, Target], specs: Sequence[BenchSpec], segments: int, found: dict[tuple[Turn, int], Run]
+) -> None:
+    """Serve everything; `found` gets each part when it is done."""
     for group in stays(order(segments)):
         target = targets[group[0].side]
         with reached(target) as endpoint, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -64,14 +88,23 @@ def run_in_turns(targets: tuple[Target, Target], specs: Sequence[BenchSpec], seg
                 for number, spec in enumerate(specs):
                     _say(f"{target.name}: part {turn.segment + 1} of {segments} at {spec.shape.rate:g} requests/s")
                     found[turn, number] = runner.run(_serve(endpoint, spec, turn, segments))
-    both = []
-    for number, spec in enumerate(specs):
-        first, second = (
-            _side(targets[side].name, [found[Turn(side, part), number] for part in range(segments)], spec)
-            for side in (0, 1)
-        )
-        both.append((first, second))
-    return both
+
+
+def _both(
+    targets: tuple[Target, Target],
+    spec: BenchSpec,
+    number: int,
+    found: Mapping[tuple[Turn, int], Run],
+    segments: int,
+) -> tuple[Side, Side] | None:
+    """Put the parts together that both sides have served."""
+    parts = [part for part in range(segments) if all((Turn(side, part), number) in found for side in (0, 1))]
+    if not parts:
+        return None
+    first, second = (
+        _side(targets[side].name, [found[Turn(side, part), number] for part in parts], spec) for side in (0, 1)
+    )
+    return first, second
 
 
 async def _serve(endpoint: Endpoint, spec: BenchSpec, turn: Turn, segments: int) -> Run:

@@ -15,6 +15,7 @@ from typing import Final
 from bench.serving.connection import ConnectionPool
 from bench.serving.datasets import DatasetSpec, Source, make_source
 from bench.serving.endpoint import Endpoint
+from bench.serving.interruption import ended_by_ctrl_c
 from bench.serving.load_run import Live, LoadRun, Run, RunOptions
 from bench.serving.load_shape import LoadShape
 from bench.serving.metrics import PERCENTILES, ClassTargets, measure
@@ -73,17 +74,26 @@ class Session:
         watch: Watch | None = None,
         is_hopeless: Callable[[Live], bool] | None = None,
     ) -> BenchResult:
-        """Do one benchmark. Raises ConfigError for what the endpoint or the dataset does not have."""
+        """Do one benchmark; Ctrl-C ends it early, with what has ended.
+
+        Raises ConfigError for what the endpoint or the dataset does not have, KeyboardInterrupt when nothing has ended.
+        """
         requests, source, api = await self.requests(spec)
         await self.warm_up(requests, spec)
         load = LoadRun(self.pool, requests, spec.shape, spec.options, is_hopeless)
         if watch is not None:
             watch(load)
         before = await stage_totals(self.pool, self.endpoint)
-        run = await load.run(first=spec.num_warmups)
+        with ended_by_ctrl_c(load):
+            run = await load.run(first=spec.num_warmups)
+        if load.is_interrupted and not run.timings:
+            raise KeyboardInterrupt
         after = await stage_totals(self.pool, self.endpoint)
         notes = (*source.notes, *self._notes(spec))
-        if load.is_cut:
+        if load.is_interrupted:
+            total = len(requests) - spec.num_warmups
+            notes = (*notes, f"interrupted: of {total:,} requests, the {len(run.timings):,} that had ended are counted")
+        elif load.is_cut:
             notes = (*notes, "stopped early: more requests had missed their targets than the promise allows")
         return BenchResult(
             label=spec.label or self.endpoint.url,
@@ -95,6 +105,7 @@ class Session:
             stages=stages_between(before, after),
             notes=notes,
             settings=_settings(spec),
+            is_interrupted=load.is_interrupted,
         )
 
     async def requests(self, spec: BenchSpec) -> tuple[ApiRequests, Source, Api]:

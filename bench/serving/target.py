@@ -51,7 +51,7 @@ def reached(target: Target) -> Iterator[Endpoint]:
                 yield endpoint(running.url)
         else:
             with stacks.baton(target.config, run_dir=run_dir, overrides=target.overrides) as running:
-                yield endpoint(running.url)
+                yield endpoint(running.url, tls=running.tls, key=running.key)
 
 
 @contextmanager

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +17,7 @@ from bench.serving.segments import Turn, order, run_in_turns, stays
 from bench.serving.session import BenchSpec, at_rate
 from bench.serving.target import Target
 from core.errors import ConfigError
-from tests.support.http_mocks import Mock, served_in_thread
+from tests.support.http_mocks import Heard, Mock, Respond, served_in_thread, stream_tokens
 
 
 @given(st.integers(1, 9))
@@ -37,13 +41,50 @@ def test_both_sides_are_asked_the_same_lengths_in_other_words() -> None:
     )
     with served_in_thread() as one, served_in_thread() as other:
         targets = Target("a", endpoint(one.url)), Target("b", endpoint(other.url))
-        ((first, second), _) = run_in_turns(targets, [spec, at_rate(spec, 500, seconds=0.01, seed=9)], 3)
+        both = run_in_turns(targets, [spec, at_rate(spec, 500, seconds=0.01, seed=9)], 3)
         asked = prompts(one), prompts(other)
+    assert not both.is_interrupted
+    assert both.sides[0] is not None
+    first, second = both.sides[0]
     assert sorted(len(p.split()) for p in asked[0]) == sorted(len(p.split()) for p in asked[1])
     assert not set(asked[0]) & set(asked[1])
     assert len(asked[0]) == 3 * (10 + 2) + 3 * (5 + 2)
     assert (len(first.run.timings), first.metrics.completed) == (30, 30)
     assert [t.prompt_tokens for t in first.run.timings] == [t.prompt_tokens for t in second.run.timings]
+
+
+def interrupting(after: int) -> Respond:
+    """Make a server that has the client interrupted at the stream that comes after so many."""
+    asked = 0
+
+    async def respond(heard: Heard, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += bool(heard.body.get("stream"))
+        if asked > after:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.Event().wait()
+        await stream_tokens(heard, writer)
+
+    return respond
+
+
+def test_an_interrupted_run_gives_the_parts_that_both_sides_have_served() -> None:
+    spec = BenchSpec(dataset=DatasetSpec(num_requests=6, input_tokens=8, output_tokens=2), shape=LoadShape(rate=1000))
+    # A B B A: the second side is interrupted in its second part, the first has served one by then.
+    with served_in_thread() as one, served_in_thread(interrupting(9)) as other:
+        targets = Target("a", endpoint(one.url)), Target("b", endpoint(other.url))
+        both = run_in_turns(targets, [spec], 2)
+    assert both.is_interrupted
+    assert both.sides[0] is not None
+    assert [len(side.run.timings) for side in both.sides[0]] == [6, 6]
+
+
+def test_without_a_part_in_common_there_is_nothing_to_compare() -> None:
+    spec = BenchSpec(dataset=DatasetSpec(num_requests=6, input_tokens=8, output_tokens=2), shape=LoadShape(rate=1000))
+    with served_in_thread() as one, served_in_thread(interrupting(2)) as other:
+        targets = Target("a", endpoint(one.url)), Target("b", endpoint(other.url))
+        with pytest.raises(KeyboardInterrupt):
+            run_in_turns(targets, [spec], 2)
 
 
 def test_too_few_requests_for_the_parts() -> None:

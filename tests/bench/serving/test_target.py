@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from bench import stacks
 from bench.serving.endpoint import endpoint
 from bench.serving.target import Target, reached
+
+TRUST = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def baton(config: Path, *, run_dir: Path, overrides: Sequence[str] = ()) -> Iterator[stacks.Running]:
         notes.append(f"start {config} {' '.join(overrides)}")
         try:
-            yield stacks.Running("Baton", "http://127.0.0.1:1", "tag", 0.0)
+            yield stacks.Running("Baton", "https://127.0.0.1:1", "tag", 0.0, tls=TRUST, key="k")
         finally:
             notes.append("stop")
 
@@ -33,7 +36,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_system_is_started_and_stopped(started: list[str]) -> None:
     with reached(Target("a", config=Path("x.yaml"), overrides=("a=1",))) as found:
-        assert found.url == "http://127.0.0.1:1"
+        assert (found.url, found.tls) == ("https://127.0.0.1:1", TRUST)
+        assert found.key == "k"
     assert started == ["start x.yaml a=1", "stop"]
 
 
