@@ -13,8 +13,18 @@ import yaml
 from bench.serving.sweep import read_sweep
 from core.config.load import load_config
 from core.config.tenants import read_tenants
+from core.errors import (
+    BatonError,
+    ModelNotFound,
+    PromptTooLong,
+    RequestRejected,
+    StartFailed,
+    WorkerError,
+    error_classes,
+)
 from core.policy.protocol import Policy
 from core.types import ClusterView, RequestShape, Role, Route
+from router.errors import status_of
 from tests.support.doc_facts import CHECKS, metric_lies
 from tests.support.doc_pages import Block, Page, pages
 from tests.support.exported import kv_metrics, router_metrics
@@ -101,3 +111,20 @@ def test_a_metric_that_does_not_exist_is_found() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
 def test_pages_are_short(page: Page) -> None:
     assert page.path in LONG or len(page.text.splitlines()) <= MAX_LINES, "split it, or make it shorter"
+
+
+def test_errors_have_the_status_that_the_api_page_says() -> None:
+    (page,) = (page for page in PAGES if page.path == "docs/api.md")
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| ([\d, ]+) \|", page.text, flags=re.MULTILINE)
+    told: dict[str, int] = {}
+    for names, codes in rows:
+        named, given = re.findall(r"\w+", names), [int(code) for code in codes.split(",")]
+        told |= dict(zip(named, given if len(given) == len(named) else given * len(named), strict=True))
+    clients_see = {cls.name: status_of(cls("")).code for cls in error_classes() if _reaches_clients(cls)}
+    assert told == clients_see
+
+
+def _reaches_clients(cls: type[BatonError]) -> bool:
+    """Whether a client may get it from a router that has started; vLLM has names of its own for prompts and models."""
+    ours = issubclass(cls, (RequestRejected, WorkerError)) and cls not in (RequestRejected, WorkerError)
+    return ours and cls not in (PromptTooLong, ModelNotFound, StartFailed)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import pytest
 
@@ -11,6 +13,7 @@ from tests.support.doc_pages import ROOT
 from tests.support.openai_http import assert_same, post, stream, strip
 from tests.support.stack import Stack
 
+T = TypeVar("T")
 PAGE = ROOT / "docs" / "api.md"
 CASES = [pytest.param(route, p, id=f"{route}:{p.name}") for route, ps in BY_ROUTE.items() for p in ps]
 # Fields of vLLM's requests that say something of images, experts or caches that no model here has.
@@ -28,6 +31,7 @@ def test_the_page_has_the_tables() -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, as vLLM is imported
 def test_no_field_of_vllm_is_left_out() -> None:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
@@ -55,11 +59,10 @@ def test_parameters_meet_what_the_page_says(stack: Stack, route: str, parameter:
 
 
 def _compare(stack: Stack, route: str, parameter: Parameter, body: Json) -> None:
-    status, ours = post(stack.url, route, body)
+    (status, ours), (expected_status, expected) = _of_both(stack, lambda url: post(url, route, body))
     if parameter.becomes is Becomes.OURS:
         assert (status, ours["error"]["type"], ours["error"]["param"]) == (400, "invalid_request_error", parameter.name)
         return
-    expected_status, expected = post(stack.one_pool_url, route, body)
     if parameter.becomes is Becomes.REFUSED:
         assert (status, expected_status) == (400, 400)
         assert ours["error"]["message"] == expected["error"]["message"]
@@ -72,9 +75,15 @@ def _compare(stack: Stack, route: str, parameter: Parameter, body: Json) -> None
 
 
 def _compare_streams(stack: Stack, route: str, body: Json) -> None:
-    ours, expected = stream(stack.url, route, body), stream(stack.one_pool_url, route, body)
+    ours, expected = _of_both(stack, lambda url: stream(url, route, body))
     assert_same(ours.choices, expected.choices)
     assert (ours.usage, ours.errors, ours.done) == (expected.usage, [], True)
+
+
+def _of_both(stack: Stack, ask: Callable[[str], T]) -> tuple[T, T]:
+    with ThreadPoolExecutor(2) as pool:
+        ours, expected = pool.map(ask, (stack.url, stack.one_pool_url))
+    return ours, expected
 
 
 def _apart(body: Json, words: str) -> Json:

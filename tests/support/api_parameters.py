@@ -19,10 +19,10 @@ PROMPT: Final = "Now is the winter of our discontent made glorious summer by thi
 CHAT_BASE: Final[Json] = {
     "model": "demo",
     "messages": [{"role": "user", "content": PROMPT}],
-    "max_tokens": 12,
+    "max_tokens": 8,
     "temperature": 0,
 }
-COMPLETION_BASE: Final[Json] = {"model": "demo", "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
+COMPLETION_BASE: Final[Json] = {"model": "demo", "prompt": PROMPT, "max_tokens": 8, "temperature": 0}
 
 
 class Becomes(StrEnum):
@@ -44,7 +44,6 @@ class Parameter:
     example: Any  # its value
     also: Mapping[str, Any] | None = None  # what the example needs beside it
     note: str = ""
-    compared: bool = True  # answers are compared; False: only that both take it alike
 
     def body(self, base: Json) -> Json:
         """Make the example's request."""
@@ -112,13 +111,20 @@ _OF_VLLM: Final = (
     Parameter("return_token_ids", Becomes.PAIR, True),
     Parameter("return_tokens_as_token_ids", Becomes.PAIR, True),
     Parameter("cache_salt", Becomes.PAIR, "of-one-tenant", note="requests of other salts share no cached prefix"),
-    Parameter("request_id", Becomes.PAIR, "mine", note="Baton's own id is the header `x-request-id`", compared=False),
-    Parameter("priority", Becomes.PAIR, 1, note="order within the SLO class, less is sooner", compared=False),
+    Parameter("request_id", Becomes.PAIR, "mine", note="Baton's own id is the header `x-request-id`"),
+    Parameter("priority", Becomes.PAIR, 1, note="order within the SLO class, less is sooner"),
     Parameter("stream_interval", Becomes.PAIR, 3, {"stream": True}),
     Parameter("vllm_xargs", Becomes.PAIR, {"anything": "else"}),
     Parameter("kv_transfer_params", _HANDOVER, {"do_remote_decode": True}, note="Baton sets it"),
     Parameter("ec_transfer_params", _HANDOVER, {"a": 1}, note="Baton sets it"),
     Parameter("no_such_parameter", Becomes.IGNORED, 1, note="any name that vLLM does not know"),
+)
+_OF_VLLM_CHAT: Final = (
+    Parameter("echo", Becomes.PAIR, True),
+    Parameter("add_generation_prompt", Becomes.PAIR, False),
+    Parameter("continue_final_message", Becomes.PAIR, True, {"add_generation_prompt": False}),
+    Parameter("chat_template_kwargs", Becomes.PAIR, {"anything": 1}),
+    Parameter("documents", Becomes.PAIR, [{"title": "a", "text": "b"}]),
 )
 CHAT: Final = (
     Parameter("messages", Becomes.PAIR, [{"role": "system", "content": PROMPT}, {"role": "user", "content": "Speak."}]),
@@ -135,11 +141,7 @@ CHAT: Final = (
     Parameter("service_tier", Becomes.IGNORED, "auto"),
     Parameter("modalities", Becomes.IGNORED, ["text"]),
     *_OF_VLLM,
-    Parameter("echo", Becomes.PAIR, True),
-    Parameter("add_generation_prompt", Becomes.PAIR, False),
-    Parameter("continue_final_message", Becomes.PAIR, True, {"add_generation_prompt": False}),
-    Parameter("chat_template_kwargs", Becomes.PAIR, {"anything": 1}),
-    Parameter("documents", Becomes.PAIR, [{"title": "a", "text": "b"}]),
+    *_OF_VLLM_CHAT,
 )
 COMPLETIONS: Final = (
     Parameter("prompt", Becomes.PAIR, list(range(400, 480)), note="text, or token ids"),
@@ -160,14 +162,16 @@ _MARK: Final = "<!-- parameters of {} -->"
 
 
 def table(route: str) -> Iterator[str]:
-    """Write the table of a route: one row for each fate and note."""
+    """Write the table of a route: OpenAI's own parameters and those that vLLM adds, then those with a note."""
     yield "| Parameter | What becomes of it |"
     yield "|---|---|"
     plain = [p for p in BY_ROUTE[route] if not p.note]
-    for fate in Becomes:
-        names = ", ".join(f"`{p.name}`" for p in plain if p.becomes is fate)
-        if names:
-            yield f"| {names} | {fate} |"
+    added = {p.name for p in (*_OF_VLLM, *_OF_VLLM_CHAT)}
+    for of_vllm in (False, True):
+        for fate in Becomes:
+            names = ", ".join(f"`{p.name}`" for p in plain if p.becomes is fate and (p.name in added) is of_vllm)
+            if names:
+                yield f"| {'vLLM adds: ' if of_vllm else ''}{names} | {fate} |"
     for parameter in BY_ROUTE[route]:
         if parameter.note:
             yield f"| `{parameter.name}` | {parameter.becomes}: {parameter.note} |"
