@@ -78,6 +78,7 @@ exit codes:
   2  wrong usage, or an error in the configuration
   3  plan: the promise cannot be kept; the nearest that can is shown
      prove: the promise is not kept
+     chaos: clients noticed, or something stayed behind
   4  prove: nobody can tell yet; run longer
 
 environment:

@@ -28,6 +28,7 @@ from bench.chaos.target import Target, running, started
 from bench.chaos.traffic import Traffic, make_load
 from bench.result_file import write_result
 from core.command_flags import add_config
+from core.config.load import load_config
 from core.errors import ConfigError
 
 OK: Final = 0
@@ -75,7 +76,9 @@ def run(options: argparse.Namespace) -> int:
     """Do `baton chaos`; return 0 if all was kept, 3 if not. Raises ConfigError, StartFailed."""
     faults = _chosen(options.suite, options.fault)
     if options.action == "list":
-        _say("\n".join(f"{fault.name:<22}{fault.what}" for fault in faults))
+        listed = [{"name": fault.name, "what": fault.what} for fault in faults]
+        lines = [f"{fault.name:<22}{fault.what}" for fault in faults]
+        _say(json.dumps(listed, indent=2) if options.as_json else "\n".join(lines))
         return OK
     if options.running:
         if not options.yes:
@@ -84,6 +87,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         if options.own_network:
             enter_own_network()
+        load_config(options.config, overrides=(*_OWN, *options.overrides), environ=os.environ)  # before all else
         with (
             tempfile.TemporaryDirectory(prefix="baton-chaos-") as folder,
             started(options.config, (*_OWN, *options.overrides), Path(folder)) as target,

@@ -33,7 +33,7 @@ from cluster.state import ClusterRecord, StateDir
 from core.command_flags import add_config
 from core.config.load import load_config
 from core.config.models import BatonConfig
-from core.errors import BatonError, ConfigError
+from core.errors import BatonError, ConfigError, NotRunning
 from sim.generators import RECIPES
 
 EXIT_CODES: Final = {Verdict.KEPT: 0, Verdict.NOT_KEPT: 3, Verdict.CANNOT_TELL: 4}
@@ -64,12 +64,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Do `baton prove`; return 0 when kept, 3 when not, 4 when nobody can tell yet.
 
-    Raises ConfigError when nothing runs or the configuration is wrong, BatonError when the router does not answer.
+    Raises NotRunning when nothing runs, ConfigError when the configuration is wrong, BatonError when the router does
+    not answer.
     """
     config = load_config(options.config, overrides=options.overrides, environ=os.environ)
+    _check_rate(options)
     record = StateDir.find(os.environ).read()
-    if record is None or not record.url:
-        raise ConfigError("nothing runs from this checkout; start it with `baton up` first")
+    if record is None:
+        raise NotRunning("nothing runs from this checkout; start it with `baton up` first")
+    if not record.url:
+        raise NotRunning("what was started from this checkout does not serve yet; see `baton status`")
     front = front_of(record.url, Path(record.run_dir))
     reached = endpoint(front.url, tls=front.tls, key=front.key)
     if options.html is not None:
@@ -78,10 +82,14 @@ def run(options: argparse.Namespace) -> int:
     return report(prove_endpoint(reached, wanted, _ledger_of(record)), options)
 
 
+def _check_rate(options: argparse.Namespace) -> None:
+    for name, value in (("--rate", options.rate), ("--seconds", options.seconds)):
+        if value is not None and not value > 0:
+            raise ConfigError(f"{name} is {value:g}; it must be above 0")
+
+
 def proof_plan(options: argparse.Namespace, config: BatonConfig, run_dir: Path) -> ProofPlan:
     """Choose the traffic and the rate. Raises ConfigError."""
-    if options.rate is not None and not options.rate > 0:
-        raise ConfigError(f"--rate is {options.rate:g}; it must be above 0")
     spec = BenchSpec(
         dataset=_dataset(options, config),
         shape=LoadShape(keeps_times=options.traffic != "random"),

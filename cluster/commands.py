@@ -75,6 +75,8 @@ def down(*, as_json: bool) -> int:
         console.line("nothing runs")
         console.result({"ok": True, "stopped": False})
         return OK
+    # An `up --foreground` learns from this that its cluster is stopped on purpose.
+    record = state.update_starter(record, os.getpid())
     with Interrupts() as interrupts:
         take_down(state, record, console=console, interrupts=interrupts, hurry=False)
     console.line(f"stopped; logs are in {record.run_dir}")
@@ -177,10 +179,10 @@ def _stay(state: StateDir, record: ClusterRecord, console: Console, interrupts: 
     """Wait for a signal or the end of what runs, then take everything down."""
     lost = ""
     while not interrupts.wait(WATCH_S) and not lost:
-        if state.read() != record:
+        lost = _what_is_lost(record)
+        if state.read() != record:  # looked at last: what is stopped on purpose is no loss
             console.line("stopped by another command")
             return OK
-        lost = _what_is_lost(record)
     if lost:
         console.warn(f"error: {lost}; stopping the rest. Logs are in {record.run_dir}")
     else:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from cluster import ray_runtime
 from cluster.state import ClusterRecord, StateDir
-from core.errors import ConfigError, StartFailed
+from core.errors import NotRunning, StartFailed
 
 ASK_S: Final = 10.0  # a controller answers at once
 ANEW_S: Final = 30.0  # Ray has made it anew by then
@@ -52,11 +52,11 @@ class RunningCluster:
 def running_cluster(record: ClusterRecord | None = None) -> Iterator[RunningCluster]:
     """Join the Ray of the cluster that runs from this checkout, or of `record`; leave it afterwards.
 
-    Raises ConfigError when nothing runs, StartFailed when its Ray is gone.
+    Raises NotRunning when nothing runs, StartFailed when its Ray is gone.
     """
     record = record or StateDir.find(os.environ).read()
     if record is None:
-        raise ConfigError("nothing runs from this checkout; `up` starts a cluster")
+        raise NotRunning("nothing runs from this checkout; `up` starts a cluster")
     if not record.ray_address or (record.ray is not None and not record.ray.alive):
         raise StartFailed("its Ray is gone")
     ray_runtime.connect(record.ray_address)

@@ -36,6 +36,11 @@ another worker before its first token. Edges map errors to HTTP or gRPC status i
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
+_NUMBER: Final = re.compile(r"\[Errno -?\d+\] ")
+
 
 class BatonError(Exception):
     """Base of every deliberate error; `name` is the stable identifier that leaves the process."""
@@ -235,6 +240,11 @@ class StagingFull(KVTransferError):
     """No staging memory is left for the hand-over."""
 
     name = "kv_staging_full"
+
+
+def reason_of(exc: Exception) -> str:
+    """Say in words why a library failed, without the number that an OSError's text begins with."""
+    return getattr(exc, "strerror", None) or _NUMBER.sub("", str(exc)) or type(exc).__name__
 
 
 def error_classes() -> tuple[type[BatonError], ...]:

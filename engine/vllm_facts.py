@@ -15,7 +15,6 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import replace
 from typing import Any
 
 from core.types import LegFacts
@@ -103,8 +102,8 @@ class FactsReader:
         for name, (blocks_s, landed_s) in received:
             call, given_s = self._received.pop(name, (None, 0.0))
             if call is not None and call.facts is not None:
-                call.facts = replace(
-                    call.facts, blocks_s=max(0.0, blocks_s - given_s), landed_s=max(0.0, landed_s - given_s)
+                call.facts = call.facts._replace(
+                    blocks_s=max(0.0, blocks_s - given_s), landed_s=max(0.0, landed_s - given_s)
                 )
 
 

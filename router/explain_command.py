@@ -59,8 +59,10 @@ def _front(options: argparse.Namespace) -> Front:
 
 def _running_front() -> Front:
     record = StateDir.find(os.environ).read()
-    if record is None or not record.url:
+    if record is None:
         raise NotRunning("nothing runs from this checkout; name the router with --url http://HOST:PORT")
+    if not record.url:
+        raise NotRunning("what was started from this checkout does not serve yet; see `baton status`")
     return front_of(record.url, Path(record.run_dir))
 
 

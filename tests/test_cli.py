@@ -15,7 +15,7 @@ from tests.support.command_line import ROOT, baton
 
 VERBS = (
     *("validate", "plan", "profile", "simulate", "up", "status", "doctor", "explain", "down", "config", "keys"),
-    *("completion", "version"),
+    *("completion", "version", "bench", "compare", "prove", "chaos", "apply", "drain", "flip", "submit"),
 )
 GOOD = "router: {port: 8001}\nslo: {classes: {chat: {ttft_ms: 400, tpot_ms: 40}}, default: chat}\n"
 BAD = (

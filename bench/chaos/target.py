@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cluster.front import Front, front_of
-from core.errors import BatonError, ConfigError, StartFailed
+from core.errors import BatonError, NotRunning, StartFailed
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 COMMAND: Final = (sys.executable, str(_ROOT / "baton.py"))
@@ -81,11 +81,11 @@ class Target:
 
 
 def running(environ: Mapping[str, str]) -> Target:
-    """Find the cluster that runs from this checkout. Raises ConfigError when none does."""
+    """Find the cluster that runs from this checkout. Raises NotRunning when none does."""
     state_dir = Path(environ.get("BATON_STATE_DIR") or _ROOT / ".baton")
     answer = _ask(COMMAND, state_dir, "status")
     if not answer.get("url"):
-        raise ConfigError(f"nothing runs from this checkout: {answer.get('message', 'no router')}; start it with `up`")
+        raise NotRunning(f"nothing runs from this checkout: {answer.get('message', 'no router')}; start it with `up`")
     return Target(state_dir, answer["url"], Path(answer["run_dir"]), answer["model"])
 
 

@@ -12,6 +12,7 @@ from typing import Final, Protocol, cast
 import httptools
 
 from bench.serving.endpoint import Endpoint
+from core.errors import reason_of
 
 CONNECT_S: Final = 10.0
 
@@ -96,7 +97,7 @@ class ConnectionPool:
                     lambda: _Connection(self), where.host, where.port, ssl=where.tls
                 )
         except (OSError, TimeoutError) as exc:
-            answer.failed(f"connect to {where.authority}: {exc or type(exc).__name__}")
+            answer.failed(f"connect to {where.authority}: {reason_of(exc)}")
             return
         except asyncio.CancelledError:
             answer.failed("the client stopped")

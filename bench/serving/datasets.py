@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from bench.serving.prompt_text import Vocabulary, with_prefix
-from core.errors import ConfigError
+from core.errors import ConfigError, reason_of
 from sim.generators import RECIPES, generate, with_classes
 from sim.trace_formats import CHARACTERS_PER_TOKEN
 from sim.traces import read_trace
@@ -184,7 +184,7 @@ def _texts(spec: DatasetSpec, path: Path) -> TextSource:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as exc:
-        raise ConfigError(f"{path}: cannot be read: {exc}") from exc
+        raise ConfigError(f"{path}: cannot be read: {reason_of(exc)}") from exc
     rows = _rows(text, path)
     read = _conversation if spec.name == SHAREGPT else _own_text
     found = [item for number, row in rows if (item := read(row, f"{path}:{number}", spec)) is not None]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from core.errors import ConfigError
+from core.errors import ConfigError, reason_of
 from core.tls_files import context_trusting
 
 KEY_VARIABLE: Final = "OPENAI_API_KEY"  # as `vllm bench serve` and OpenAI's own clients read it
@@ -88,4 +88,4 @@ def api_key(file: Path | None, environ: Mapping[str, str] = os.environ) -> str:
     try:
         return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeError) as exc:
-        raise ConfigError(f"--key-file: {file} cannot be read: {exc}") from exc
+        raise ConfigError(f"--key-file: {file} cannot be read: {reason_of(exc)}") from exc

@@ -140,6 +140,8 @@ def _dataset(options: argparse.Namespace) -> DatasetSpec:
     if options.num_prompts < 1:
         raise ConfigError(f"--num-prompts is {options.num_prompts}; it must be at least 1")
     classes = tuple((name, float(text)) for name, text in (_pair(word, "--slo-class") for word in options.slo_class))
+    if options.dataset_path is not None and not options.dataset_path.is_file():
+        raise ConfigError(f"--dataset-path: there is no file {options.dataset_path}")
     return DatasetSpec(
         name=options.dataset_name,
         path=options.dataset_path,

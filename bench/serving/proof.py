@@ -188,4 +188,4 @@ def _judged(found: ClassResult, run: Run) -> tuple[Verdict, str]:
         return Verdict.NOT_KEPT, f"at most {ends.high:.1%} met both targets"
     margin = max(_LEAST_MARGIN, abs(ends.mid - promised))
     needed = max(statistics.requests_for(promised, margin), 2 * found.attainment.count)
-    return Verdict.CANNOT_TELL, f"run longer: about {needed:,} requests of it could tell"
+    return Verdict.CANNOT_TELL, f"run longer (--seconds) or faster (--rate): about {needed:,} requests of it could tell"

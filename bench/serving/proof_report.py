@@ -20,12 +20,17 @@ from sim.figures import percent, plain, with_interval
 from sim.plan import Interval
 
 _MARKS: Final = {Verdict.KEPT: "good", Verdict.NOT_KEPT: "bad", Verdict.CANNOT_TELL: "open"}
+_SAID: Final = {
+    Verdict.KEPT: "the promise is kept",
+    Verdict.NOT_KEPT: "the promise is not kept",
+    Verdict.CANNOT_TELL: "nobody can tell yet whether the promise is kept",
+}
 _MOST: Final = 5  # errors, findings
 
 
 def proof_lines(proof: Proof) -> list[str]:
     """Write the proof in lines."""
-    lines = [f"{proof.config}: the promise is {proof.verdict}", ""]
+    lines = [f"{proof.config}: {_SAID[proof.verdict]}", ""]
     lines += _class_table(proof.classes)
     lines += ["", *(f"{name:<12} {words}" for name, words, _ in _checks(proof))]
     lines += [f"note: {note}" for note in proof.notes]
@@ -150,7 +155,7 @@ def _class_json(found: ClassVerdict) -> dict[str, Json]:
 
 def proof_page(proof: Proof) -> str:
     """Draw everything on one page."""
-    lead = page.paragraph(f"The promise is {proof.verdict}", _MARKS[proof.verdict])
+    lead = page.paragraph(_SAID[proof.verdict].capitalize(), _MARKS[proof.verdict])
     lead += page.paragraph(f"{proof.config}, {proof.model} at {proof.url}. Intervals are of 90 %.", "soft")
     checks = [(name, page.Cell(words, mark)) for name, words, mark in _checks(proof)]
     notes = [*proof.notes, *(f"the client: {problem}" for problem in proof.run.health.problems)]

@@ -43,7 +43,9 @@ async def prove(session: Session, wanted: ProofPlan, ledger: Ledger, watch: Watc
     rate = wanted.rate
     if rate is None:
         rate = await gentle_rate(session, wanted.spec)
-        notes = (f"no rate is promised (plan.rate): shown at {rate:.3g} requests/s, about one at a time",)
+        notes = (
+            f"no rate is promised (plan.rate): shown at {rate:.3g} requests/s, about one at a time; --rate offers more",
+        )
     spec = at_rate(wanted.spec, rate, seconds=wanted.seconds)
     result = await session.run(spec, watch=watch)
     findings = await ledger()

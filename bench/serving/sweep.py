@@ -23,7 +23,7 @@ from typing import Final, TypeAlias
 
 import yaml
 
-from core.errors import ConfigError
+from core.errors import ConfigError, reason_of
 
 Scalar: TypeAlias = str | int | float | bool
 Value: TypeAlias = "Scalar | Sequence[Scalar]"
@@ -43,7 +43,7 @@ def read_sweep(path: Path) -> tuple[SweepRun, ...]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError) as exc:
-        raise ConfigError(f"{path}: cannot be read: {exc}") from exc
+        raise ConfigError(f"{path}: cannot be read: {reason_of(exc)}") from exc
     if not isinstance(found, dict) or not set(found) <= set(_SECTIONS):
         raise ConfigError(f"{path}: a sweep has the sections {', '.join(_SECTIONS)}")
     base = _flags(found.get("base") or {}, path, "base")

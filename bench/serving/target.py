@@ -44,6 +44,7 @@ def reached(target: Target) -> Iterator[Endpoint]:
         yield target.endpoint
         return
     assert target.config is not None
+    load_config(target.config, overrides=target.overrides, environ=os.environ)  # before anything is started
     with _ended_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="baton-bench-") as folder:
         run_dir = Path(folder)
         if target.is_one_pool:

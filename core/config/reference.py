@@ -23,9 +23,14 @@ _INTRODUCTION = """\
 One YAML file says what is served, the promise, the pools and the router. Every key has a default; `{}` is a valid
 file. [deploy/slo.yaml](../deploy/slo.yaml) is the commented default, [deploy/examples](../deploy/examples) has others.
 
+<!-- test: run -->
 ```sh
 python baton.py validate deploy/slo.yaml          # every error at once, with file and line
 python baton.py config show --effective           # every value, and where it was given
+```
+
+<!-- test: parse, the quick start starts a cluster -->
+```sh
 python baton.py up deploy/slo.yaml --set router.port=8001
 ```
 

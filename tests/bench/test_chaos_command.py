@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 import baton
@@ -28,5 +30,10 @@ def test_nothing_that_runs_is_one_clear_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
     monkeypatch.setenv("BATON_STATE_DIR", str(tmp_path))
-    assert baton.main(["chaos", "run", "--running", "--yes"]) == baton.USAGE
+    assert baton.main(["chaos", "run", "--running", "--yes"]) == baton.FAILED
     assert "nothing runs" in capsys.readouterr().err
+
+
+def test_the_list_is_json_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert baton.main(["chaos", "list", "--json"]) == baton.OK
+    assert "kill-decode" in {fault["name"] for fault in json.loads(capsys.readouterr().out)}

@@ -13,7 +13,7 @@ import pytest
 from bench import prove_command
 from cluster.state import STATE_DIR_VARIABLE, ClusterRecord, ProcessIdentity, StateDir
 from core.config.load import load_config
-from core.errors import ConfigError
+from core.errors import ConfigError, NotRunning
 from core.router_spec import SLOTarget
 from tests.support.html_pages import check
 from tests.support.site_thread import SiteThread
@@ -80,7 +80,7 @@ def test_too_short_to_tell(site: SiteThread, tmp_path: Path, capsys: pytest.Capt
 
 def test_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STATE_DIR_VARIABLE, str(tmp_path))
-    with pytest.raises(ConfigError, match="nothing runs from this checkout"):
+    with pytest.raises(NotRunning, match="nothing runs from this checkout"):
         prove_command.run(options(config(tmp_path, 1, 1)))
 
 
@@ -96,4 +96,4 @@ def test_traffic_and_rate_come_from_the_plan(tmp_path: Path) -> None:
     assert (found.spec.dataset.name, found.spec.dataset.path, found.rate) == ("trace", Path("t.csv"), 5.0)
     assert found.devices == 0
     with pytest.raises(ConfigError, match="--rate"):
-        prove_command.proof_plan(options("--rate", "0"), planned, tmp_path)
+        prove_command.run(options(str(file), "--rate", "0"))

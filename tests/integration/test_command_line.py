@@ -11,11 +11,17 @@ from tests.support.command_line import baton
 
 VERBS = (
     *("validate", "plan", "profile", "simulate", "up", "status", "doctor", "explain", "down", "config", "keys"),
-    *("completion", "version"),
+    *("completion", "version", "bench", "compare", "prove", "chaos", "apply", "drain", "flip", "submit"),
 )
 
 
-@pytest.mark.parametrize("words", ["status", "doctor", "explain r1", "simulate"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("status", "doctor", "explain r1", "simulate", "prove", "chaos run --running --yes"),
+        *("drain decode-0", "flip decode-0 prefill", "apply deploy/slo.yaml"),
+    ],
+)
 def test_what_needs_a_cluster_says_alike_that_none_runs(words: str, tmp_path: Path) -> None:
     plain = baton(*words.split(), BATON_STATE_DIR=str(tmp_path))
     assert plain.returncode == 1
@@ -41,6 +47,21 @@ def test_what_needs_a_cluster_says_alike_that_none_runs(words: str, tmp_path: Pa
         "config show nope.yaml",
         "completion tcsh",
         "keys new ../a",
+        "bench --url http://127.0.0.1:1 --num-prompts 1",
+        "bench --sweep nope.yaml",
+        "bench --config nope.yaml",
+        "bench --key-file /nope",
+        "bench --dataset-name trace --dataset-path /nope",
+        "bench --extra-body {",
+        "compare --config nope.yaml --against one-pool",
+        "compare http://127.0.0.1:1 http://127.0.0.1:2 --num-prompts 1",
+        "prove nope.yaml",
+        "prove --rate 0",
+        "chaos run nope.yaml",
+        "apply nope.yaml",
+        "submit nope.yaml --address http://127.0.0.1:1",
+        "up nope.yaml",
+        "up --set x",
     ],
 )
 def test_faults_of_users_are_told_without_a_trace(words: str, tmp_path: Path) -> None:
