@@ -7,9 +7,13 @@ MODEL ?=
 ARGS ?=
 
 VENV := .venv/bin
-CHECKED := "not engine and not ray and not slow and not gpu"
-# All tests, but those for a GPU only where there is one.
-TESTED = $(if $(shell nvidia-smi -L 2>/dev/null | grep '^GPU '),"","not gpu")
+QUICK := not engine and not ray and not slow and not gpu
+# The others, but those for a GPU only where there is one.
+OTHERS = not ($(QUICK))$(if $(shell nvidia-smi -L 2>/dev/null | grep '^GPU '),, and not gpu)
+# Tests run side by side, as tests/conftest.py divides them.
+PYTEST := $(VENV)/python -m pytest -n logical --maxprocesses 4
+# Tests start some hundred processes; without bytecode on disk each would compile all it imports.
+check test: export PYTHONDONTWRITEBYTECODE :=
 PROTOS = $(shell find proto -name '*.proto')
 
 .DEFAULT_GOAL := help
@@ -44,10 +48,11 @@ type: setup-dev ## check the types
 	$(VENV)/mypy
 
 check: lint type ## what every commit must pass: lint, types, quick tests
-	$(VENV)/python -m pytest -m $(CHECKED)
+	$(PYTEST) -m "$(QUICK)"
 
 test: setup-dev ## all tests, with real engines and Ray
-	$(VENV)/python -m pytest -m $(TESTED)
+	$(PYTEST) -m "$(QUICK)"
+	$(PYTEST) -m "$(OTHERS)"
 
 proto: setup-dev ## generate the protobuf modules again
 	$(VENV)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. $(PROTOS)

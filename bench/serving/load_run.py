@@ -218,11 +218,9 @@ def _quiet_memory() -> Iterator[None]:
     """Keep the collector from stopping the client: what a run makes dies by reference count, or is kept."""
     was_enabled = gc.isenabled()
     gc.collect()
-    gc.freeze()
     gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
         if was_enabled:
             gc.enable()
