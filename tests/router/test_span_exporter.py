@@ -36,7 +36,8 @@ def test_spans_arrive_soon_and_what_waits_arrives_at_the_close(collector: Collec
     exporter = SpanExporter(collector.url, interval_s=0.01)
     exporter.offer(ended())
     assert collector.names() == [
-        "text_completion /v1/completions", "queue", "prefill", "kv.transfer", "decode.blocks", "decode.first_step", "decode",
+        "text_completion /v1/completions", "queue", "prefill", "kv.transfer",
+        "decode.blocks", "decode.first_step", "decode",
     ]  # fmt: skip
     exporter.close()
     late = SpanExporter(collector.url, interval_s=60.0)
