@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from core.errors import PeerMismatch
-from kv_transfer.copying import copy_hashed
+from kv_transfer.copying import gather_hashed
 from kv_transfer.device_blocks import DeviceBlocks
 from kv_transfer.frames import Digest
 
@@ -44,6 +44,7 @@ class BlockIO:
         self.device_name = str(first.device)
         # For transports between devices; None where the host reads and writes the cache itself.
         self.device = None if self._on_host and not by_device else DeviceBlocks(self._rows)
+        self._host_rows = [rows.numpy() for rows in self._rows] if self._on_host else []
         self._host_views = [memoryview(rows.view(-1).numpy()) for rows in self._rows] if self._on_host else []
         # Copies on a GPU run beside the forward pass; created where they are used, from the KV thread.
         self._stream: torch.cuda.Stream | None = None if self._on_host else torch.cuda.Stream(first.device)
@@ -60,10 +61,7 @@ class BlockIO:
         """
         digest = Digest() if digest is None else digest
         if self._on_host:
-            start = 0
-            for row in self._host_rows(layer, block_ids):
-                copy_hashed(view[start : start + row.nbytes], row, digest)
-                start += row.nbytes
+            gather_hashed(view, self._host_rows[layer], block_ids, digest)
             return
         rows = self._rows[layer]
         picked = rows.index_select(0, torch.tensor(block_ids, device=rows.device))  # (len(block_ids), block_bytes)
@@ -76,7 +74,7 @@ class BlockIO:
         On a CPU it is the cache itself; on a GPU pinned memory of the host.
         """
         if self._on_host:
-            return self._host_rows(layer, block_ids)
+            return self._views_of(layer, block_ids)
         host = torch.empty(len(block_ids) * self.block_bytes, dtype=torch.uint8, pin_memory=True)
         return [memoryview(host.numpy())]
 
@@ -92,7 +90,7 @@ class BlockIO:
             cache.index_copy_(0, ids, data.to(cache.device, non_blocking=True))
         self._stream.synchronize()
 
-    def _host_rows(self, layer: int, block_ids: Sequence[int]) -> list[memoryview]:
+    def _views_of(self, layer: int, block_ids: Sequence[int]) -> list[memoryview]:
         """View blocks of the cache in their order; neighbours are one row."""
         view, size = self._host_views[layer], self.block_bytes
         rows = []

@@ -33,7 +33,7 @@ def make_side(tmp_path: Path) -> Iterator[MakeSide]:
         token: str = "secret",
         staging_bytes: int = 8 << 20,
         seed: int = 0,
-        lease_s: float = 5.0,
+        lease_s: float = 30.0,
         group_bytes: int = 0,  # every frame leaves at once
         ack_bytes: int = 1,  # every frame is acknowledged
         transport: str = "auto",

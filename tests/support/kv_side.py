@@ -15,7 +15,7 @@ from kv_transfer.plan import ReceiveOpen, ReceiveParams
 
 LAYERS, BLOCKS, SHAPE = 3, 16, (2, 4, 8)
 BLOCK_BYTES = math.prod(SHAPE)
-WAIT_S = 10.0
+WAIT_S = 30.0
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Side:
         num_blocks: int,
         *,
         digest: str = "d",
-        lease_s: float = 5.0,
+        lease_s: float = 30.0,
         due_s: float | None = None,
     ) -> None:
         io = self.endpoint.io
@@ -51,7 +51,7 @@ class Side:
         self.endpoint.sender.finish(transfer_id)
 
     def expect(
-        self, transfer_id: str, block_ids: list[int], *, first: int = 0, digest: str = "d", lease_s: float = 5.0
+        self, transfer_id: str, block_ids: list[int], *, first: int = 0, digest: str = "d", lease_s: float = 30.0
     ) -> None:
         self.endpoint.expect(
             ReceiveOpen(

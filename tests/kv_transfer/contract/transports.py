@@ -157,7 +157,7 @@ async def ends(case: Case, *, staging_bytes: int = 8 << 20, token: str = TOKEN) 
     num_descriptors, tasks = count_descriptors(), asyncio.all_tasks()
     both = Ends(case, pool, token)
     try:
-        async with asyncio.timeout(3 * WAIT_S):
+        async with asyncio.timeout(6 * WAIT_S):
             await both.start()
             try:
                 yield both
