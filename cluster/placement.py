@@ -115,6 +115,18 @@ def place_one(
     return replace(placed[role, 0], worker_id=worker_id)
 
 
+def count_room(
+    config: BatonConfig, role: Role, nodes: Sequence[Node], *, at_most: int, by_convention: bool = True
+) -> int:
+    """Count the workers that a pool could have more, up to `at_most`, each placed by the rules of `place_one`."""
+    pool = pool_config(config, role)
+    has_gpu = any(node.total.get("GPU", 0) > 0 for node in nodes)
+    mark = _mark(pool, role, nodes, by_convention=by_convention)
+    gpus = gpus_per_worker(pool, has_gpu=has_gpu)
+    placed, _ = _place([_Ask(role, index, pool.cpus, gpus, mark) for index in range(at_most)], nodes, tightly=False)
+    return len(placed)
+
+
 def without_claims(nodes: Sequence[Node], placements: Iterable[WorkerPlacement]) -> tuple[Node, ...]:
     """Take from the nodes what workers hold or are about to hold there; Ray tells of it with a delay."""
     held: dict[str, Counter[str]] = defaultdict(Counter)
