@@ -16,10 +16,10 @@ import pytest
 from tests.support.ray_processes import Baton
 from tests.support.steady_load import steady_load
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 WORKERS = 4
-FOLLOWS_S = 90.0  # a busy machine starts a worker, or sees what a phase asks for, in this time
+FOLLOWS_S = 240.0  # a busy machine starts a worker, or sees what a phase asks for, in this time
 ROLES_S = 0.2
 # A prompt of 800 tokens takes 0.4 s of a prefill worker; a decode worker steps in 10 ms and 3 more for each sequence,
 # so that seven at most are in time.
@@ -73,7 +73,7 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
 
 
 def test_pools_grow_with_long_outputs_and_flip_when_long_prompts_come_and_nothing_is_dropped(pools: Pools) -> None:
-    with steady_load(pools.url, clients=16, tokens=150, prompt_words=10) as outputs:
+    with steady_load(pools.url, clients=16, tokens=60, prompt_words=10) as outputs:
         pools.wait(lambda: pools.count("decode") >= 3)
     grown = pools.roles()
     with steady_load(pools.url, clients=12, tokens=2, prompt_words=800) as prompts:
