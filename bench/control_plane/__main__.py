@@ -85,6 +85,19 @@ class Site:
                 raise TimeoutError(f"{len(self.decided.wall_s)} decisions after {_SETTLE_S:g} s")
             await asyncio.sleep(_LOOK_S)  # the loop of decisions tells nobody
         self.reach.took_s.clear()
+        self.forget_steps()
+
+    def steps(self, when: str) -> list[str]:
+        """Write the rows of the table of steps."""
+        watches = (
+            ("what to do of the pools", self.pools),
+            ("what a decider is told", self.observed),
+            ("a decision", self.decided),
+        )
+        return [f"| {name}, {when} | {' | '.join(watch.cells())} |" for name, watch in watches]
+
+    def forget_steps(self) -> None:
+        """Begin the times of steps anew."""
         for watch in (self.pools, self.observed, self.decided):
             watch.forget()
 
@@ -103,6 +116,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=256, help="half of them prefill (default: %(default)d)")
     parser.add_argument("--changes", type=int, default=360, help="deaths and flips (default: %(default)d)")
     parser.add_argument("--every", type=float, default=0.5, help="seconds between two of them (default: %(default)g)")
+    parser.add_argument("--still", type=float, default=20.0, help="seconds without any, before (default: %(default)g)")
     parser.add_argument("--rate", type=float, default=20.0, help="requests a second meanwhile (default: %(default)g)")
     return parser.parse_args(arguments)
 
@@ -169,12 +183,16 @@ async def run(options: argparse.Namespace, folder: Path) -> Iterator[str]:
         )
         looking = asyncio.create_task(_look(site, client), name="look")
         try:
+            await site.warm()
+            await asyncio.sleep(options.still)
+            still = site.steps("steady")
+            site.forget_steps()
             memory = await _churn(site, options)
         finally:
             client.kill()
             await client.wait()
             looking.cancel()
-        return _report(site, options, start_s, memory)
+        return _report(site, options, start_s, still, memory)
 
 
 async def _look(site: Site, client: asyncio.subprocess.Process) -> None:
@@ -187,7 +205,6 @@ async def _look(site: Site, client: asyncio.subprocess.Process) -> None:
 async def _churn(site: Site, options: argparse.Namespace) -> list[tuple[int, float]]:
     """Change workers; return the resident memory of this process, in MiB, by the number of changes before."""
     rng = random.Random(0)
-    await site.warm()
     marks = {round(options.changes * mark / _MARKS) for mark in range(_MARKS + 1)}
     memory = []
     for number in itertools.count():
@@ -206,20 +223,21 @@ def _resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / _MIB
 
 
-def _report(site: Site, options: argparse.Namespace, start_s: float, memory: list[tuple[int, float]]) -> Iterator[str]:
+def _report(
+    site: Site, options: argparse.Namespace, start_s: float, still: list[str], memory: list[tuple[int, float]]
+) -> Iterator[str]:
     took_s = sorted(site.reach.took_s)
     yield f"{options.workers} workers up in {start_s:.1f} s; {options.changes} changes, one in {options.every:g} s"
-    yield f"a new role or life of a worker at the router after (s): median {median(took_s):.3f}, "
-    yield f"99 % {took_s[int(0.99 * (len(took_s) - 1))]:.3f}, most {took_s[-1]:.3f}, of {len(took_s)}"
+    late = took_s[int(0.99 * (len(took_s) - 1))]
+    yield (
+        f"a new role or life of a worker at the router after (s): median {median(took_s):.3f}, 99 % {late:.3f}, "
+        f"most {took_s[-1]:.3f}, of {len(took_s)}"
+    )
     yield ""
     yield "| ms | times | CPU, median | most | wall, median | most |"
     yield "|---|---|---|---|---|---|"
-    for name, watch in (
-        ("what to do of the pools", site.pools),
-        ("what a decider is told", site.observed),
-        ("a decision", site.decided),
-    ):
-        yield f"| {name} | {' | '.join(watch.cells())} |"
+    yield from still
+    yield from site.steps("while workers change")
     yield ""
     yield "| changes | " + " | ".join(str(number) for number, _ in memory) + " |"
     yield "|---" * (len(memory) + 1) + "|"
