@@ -125,6 +125,15 @@ def needed_bundle(
     return _ask(config, role, nodes, by_convention=by_convention).bundle
 
 
+def count_room(
+    config: BatonConfig, role: Role, nodes: Sequence[Node], *, at_most: int, by_convention: bool = True
+) -> int:
+    """Count the workers that a pool could have more, up to `at_most`, each placed by the rules of `place_one`."""
+    ask = _ask(config, role, nodes, by_convention=by_convention)
+    placed, _ = _place([replace(ask, index=index) for index in range(at_most)], nodes, tightly=False)
+    return len(placed)
+
+
 def without_claims(nodes: Sequence[Node], placements: Iterable[WorkerPlacement]) -> tuple[Node, ...]:
     """Take from the nodes what workers hold or are about to hold there; Ray tells of it with a delay."""
     held: dict[str, Counter[str]] = defaultdict(Counter)

@@ -30,6 +30,7 @@ from core.errors import ConfigError
 DECIDE_S: Final = 30.0  # a decision that takes longer is not waited for
 OUTCOME_S: Final = 60.0  # of measurements, before a decision and after it is carried out, that its outcome is told by
 DECISIONS_KEPT: Final = 50
+LOST: Final = "not measured: the controller was made anew"
 OPERATOR: Final = "operator"
 DECIDER: Final = "decider"
 SUBJECT: Final = "scaling"
@@ -110,7 +111,7 @@ class Scaling:
 
     def restore(self, decisions: Sequence[DecisionStatus]) -> None:
         """Go on after the decisions that an earlier life of the controller kept; what became of open ones is lost."""
-        self._decisions.extend(decisions)
+        self._decisions.extend(replace(decision, outcome=decision.outcome or LOST) for decision in decisions)
         self._num_decisions = max([self._num_decisions, *(decision.number for decision in decisions)])
         self._told()
 

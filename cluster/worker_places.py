@@ -17,7 +17,15 @@ from cluster.host import WorkerHost
 from cluster.host_events import HostFacts
 from cluster.members import Member, Members
 from cluster.node_probe import answering
-from cluster.placement import Node, WorkerPlacement, needed_bundle, place_one, spare_cores, without_claims
+from cluster.placement import (
+    Node,
+    WorkerPlacement,
+    count_room,
+    needed_bundle,
+    place_one,
+    spare_cores,
+    without_claims,
+)
 from core.errors import ConfigError, StartFailed
 from core.types import Role
 
@@ -128,13 +136,8 @@ class WorkerPlaces:
         order = order or self._order
         nodes = await living_nodes()
         claims = [m.placement for m in self._members.table.values() if m.placement is not None]
-        for count in range(at_most):
-            try:
-                free = without_claims(nodes, claims)
-                claims.append(place_one(order.config, role, "", free, by_convention=order.by_convention))
-            except ConfigError:
-                return count
-        return at_most
+        free = without_claims(nodes, claims)
+        return count_room(order.config, role, free, at_most=at_most, by_convention=order.by_convention)
 
     async def settle_cores(self, member: Member) -> None:
         """Choose the cores of a member that was placed beside others. Raises StartFailed."""

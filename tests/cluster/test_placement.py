@@ -12,6 +12,7 @@ from cluster.placement import (
     Node,
     WorkerPlacement,
     assign_cores,
+    count_room,
     gpu_kind,
     place_one,
     place_workers,
@@ -214,6 +215,29 @@ def test_what_ray_has_told_of_is_not_taken_off_twice() -> None:
 def test_one_more_worker_that_fits_nowhere_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"pools\.decode: worker 1 of 1 fits on no node of Ray: it needs 1 CPU"):
         place_one(config(), Role.DECODE, "decode-1", [node("n1", {"CPU": 0.5})])
+
+
+@given(
+    st.integers(0, 12),
+    st.floats(0.1, 3.0),
+    st.lists(st.integers(0, 8), max_size=4),
+    st.lists(st.integers(0, 3), max_size=9),
+)
+def test_room_is_as_many_as_can_be_placed_one_by_one(
+    at_most: int, cpus: float, sizes: list[int], held_by: list[int]
+) -> None:
+    nodes = [node(f"n{i}", {"CPU": size}) for i, size in enumerate(sizes)]
+    held = [worker(f"w{i}", f"n{i_node}") for i, i_node in enumerate(held_by) if i_node < len(nodes)]
+    settings = config(decode=PoolConfig(cpus=cpus))
+    count = 0
+    while count < at_most:
+        try:
+            held.append(place_one(settings, Role.DECODE, "", without_claims(nodes, held)))
+        except ConfigError:
+            break
+        count += 1
+    free = without_claims(nodes, held[: len(held) - count])
+    assert count_room(settings, Role.DECODE, free, at_most=at_most) == count
 
 
 def test_one_more_worker_near_a_lonely_one_joins_it() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from cluster import scaling as scaling_module
 from cluster.cluster_events import EventLog
-from cluster.scaling import OPERATOR, Scaling
+from cluster.scaling import LOST, OPERATOR, Scaling
 from core.config.models import BatonConfig, ScalingConfig
 from core.control.actions import (
     ClassReport,
@@ -286,4 +286,4 @@ async def test_decisions_of_an_earlier_life_are_kept_and_counted_on(pools: Recor
     made = Scaling(pools, EventLog(lambda: 0.0), make=None)
     made.restore(before.decisions)
     assert made.note(OPERATOR, MORE) == 2
-    assert [d.number for d in made.decisions] == [1, 2]
+    assert [(d.number, d.outcome) for d in made.decisions] == [(1, LOST), (2, "")]

@@ -20,6 +20,7 @@ from core.config.models import BatonConfig, PoolsConfig
 from core.config.specs import planned_worker
 from core.errors import BatonError, ConfigError
 from core.planning import Inventory, PlannedPools, Planner
+from sim.live_decider import live_decider
 
 
 def rest_decode(config: BatonConfig, inventory: Inventory, *, check: Callable[[], None]) -> PlannedPools:
@@ -95,6 +96,7 @@ def main(words: list[str]) -> int:
                 engine_kind="simulated",
                 engine_args=tuple(values(rest, "--engine-arg=")),
                 planner=PLANNERS[next(values(rest, "--planner="), "")],
+                decider=live_decider,
             )
         if verb == "apply":
             config = load_config(None, overrides=[word for word in rest if not word.startswith("--")], environ={})
