@@ -39,7 +39,8 @@ from core.types import (
 )
 
 FORMAT: Final = 2
-_STATE_FIELDS: Final = tuple(WorkerState.__dataclass_fields__)
+# A worker that stands still is lost to its router, so that no view has one.
+_STATE_FIELDS: Final = tuple(name for name in WorkerState.__dataclass_fields__ if name != "stalled")
 _OWN_FIELDS: Final = (
     "inflight_requests",
     "inflight_prompt_tokens",
