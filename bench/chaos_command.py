@@ -43,7 +43,8 @@ _OWN: Final = (
     "pools.decode.cpus=0.5",
     "kv.allow_faults=true",
     "ray.address=local",
-    "healing.max_failures=1000",  # a worker that is killed again and again on purpose is no reason to leave it
+    "healing.max_failures=1000",  # a worker that is killed every few seconds on purpose is not to be set aside,
+    "healing.max_delay_s=2",  # nor waited for as one that fails by itself
 )
 
 

@@ -23,8 +23,8 @@ from core.errors import StartFailed
 from core.router_spec import RouterSpec
 
 FIRST_DELAY_S: Final = 0.1
-MAX_DELAY_S: Final = 10.0
-STEADY_S: Final = 30.0  # a router that ran this long starts the back-off anew
+MAX_DELAY_S: Final = 3.0  # nobody is served meanwhile
+STEADY_S: Final = 10.0  # a router that ran this long starts the back-off anew
 FIND_S: Final = 10.0
 
 

@@ -16,11 +16,13 @@ from pathlib import Path
 
 from cluster.child import LOG_LINES_IN_ERRORS, ChildProcess, Event, write_private
 from cluster.host_events import Ended, HostEvent, RouterReady, Spawned
+from cluster.pulse import Pulse
 from core.errors import StartFailed
 from core.router_spec import RouterSpec
 from engine.process_guard import die_with_parent
 
 ROUTER_MODULE = "router"
+SILENCE_S = 10.0  # a router that gives no sign of life for this long is killed
 
 
 class RouterProcess:
@@ -31,6 +33,7 @@ class RouterProcess:
 
     def __init__(self) -> None:
         self._failure = ""
+        self._pulse = Pulse(SILENCE_S, self._take_silence)
         self._events: asyncio.Queue[HostEvent] = asyncio.Queue()
         self._child: ChildProcess
 
@@ -59,12 +62,19 @@ class RouterProcess:
         await self._child.stop(grace_s)
 
     def _take_event(self, event: Event) -> None:
+        self._pulse.heard()
         if event["event"] == "ready":
+            self._pulse.start()
             self._events.put_nowait(RouterReady(str(event["address"])))
         elif event["event"] == "failed":
             self._failure = f"{event['error']}: {event['message']}"
 
+    def _take_silence(self, limit_s: float) -> None:
+        self._failure = f"router_silent: it gave no sign of life for {limit_s:g} s and was killed"
+        self._child.kill()
+
     def _take_end(self, code: int) -> None:
+        self._pulse.stop()
         reason = self._failure or f"exited with {code}"
         self._events.put_nowait(Ended(code, reason, tuple(self._child.last_log_lines(LOG_LINES_IN_ERRORS))))
 

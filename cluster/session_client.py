@@ -282,13 +282,14 @@ class WorkerSession:
         if state != self._sent_state:  # the comparison is in C, the reading is not
             self._sent_state = state
             self._state = codec.state_from_pb(state)
+            if self._state.stalled:  # before anybody takes it for a worker to route to
+                self._lose("its engine core stands still")
+                return
             has_changed = True
         if has_changed:
             self._on_change()
         if frame.goodbye:
             self._lose(frame.goodbye)
-        elif self._state.stalled:
-            self._lose("its engine core stands still")
 
     def _take_chunk(self, call: OpenCall, chunk: pb.Chunk) -> bool:
         """Feed a call; tell whether that changed what the worker owes."""

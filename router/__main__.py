@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -56,7 +57,7 @@ async def _run(spec: RouterSpec, handler: logging.Handler) -> None:
     settle_garbage_collector()
     loop.add_signal_handler(signal.SIGHUP, server.reload)
     _report(spec, {"event": "ready", "address": address})
-    flusher = asyncio.create_task(_flush_log(handler), name="log")
+    flusher = asyncio.create_task(_each_second(spec, handler), name="log and signs of life")
     waiting = [
         asyncio.create_task(stopped.wait(), name="signal"),
         asyncio.create_task(server.failed(), name="http-ended"),
@@ -70,16 +71,20 @@ async def _run(spec: RouterSpec, handler: logging.Handler) -> None:
         await asyncio.gather(flusher, *waiting, return_exceptions=True)
 
 
-async def _flush_log(handler: logging.Handler) -> None:
+async def _each_second(spec: RouterSpec, handler: logging.Handler) -> None:
+    """Write the log out, and let the parent process know that this one's event loop turns."""
     while True:
         await asyncio.sleep(LOG_FLUSH_S)
+        _report(spec, {"event": "alive"})
         handler.flush()
 
 
 def _report(spec: RouterSpec, event: dict[str, str]) -> None:
-    """Tell the parent process, which reads JSON lines."""
+    """Tell the parent process, which reads JSON lines; one that stands still or is gone is told nothing."""
     if spec.events_fd is not None:
-        os.write(spec.events_fd, json.dumps(event).encode() + b"\n")
+        os.set_blocking(spec.events_fd, False)
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(spec.events_fd, json.dumps(event).encode() + b"\n")
 
 
 if __name__ == "__main__":

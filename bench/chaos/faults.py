@@ -131,14 +131,14 @@ def freeze(role: str, *, engine_only: bool = False) -> Make:
     return make
 
 
-def hang(role: str, *, engine_only: bool = False) -> Make:
-    """Stop a worker's processes for good: nothing but their end helps."""
+def hang(role: str | None, *, engine_only: bool = False) -> Make:
+    """Stop the processes of a worker, None: of the router, for good: nothing but their end helps."""
 
     async def make(scene: Scene) -> Broken:
         member = await asyncio.to_thread(scene.victim, role)
         what, frozen = _processes(member, engine_only=engine_only)
         _signal_all(frozen, signal.SIGSTOP)
-        return Broken(f"{what} stands still for good", member.name)
+        return Broken(f"{what} stands still for good", member.name if role else None)
 
     return make
 
@@ -268,6 +268,7 @@ SUITES: Final[Mapping[str, tuple[Fault, ...]]] = {
         Fault("withhold-frames", "prefill never offers its KV", spoil(never_offer=1)),
         Fault("clients-leave", "many clients disconnect in the middle", leave),
         Fault("kill-router", "the router's process is killed", kill(None), cuts_clients=True),
+        Fault("hang-router", "the router stands still for good", hang(None), cuts_clients=True),
     )
 }
 

@@ -10,15 +10,17 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import httpx
 import pytest
 
+from cluster import node_request
 from cluster.cluster_status import ClusterStatus, MemberStatus, StartOrder
 from cluster.controller import Controller
-from cluster.placement import place_workers
+from cluster.node_request import Bundle
+from cluster.placement import Node, place_workers
 from core.config.load import load_config
 from core.config.models import BatonConfig
 from core.control.actions import Decider, Decision, Observation, PoolSizes
@@ -205,6 +207,26 @@ async def test_a_host_that_falls_silent_is_given_up_and_its_worker_placed_anew(c
     await cluster.wait(prefill_1="prefill 2")
     events = [event.what for event in (await cluster.status()).events if event.subject == "prefill-1"]
     assert any(what.startswith("ended: its host has been silent for 1 s; started again") for what in events)
+
+
+async def test_a_worker_without_a_place_has_a_node_asked_for_and_goes_to_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[int] = []
+
+    def request(bundles: Sequence[Bundle]) -> None:
+        requests.append(len(bundles))
+        cluster.ray.nodes.append(Node("n2", HERE, {"CPU": 1.0}, {"CPU": 1.0}))
+
+    monkeypatch.setattr(node_request, "request_nodes", request)
+    await cluster.apply("ray.wait_for_nodes_s=60")
+    cluster.ray.nodes[:] = [Node("n1", HERE, {"CPU": 3.0}, {"CPU": 3.0})]
+    host = next(actor for name, actor in cluster.ray.actors.items() if name.startswith("prefill-1"))
+    await host.kill()
+    await cluster.wait(prefill_1="prefill 2")
+    assert requests == [4]
+    events = [event.what for event in (await cluster.status()).events if event.subject == "prefill-1"]
+    assert "Ray's autoscaler is asked for 4 x (1 CPU)" in events
 
 
 async def test_a_worker_that_stands_still_is_killed_and_started_again(cluster: Cluster) -> None:

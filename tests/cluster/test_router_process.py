@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster import router_process
 from cluster.host_events import Ended, HostEvent, RouterReady, Spawned
 from cluster.router_process import RouterProcess
 from cluster.state import CHECKOUT, ProcessIdentity
@@ -75,6 +76,19 @@ async def test_a_killed_router_is_noticed(fields: RouterSpec, tmp_path: Path) ->
     assert isinstance(ended, Ended)
     assert (ended.code, ended.reason) == (-9, "exited with -9")
     await process.stop(0)
+
+
+async def test_a_router_that_stands_still_is_killed(
+    fields: RouterSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_process, "SILENCE_S", 2.0)
+    process = await RouterProcess.start(fields, tmp_path / "router.log")
+    pid = await pid_of(process)
+    assert isinstance(await event(process), RouterReady)
+    os.kill(pid, signal.SIGSTOP)
+    ended = await event(process)
+    assert isinstance(ended, Ended)
+    assert ended.reason == "router_silent: it gave no sign of life for 2 s and was killed"
 
 
 async def test_a_stop_without_grace_kills(fields: RouterSpec, tmp_path: Path) -> None:

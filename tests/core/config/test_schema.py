@@ -38,7 +38,7 @@ def test_every_key_of_the_default_configuration_is_described_with_its_default() 
         (("ray", "dashboard"), "true or false"),
         (("plan", "network_gbit_s"), "number above 0, at most 1000000, in gigabits per second, or null"),
         (("pools",), "section with the keys prefill, decode, or auto"),
-        (("ray",), "section with the keys address, dashboard, start_timeout_s, near"),
+        (("ray",), "section with the keys address, dashboard, wait_for_nodes_s, start_timeout_s, near"),
         (("slo", "classes"), "names, each with keys of its own"),
     ],
 )
