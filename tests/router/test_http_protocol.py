@@ -7,8 +7,12 @@ import json
 
 import httpx
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from router import http_protocol
+from router.exchange import Exchange
+from router.http_protocol import HttpProtocol, WaitingRoom
 from tests.support.router_site import MODEL, Site
 
 WAIT_S = 10.0
@@ -134,6 +138,75 @@ async def test_pipelined_requests_are_answered_in_order(pair: Site) -> None:
     assert [body.get("usage", {}).get("completion_tokens") for body in bodies] == [1, None, 2]
     assert bodies[1] == {"status": "ok"}
     await pair.until_idle()
+
+
+async def test_a_head_that_is_known_is_answered_as_before(pair: Site) -> None:
+    """Whole, in pieces, two at once: what a connection knows of its requests changes no answer."""
+    host, port = pair.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    pieces = [[asked(completion(n))] for n in (1, 12, 3)]
+    pieces += [[asked(completion(4))[:30], asked(completion(4))[30:]], [asked(completion(5)) + asked(completion(6))]]
+    pieces += [[asked(completion(7), path=b"/v1/models")], [asked(b"{")], [asked(completion(8))]]
+    found: list[object] = []
+    try:
+        async with asyncio.timeout(WAIT_S):
+            for sent in pieces:
+                for piece in sent:
+                    writer.write(piece)
+                    await asyncio.sleep(0)
+                for _ in range(2 if sent == pieces[4] else 1):
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+                    body = json.loads(await reader.readexactly(length))
+                    found.append(body.get("usage", {}).get("completion_tokens") or int(head.split()[1]))
+    finally:
+        writer.close()
+    assert found == [1, 12, 3, 4, 5, 6, 405, 400, 8]
+
+
+class Answering:
+    """A relay that answers each request as soon as its head is read."""
+
+    def __init__(self) -> None:
+        self.served: list[str] = []
+
+    def path_of(self, method: str, path: str) -> str | None:
+        return path
+
+    def serve(self, exchange: Exchange, path: str) -> None:
+        self.served.append(path)
+        exchange.respond(200, b"", b"done")
+
+
+class Wire(asyncio.Transport):
+    """A client that takes everything."""
+
+    def write(self, data: object) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return False
+
+    def resume_reading(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+async def test_the_rest_of_a_body_is_no_request() -> None:
+    """A request is answered before its body is here; what the body holds looks like a request that is known."""
+    config = uvicorn.Config(lambda scope: None, log_config=None, ws="none")
+    config.load()
+    relay = Answering()
+    connection = HttpProtocol(relay, WaitingRoom(), config, ServerState(), {})
+    connection.connection_made(Wire())
+    inner = asked(b"{}", path=b"/a")
+    whole = asked(bytes(10) + inner, path=b"/a")  # so the head that is known is that of `inner`, too
+    for data in (inner, inner, whole[: -len(inner)], inner, asked(b"{}", path=b"/c"), asked(b"{...}", path=b"/c")):
+        connection.data_received(data)
+    connection.connection_lost(ConnectionResetError())
+    assert relay.served == ["/a", "/a", "/a", "/c", "/c"]
 
 
 async def test_client_that_leaves_with_requests_in_the_pipeline_ends_the_one_that_runs(pair: Site) -> None:

@@ -1,4 +1,4 @@
-"""What a known head cuts out of bytes is what the HTTP parser makes of them; what it does not know it leaves alone."""
+"""A known head cuts out of bytes what the HTTP parser makes of them; what it does not know it leaves alone."""
 
 from __future__ import annotations
 
