@@ -271,8 +271,8 @@ def band(n: int) -> tuple[float, float]:
 
 
 def _outcome(actual_s: float, predicted_s: float, spread: float, factor: float) -> _Outcome:
-    if not (predicted_s > 0 and actual_s >= 0 and math.isfinite(predicted_s) and math.isfinite(actual_s)):
+    half_s = (spread if spread > MIN_SPREAD else MIN_SPREAD) * predicted_s  # 0 also of what is too small for a product
+    if not (half_s > 0 and actual_s >= 0 and math.isfinite(half_s) and math.isfinite(actual_s)):
         return _Outcome(math.inf, math.inf, False)
-    spread = spread if spread > MIN_SPREAD else MIN_SPREAD
-    residual = abs(actual_s - predicted_s) / (spread * predicted_s)
+    residual = abs(actual_s - predicted_s) / half_s
     return _Outcome(residual, actual_s / predicted_s, residual <= factor)

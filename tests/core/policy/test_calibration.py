@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core.policy.calibration import (
@@ -138,6 +138,7 @@ def test_few_outcomes_say_nothing() -> None:
 
 @given(st.lists(st.tuples(ANY, ANY, ANY, st.none() | ANY, st.none() | ANY), max_size=300))
 @settings(max_examples=50, deadline=None)
+@example([(5e-324, 0.0, 0.0, 0.0, None)])  # half its width is no number above nothing
 def test_absurd_outcomes_leave_factors_finite(
     outcomes: list[tuple[float, float, float, float | None, float | None]],
 ) -> None:
