@@ -28,6 +28,7 @@ from core.types import (
     Forecast,
     HeldWork,
     Hold,
+    Margins,
     Rejection,
     RequestShape,
     Role,
@@ -38,7 +39,7 @@ from core.types import (
     WorkerState,
 )
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 _STATE_FIELDS: Final = tuple(WorkerState.__dataclass_fields__)
 _OWN_FIELDS: Final = (
     "inflight_requests",
@@ -152,8 +153,9 @@ def _plain(flat: RequestShape | Decision | HeldWork) -> Fields:
     if isinstance(flat, Rejection | HeldWork):
         return {name: getattr(flat, name) for name in flat.__dataclass_fields__}
     fields = flat._asdict()
-    if isinstance(forecast := fields.get("forecast"), Forecast):
-        fields["forecast"] = forecast._asdict()
+    for name in ("forecast", "margins"):
+        if (nested := fields.get(name)) is not None:
+            fields[name] = nested._asdict()
     return fields
 
 
@@ -215,6 +217,8 @@ def _decided(fields: Mapping[str, Any]) -> Decided:
         decision = Rejection(**fields["rejection"])
     request = dict(fields["request"])
     request["cached"] = tuple((str(worker_id), int(tokens)) for worker_id, tokens in request["cached"])
+    if request["margins"] is not None:
+        request["margins"] = Margins(**request["margins"])
     return Decided(fields["at_s"], RequestShape(**request), tuple(fields["excluded"]), decision)
 
 

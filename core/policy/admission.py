@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from core.policy.calibration import admits_by_measure
 from core.policy.context import PolicyContext
+from core.policy.interval import end_s
 from core.policy.options import Option
 from core.policy.prediction import PoolForecast
 from core.policy.promise import LATE_S, NO_TARGET, Promise, Promises
@@ -28,6 +29,12 @@ _LATEST_S: Final = 1.0
 # Promised times leave this share of the capacity to requests that come for the first time.
 _PROMISED_SHARE: Final = 0.5
 _MOST_EARLIEST_S: Final = 600.0  # beyond it no time is named
+# A margin on what is uncertain is no more than so many times the prediction: where intervals are wider, waiting for
+# certainty would leave workers idle.
+_MOST_OVER: Final = 2.0
+# And it is this share of the interval above the prediction: a request at the edge is worth its place when it keeps its
+# target four times in five (0.5 x 1.645 standard deviations of a normal distribution).
+_EDGE: Final = 0.5
 _ROUNDING: Final = 1e-9  # of a target
 # A batch may grow to where what others add to an output token leaves this much, as a share of it, before the target:
 # those on their way come together, and outputs are longer than their mean.
@@ -89,7 +96,7 @@ class Admission:
         limit_s = self.tpot_limit_s(case.request, promise, option)
         if option.tpot_s > limit_s and context.admit_by_tpot and not is_firm:
             return self._too_slow(case, option, limit_s)
-        forecast = option.forecast(self._pools, case.request.ttft_widening, case.request.tpot_widening)
+        forecast = option.if_it_goes().forecast(self._pools, case.request.margins)
         return Route(option.decode, option.prefill, option.reason, forecast)
 
     def _by_measure(self, case: Case) -> Rejection | None:
@@ -125,8 +132,10 @@ class Admission:
         alone_s = pool.alone_s(request.prompt_tokens) * option.batch.factor
         if limit_s <= alone_s:
             return limit_s
-        spread = (view.speed.decode_spread or pool.decode_spread) * request.tpot_widening
-        return alone_s + (limit_s - alone_s) / (1.0 + _GROWTH_MARGIN + spread)
+        spread, margins = view.speed.decode_spread or pool.decode_spread, request.margins
+        # What came of predictions tells of growth too.
+        margin = _GROWTH_MARGIN + spread if margins is None else max(_GROWTH_MARGIN, _over(spread, margins.tpot_high))
+        return alone_s + (limit_s - alone_s) / (1.0 + margin)
 
     def _ttft_margin_s(self, request: RequestShape, promise: Promise, option: Option) -> float:
         """Tell what waiting may take beyond its prediction: its interval, and what yet joins the step waited for.
@@ -137,8 +146,14 @@ class Admission:
         if promise.is_protected:
             return 0.0
         role = option.view.record.role
-        spread = (option.view.speed.prefill_spread or self._pools[role].prefill_spread) * request.ttft_widening
-        return spread * (option.queue_s + option.blocks_s) + min(option.wait_s, self._depth_s[role])
+        waits_s = option.queue_s + option.blocks_s
+        if not waits_s:
+            return 0.0
+        spread, margins = option.view.speed.prefill_spread or self._pools[role].prefill_spread, request.margins
+        joining_s = min(option.wait_s, self._depth_s[role])
+        if margins is None:
+            return spread * waits_s + joining_s
+        return max(_over(spread, margins.waiting_high) * waits_s, joining_s)  # what came tells of what joins, too
 
     def _has_room(self, option: Option, promise: Promise) -> bool:
         """Say whether the workers take the request at once; of what is not theirs each tier leaves a share free."""
@@ -158,7 +173,7 @@ class Admission:
         request, promise, now_s = case.request, case.promise, case.now_s
         left_s = promise.latest_s - now_s
         again_s = max(_SOONEST_S, min(room_in_s, left_s if left_s > 0.0 else _LATEST_S, _LATEST_S))
-        forecast = option.forecast(self._pools, request.ttft_widening, request.tpot_widening)
+        forecast = option.forecast(self._pools, request.margins)
         return Hold(reason, now_s + again_s, promise.key_s, forecast)
 
     def _too_late(self, case: Case, option: Option, ttft_s: float) -> Rejection:
@@ -196,9 +211,9 @@ class Admission:
         """
         roster, promised = case.roster, case.cluster.promised
         request = case.request
-        forecast = option.forecast(self._pools, request.ttft_widening, request.tpot_widening)
-        spread = max(forecast.ttft_spread, forecast.tpot_spread)
-        certain_s = max(drain_s, 0.0) * (1.0 + spread)
+        forecast = option.forecast(self._pools, request.margins)
+        over = max(_times(forecast.ttft_high_s, forecast.ttft_s), _times(forecast.tpot_high_s, forecast.tpot_s))
+        certain_s = max(drain_s, 0.0) * min(over, 1.0 + _MOST_OVER)
         promised_s = promised.tokens_before[-1] * self._per_token_s(roster) / _PROMISED_SHARE
         chance = zlib.crc32(request.request_id.encode()) / 2**32
         spread_s = max(certain_s, option.prefill_s / max(1, roster.num_senders or roster.num_receivers))
@@ -219,6 +234,15 @@ class Admission:
         if roster.num_senders:
             return self._pools[Role.PREFILL].s_per_prompt_token / roster.num_senders
         return self._pools[Role.DECODE].s_per_prompt_token / max(1, roster.num_receivers)
+
+
+def _over(spread: float, high: float) -> float:
+    """Say how much longer than predicted a time may be, as a share of the prediction."""
+    return min(end_s(1.0, spread, _EDGE * high) - 1.0, _MOST_OVER)
+
+
+def _times(high_s: float, predicted_s: float) -> float:
+    return high_s / predicted_s if predicted_s > 0.0 else 1.0
 
 
 def _left(promise: Promise) -> str:
