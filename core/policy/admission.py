@@ -137,7 +137,7 @@ class Admission:
         margin = _GROWTH_MARGIN + spread if margins is None else max(_GROWTH_MARGIN, _over(spread, margins.tpot_high))
         return alone_s + (limit_s - alone_s) / (1.0 + margin)
 
-    def _ttft_margin_s(self, request: RequestShape, promise: Promise, option: Option) -> float:
+    def _ttft_margin_s(self, request: RequestShape, promise: Promise, option: Option, *, edge: float = _EDGE) -> float:
         """Tell what waiting may take beyond its prediction: its interval, and what yet joins the step waited for.
 
         Prompts of one step end together; while one waits no more joins than comes meanwhile, or than a worker is given
@@ -153,7 +153,7 @@ class Admission:
         joining_s = min(option.wait_s, self._depth_s[role])
         if margins is None:
             return spread * waits_s + joining_s
-        return max(_over(spread, margins.waiting_high) * waits_s, joining_s)  # what came tells of what joins, too
+        return max(_over(spread, margins.waiting_high, edge) * waits_s, joining_s)  # what came tells of what joins, too
 
     def _has_room(self, option: Option, promise: Promise) -> bool:
         """Say whether the workers take the request at once; of what is not theirs each tier leaves a share free."""
@@ -182,8 +182,11 @@ class Admission:
         reason = f"TTFT {least if least == most else f'{least} to {most}'} is the least predicted, {_left(promise)}"
         if option.prefill_s + option.first_step_s + option.transfer_s > promise.ttft_s:
             return Rejection("slo_infeasible", f"{reason}; the prompt alone takes longer")
-        # A queue shrinks by one second each second; an equal request has all of its target before it.
-        return self._overloaded(case, option, reason, ttft_s - promise.ttft_s)
+        # A queue shrinks by one second each second; an equal request has all of its target before it. Of the interval
+        # all that is above the prediction counts: who is told a time is to be in time when it comes.
+        surely_s = self._ttft_margin_s(case.request, promise, option, edge=1.0)
+        late_s = ttft_s + surely_s - self._ttft_margin_s(case.request, promise, option)
+        return self._overloaded(case, option, reason, late_s - promise.ttft_s)
 
     def _too_slow(self, case: Case, option: Option, limit_s: float) -> Decision:
         """Hold what the batch has a place for in time, refuse the rest."""
@@ -201,7 +204,9 @@ class Admission:
             reason += f", less a margin {_ms(limit_s)}"
         if recovery_s == math.inf and limit_s >= promise.tpot_s * promise.share:
             return Rejection("slo_infeasible", f"{reason}; a single output is no faster")
-        return self._overloaded(case, option, reason, min(recovery_s, option.batch.sequence_s))
+        spread, margins = option.decode_view.speed.decode_spread or pool.decode_spread, case.request.margins
+        over = spread if margins is None else _over(spread, margins.tpot_high, 1.0)
+        return self._overloaded(case, option, reason, min(recovery_s, option.batch.sequence_s) * (1.0 + over))
 
     def _overloaded(self, case: Case, option: Option, reason: str, drain_s: float) -> Rejection:
         """Name the time when what stands before an equal request is done, at the upper end of its interval.
@@ -210,12 +215,9 @@ class Admission:
         are spread over the drain itself, by request id.
         """
         roster, promised = case.roster, case.cluster.promised
-        request = case.request
-        forecast = option.forecast(self._pools, request.margins)
-        over = max(_times(forecast.ttft_high_s, forecast.ttft_s), _times(forecast.tpot_high_s, forecast.tpot_s))
-        certain_s = max(drain_s, 0.0) * min(over, 1.0 + _MOST_OVER)
+        certain_s = max(drain_s, 0.0)
         promised_s = promised.tokens_before[-1] * self._per_token_s(roster) / _PROMISED_SHARE
-        chance = zlib.crc32(request.request_id.encode()) / 2**32
+        chance = zlib.crc32(case.request.request_id.encode()) / 2**32
         spread_s = max(certain_s, option.prefill_s / max(1, roster.num_senders or roster.num_receivers))
         earliest_s = max(certain_s + promised_s + chance * spread_s, _SOONEST_S)
         if earliest_s > _MOST_EARLIEST_S:
@@ -236,13 +238,9 @@ class Admission:
         return self._pools[Role.DECODE].s_per_prompt_token / max(1, roster.num_receivers)
 
 
-def _over(spread: float, high: float) -> float:
-    """Say how much longer than predicted a time may be, as a share of the prediction."""
-    return min(end_s(1.0, spread, _EDGE * high) - 1.0, _MOST_OVER)
-
-
-def _times(high_s: float, predicted_s: float) -> float:
-    return high_s / predicted_s if predicted_s > 0.0 else 1.0
+def _over(spread: float, high: float, edge: float = _EDGE) -> float:
+    """Say how much longer than predicted a time may be, as a share of it, by `edge` of the interval above it."""
+    return min(end_s(1.0, spread, edge * high) - 1.0, _MOST_OVER)
 
 
 def _left(promise: Promise) -> str:
