@@ -87,6 +87,7 @@ class PredictionReport:
     interval_factor: float
     trusted: bool
     reason: str
+    refuted: bool = False  # neither: too little was seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +201,9 @@ def _promise_lines(promises: Sequence[PromiseReport]) -> list[str]:
     notes = []
     for promise in promises:
         within = {p.quantity: _coverage(p) for p in promise.predictions}
-        doubted = [p for p in promise.predictions if not p.trusted]
-        trust = "-" if not within else "not trusted" if doubted else "trusted"
+        doubted = [p for p in promise.predictions if p.refuted]
+        seen = all(p.trusted for p in promise.predictions)
+        trust = "-" if not within else "not trusted" if doubted else "trusted" if seen else "not known yet"
         shares = (f"{promise.target:.1%}", _share(promise.attained_60s), _share(promise.attained_1h))
         rows.append((promise.slo_class, *shares, within.get("ttft", "-"), within.get("tpot", "-"), trust))
         notes += [

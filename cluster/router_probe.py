@@ -61,6 +61,7 @@ def _promises(answer: bytes) -> tuple[PromiseReport, ...]:
                     p["interval_factor"],
                     p["trusted"],
                     p["reason"],
+                    p["refuted"],
                 )
                 for p in found["predictions"]
             ),

@@ -28,6 +28,7 @@ from core.types import (
     Forecast,
     HeldWork,
     Hold,
+    Margins,
     Rejection,
     RequestShape,
     Role,
@@ -38,7 +39,7 @@ from core.types import (
     WorkerState,
 )
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 # Whose KV a worker does not take, or that it stands still, is no load: it shows in who a request must not go to.
 NO_LOAD: Final = frozenset({"quarantined", "stalled"})
 _STATE_FIELDS: Final = tuple(name for name in WorkerState.__dataclass_fields__ if name not in NO_LOAD)
@@ -154,8 +155,9 @@ def _plain(flat: RequestShape | Decision | HeldWork) -> Fields:
     if isinstance(flat, Rejection | HeldWork):
         return {name: getattr(flat, name) for name in flat.__dataclass_fields__}
     fields = flat._asdict()
-    if isinstance(forecast := fields.get("forecast"), Forecast):
-        fields["forecast"] = forecast._asdict()
+    for name in ("forecast", "margins"):
+        if (nested := fields.get(name)) is not None:
+            fields[name] = nested._asdict()
     return fields
 
 
@@ -217,6 +219,8 @@ def _decided(fields: Mapping[str, Any]) -> Decided:
         decision = Rejection(**fields["rejection"])
     request = dict(fields["request"])
     request["cached"] = tuple((str(worker_id), int(tokens)) for worker_id, tokens in request["cached"])
+    if request["margins"] is not None:
+        request["margins"] = Margins(**request["margins"])
     return Decided(fields["at_s"], RequestShape(**request), tuple(fields["excluded"]), decision)
 
 

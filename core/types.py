@@ -9,7 +9,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+WAITING_SHARE: Final = 0.05  # of a TTFT; more is noticed
 
 
 class Role(enum.StrEnum):
@@ -192,6 +194,20 @@ class ControlDecision:
     outcome: str = ""  # empty: it is under way
 
 
+class Margins(NamedTuple):
+    """The ends of the 90 % intervals of a class's predictions: in spreads, on a logarithmic scale about the prediction.
+
+    They follow what came of earlier predictions, see core.policy.interval.
+    """
+
+    ttft_low: float  # of requests that need not wait; no more than 0
+    ttft_high: float  # no less than 0
+    waiting_low: float  # TTFT of the others
+    waiting_high: float
+    tpot_low: float
+    tpot_high: float
+
+
 class RequestShape(NamedTuple):
     """What a policy may know of a request before it runs."""
 
@@ -209,15 +225,15 @@ class RequestShape(NamedTuple):
     cached: tuple[tuple[str, int], ...] = ()  # (worker id, prompt tokens believed in its cache), by worker id
     over_share_s: float = 0.0  # service that its tenant had beyond its fair share, see core.policy.fairness
     is_reserved: bool = False  # it was promised this time, see core.policy.reservations
-    ttft_widening: float = 1.0  # what spreads of predictions are multiplied by, see core.policy.calibration
-    tpot_widening: float = 1.0
+    margins: Margins | None = None  # of its class's predictions; None: nobody follows them, spreads are as claimed
     attainment: float | None = None  # of its class, as measured; None: predictions of it are trusted
 
 
 class Forecast(NamedTuple):
     """What is predicted of one route, from the decision on; the parts of the TTFT follow one another.
 
-    A spread is the half width of the 90 % interval, as a share of the predicted value.
+    A spread is half the width of the 90 % interval that costs claim, as a share of the predicted value; the ends are
+    those of the interval that is given out.
     """
 
     queue_s: float  # until the prompt is begun
@@ -228,11 +244,20 @@ class Forecast(NamedTuple):
     tpot_s: float  # once the request has joined the decode batch
     ttft_spread: float = 0.0
     tpot_spread: float = 0.0
+    ttft_low_s: float = 0.0
+    ttft_high_s: float = 0.0
+    tpot_low_s: float = 0.0
+    tpot_high_s: float = 0.0
 
     @property
     def ttft_s(self) -> float:
         """Add up the parts."""
         return self.queue_s + self.prefill_s + self.transfer_s + self.blocks_s + self.first_step_s
+
+    @property
+    def waits(self) -> bool:
+        """Whether a noticeable part of the TTFT is waiting, of which less is known than of the rest."""
+        return self.queue_s + self.blocks_s > WAITING_SHARE * self.ttft_s
 
 
 class Route(NamedTuple):

@@ -67,7 +67,7 @@ class Dispatcher:
         self._observer = observer
         self._breakers = breakers
         self._ids = SecretIds()
-        self._legs = Legs(pool=pool, lease_s=spec.lease_s, ids=self._ids, metrics=observer.metrics, breakers=breakers)
+        self._legs = Legs(pool=pool, lease_s=spec.lease_s, ids=self._ids, observer=observer, breakers=breakers)
         self._pool = pool
         self._resumer = Resumer(pool=pool, placer=placer, legs=self._legs, metrics=observer.metrics, breakers=breakers)
         self._default_target = next(c for c in spec.slo_classes if c.name == spec.slo_default)

@@ -139,8 +139,8 @@ class Explainer:
             failed_tries=tuple(FailedTry(route.decode, route.prefill, error) for route, error in record.tries),
             cache=_cache(record),
             timeline=_timeline(record, record.timeline_at(self._clock())),
-            predicted_ttft=None if forecast is None else ttft_from_arrival(record, forecast),
-            predicted_tpot=None if forecast is None else predicted(forecast.tpot_s, forecast.tpot_spread),
+            predicted_ttft=None if forecast is None else predicted_ttft(forecast, before_s=record.waited_s),
+            predicted_tpot=None if forecast is None else predicted_tpot(forecast),
             actual=_actual(record),
             resumes=tuple(ResumedTold(_ms(r.at_s), _ms(r.gap_s), r.decode) for r in record.resumes),
         )
@@ -162,15 +162,15 @@ def _asked(options: _Options, shape: RequestShape, view: ClusterView, now_s: flo
     return options(shape, view, now_s, limit=MAX_CANDIDATES)
 
 
-def predicted(value_s: float, spread: float, *, before_s: float = 0.0) -> Predicted:
-    """Write a predicted time with its interval; `before_s` of it has passed and is certain."""
-    low_s, high_s = value_s * max(0.0, 1 - spread), value_s * (1 + spread)
-    return Predicted(_ms(before_s + value_s), _ms(before_s + low_s), _ms(before_s + high_s))
+def predicted_ttft(forecast: Forecast, *, before_s: float = 0.0) -> Predicted:
+    """Write a predicted TTFT with its interval; `before_s` has passed and is certain."""
+    ends_ms = _ms(before_s + forecast.ttft_low_s), _ms(before_s + forecast.ttft_high_s)
+    return Predicted(_ms(before_s + forecast.ttft_s), *ends_ms)
 
 
-def ttft_from_arrival(record: RequestRecord, forecast: Forecast) -> Predicted:
-    """Write the TTFT as its client was to see it, the time before the decision included."""
-    return predicted(forecast.ttft_s, forecast.ttft_spread, before_s=record.waited_s)
+def predicted_tpot(forecast: Forecast) -> Predicted:
+    """Write a predicted TPOT with its interval."""
+    return Predicted(_ms(forecast.tpot_s), _ms(forecast.tpot_low_s), _ms(forecast.tpot_high_s))
 
 
 def _choice(record: RequestRecord, routes: tuple[Route, ...]) -> Choice | None:
@@ -221,7 +221,8 @@ def _because(taken: Route, routes: tuple[Route, ...]) -> str:
 
 def _candidate(route: Route, decision: Decision | None) -> Candidate:
     chosen = isinstance(decision, Route) and _same(route, decision)
-    forecast = route.forecast
+    # Of the route taken, what was predicted when it was: then nothing that is held goes before it any more.
+    forecast = decision.forecast if isinstance(decision, Route) and chosen else route.forecast
     if forecast is None:
         return Candidate(route.decode, route.prefill, chosen, route.reason, *[None] * 7)
     return Candidate(
@@ -229,8 +230,8 @@ def _candidate(route: Route, decision: Decision | None) -> Candidate:
         route.prefill,
         chosen,
         route.reason,
-        predicted(forecast.ttft_s, forecast.ttft_spread),
-        predicted(forecast.tpot_s, forecast.tpot_spread),
+        predicted_ttft(forecast),
+        predicted_tpot(forecast),
         _ms(forecast.queue_s),
         _ms(forecast.prefill_s),
         _ms(forecast.transfer_s),

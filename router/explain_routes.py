@@ -31,9 +31,10 @@ class PredictionBody(BaseModel):
     coverage: Annotated[float | None, Field(description="share within the 90 % interval; null: no outcome yet")]
     band_low: float
     band_high: float
-    interval_factor: Annotated[float, Field(description="what spreads are multiplied by")]
+    interval_factor: Annotated[float, Field(description="half the width of the interval, in spreads that costs claim")]
     bias: Annotated[float | None, Field(description="median of actual over predicted")]
-    trusted: Annotated[bool, Field(description="false: admission goes by measured attainment alone")]
+    refuted: Annotated[bool, Field(description="they were not: admission goes by measured attainment alone")]
+    trusted: Annotated[bool, Field(description="enough outcomes were seen, and they were as predicted")]
     reason: str
 
 
@@ -111,6 +112,7 @@ def add_status(
                     band_high=c.band[1],
                     interval_factor=c.factor,
                     bias=c.bias,
+                    refuted=c.is_refuted,
                     trusted=c.trusted,
                     reason=c.reason,
                 )

@@ -93,8 +93,6 @@ class Knowledge:
         """Say what a policy may know of a request."""
         facts, asked = life.facts, life.asked
         tenant = life.tenant.name
-        widening = self._calibration.spread_factor(asked.slo_class)
-        life.record.widening = widening
         return RequestShape(
             life.exchange.request_id,
             facts.prompt_tokens,
@@ -110,8 +108,7 @@ class Knowledge:
             self._prefixes.lookup(facts.prompt.pieces),
             self._service.over_share_s(tenant) if self._has_tenants else 0.0,
             life.is_reserved,
-            widening.ttft,
-            widening.tpot,
+            self._calibration.margins(asked.slo_class),
             self._calibration.measured_attainment(asked.slo_class),
         )
 

@@ -19,7 +19,7 @@ from core.policy.context import Tier
 from core.types import Handover, Leg, Route
 from router.ids import SecretIds
 from router.life import Life
-from router.metrics import RouterMetrics
+from router.observer import Observer
 from router.relay import Answer, PrefillLeg
 
 
@@ -27,12 +27,12 @@ class Legs:
     """Runs tries; holds nothing between them."""
 
     def __init__(
-        self, *, pool: WorkerPool, lease_s: float, ids: SecretIds, metrics: RouterMetrics, breakers: Breakers
+        self, *, pool: WorkerPool, lease_s: float, ids: SecretIds, observer: Observer, breakers: Breakers
     ) -> None:
         self._pool = pool
         self._lease_s = lease_s
         self._ids = ids
-        self._metrics = metrics
+        self._observer = observer
         self._breakers = breakers
 
     async def run(self, life: Life, call: HttpCall, route: Route) -> None:
@@ -52,7 +52,7 @@ class Legs:
             await self._run_pair(life, call, prefill, decode)
 
     async def _run_whole(self, life: Life, call: HttpCall, worker: WorkerSession) -> None:
-        answer = Answer(life, self._metrics)
+        answer = Answer(life, self._observer)
         try:
             worker.send(answer, Leg.WHOLE, _order(life, call, None, worker))
             await answer.out()
@@ -68,7 +68,7 @@ class Legs:
 
         def prefilled(outcome: str, reason: str, error: BatonError | None) -> None:
             life.record.is_handing_over = False
-            self._metrics.handed_over(outcome)
+            self._observer.metrics.handed_over(outcome)
             _ended(life, Leg.PREFILL)
             if reason:
                 decode.cancel_transfer(handover.transfer_id, reason)
@@ -77,7 +77,7 @@ class Legs:
             elif error is not None and error.retriable:
                 self._breakers.failed(prefill.record.worker_id, time.monotonic())
 
-        answer, prefill_leg = Answer(life, self._metrics), PrefillLeg(prefilled)
+        answer, prefill_leg = Answer(life, self._observer), PrefillLeg(prefilled)
         is_answered = False
         life.record.is_handing_over = True
         try:

@@ -234,7 +234,8 @@ class RouterMetrics(Collector):
         found = [((c.slo_class, c.quantity), c) for c in self._calibration()]
         yield _gauge(names.COVERAGE, ((k, c.coverage) for k, c in found if c.coverage is not None))
         yield _gauge(names.INTERVAL_FACTOR, ((k, c.factor) for k, c in found))
-        yield _gauge(names.TRUSTED, ((k, c.trusted) for k, c in found))
+        # While too little was seen there is nothing to raise an alarm about.
+        yield _gauge(names.TRUSTED, ((k, c.trusted) for k, c in found if c.trusted or c.is_refuted))
 
     def _workers(self) -> Iterable[Family]:
         view = self._view()

@@ -89,6 +89,12 @@ class Observer:
         self.traffic.began(record)
         return None if self._tracer is None else self._tracer.began(record, traceparent)
 
+    def answering(self, life: Life, now_s: float) -> None:
+        """Compare the TTFT of a stream, whose first bytes are here: what it says concerns the next ones already."""
+        record = life.record
+        if (forecast := record.forecast) is not None and not record.tries:
+            self.calibration.observe(record.slo.name, forecast, ttft_s=now_s - life.arrived_s - record.waited_s)
+
     def finished(self, life: Life, failure: Exception | None, record: RequestRecord | None) -> None:
         """Complete the record of a request whose answer is out, and let everyone learn from it.
 
@@ -121,5 +127,6 @@ class Observer:
         forecast, ttft_s = record.forecast, record.actual_ttft_s
         if forecast is None or record.tries:
             return
-        since_decision_s = None if ttft_s is None else ttft_s - record.waited_s
-        self.calibration.observe(record.slo.name, forecast, since_decision_s, record.tpot_s, widening=record.widening)
+        # Of a stream the first token was compared when it came.
+        since_decision_s = None if ttft_s is None or record.ttft_s is not None else ttft_s - record.waited_s
+        self.calibration.observe(record.slo.name, forecast, ttft_s=since_decision_s, tpot_s=record.tpot_s)

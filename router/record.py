@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final, NamedTuple
 
-from core.policy.calibration import AS_PREDICTED
 from core.router_spec import SLOTarget
 from core.types import ClusterView, Decision, Forecast, Hold, LegFacts, Rejection, RequestShape, Route
 from router.timeline import Marks, Timeline, timeline_of
@@ -66,7 +65,6 @@ class RequestRecord:
         "ttft_s",
         "view",
         "waited_s",
-        "widening",
     )
 
     def __init__(self, request_id: str, tenant: str, slo: SLOTarget, arrived_s: float, *, path: str = "") -> None:
@@ -84,7 +82,6 @@ class RequestRecord:
         self.forecast: Forecast | None = None  # of the route or the hold decided last
         self.waited_s = 0.0  # from arrival to that decision, which forecasts count from
         self.predicted_ttft_s = 0.0  # from arrival: waited and forecast; nothing without a forecast
-        self.widening = AS_PREDICTED  # what the spreads of that forecast were multiplied by
         self.holds: tuple[tuple[float, Hold], ...] = ()  # the first MAX_HOLDS, with the time of each
         self.num_holds = 0
         self.holding_since_s: float | None = None

@@ -20,7 +20,7 @@ from router.answer_headers import document_headers, start_headers, stream_commen
 from router.errors import in_one_shape
 from router.exchange import header_block
 from router.life import Life
-from router.metrics import RouterMetrics
+from router.observer import Observer
 
 # Hop-by-hop (RFC 9110, 7.6.1), or set anew on this side.
 _DROPPED: Final = frozenset(
@@ -49,18 +49,29 @@ class Answer(OpenCall):
     """
 
     __slots__ = (
-        *("_check", "_done", "_error", "_exchange", "_headers", "_is_stream", "_life", "_metrics", "_parts", "_status"),
+        *(
+            "_check",
+            "_done",
+            "_error",
+            "_exchange",
+            "_headers",
+            "_is_stream",
+            "_life",
+            "_observer",
+            "_parts",
+            "_status",
+        ),
         "_transcript",
     )
 
-    def __init__(self, life: Life, metrics: RouterMetrics) -> None:
+    def __init__(self, life: Life, observer: Observer) -> None:
         super().__init__()
         self._life = life
         self._transcript = life.transcript
         # Until what was sent has been made again.
         self._check = life.transcript.check() if life.transcript is not None and life.exchange.sent else None
         self._exchange = life.exchange
-        self._metrics = metrics
+        self._observer = observer
         self._status = 0
         self._headers: WorkerHeaders = ()
         self._is_stream = False
@@ -97,9 +108,12 @@ class Answer(OpenCall):
             self.abort()
             self._fail(Overloaded("the client reads too slowly: too much of its response is unread"))
             return
-        gap_s = self._life.chunk(data, time.monotonic())
+        now_s = time.monotonic()
+        gap_s = self._life.chunk(data, now_s)
         if gap_s is not None:
-            self._metrics.gap(gap_s)
+            self._observer.metrics.gap(gap_s)
+        else:
+            self._observer.answering(self._life, now_s)
         if self._transcript is not None:
             self._transcript.sent(data)
         self._exchange.write(data)

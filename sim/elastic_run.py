@@ -106,7 +106,14 @@ class _ElasticGear(Gear):
         self, fleet: Fleet, workload: Workload, targets: tuple[Target, ...], policy: Policy, *, seed: int
     ) -> None:
         super().__init__(
-            fleet.cluster, workload, targets, policy, seed=seed, refused=Refused.GIVE_UP, predicted_by=None
+            fleet.cluster,
+            workload,
+            targets,
+            policy,
+            seed=seed,
+            refused=Refused.GIVE_UP,
+            predicted_by=None,
+            calibration=None,
         )
         heappush(self._agenda, (TICK_S, Kind.CONTROL, NOBODY))
 

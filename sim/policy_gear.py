@@ -14,12 +14,14 @@ from heapq import heappop, heappush
 from itertools import accumulate
 from typing import Final
 
+from core.policy.calibration import Calibration
 from core.policy.context import ClassTarget, LinkFacts, PolicyContext, PoolFacts
 from core.policy.protocol import Policy
 from core.policy.registry import policy_named
 from core.policy.slack_queue import QueueRules, SlackQueue, Waiting
 from core.types import HeldWork, Hold, Rejection, RequestShape, Role, Route
 from sim.cluster import Admission, ClusterSpec, Mode, PoolSpec
+from sim.followed import FollowedForecasts
 from sim.gear_views import Views
 from sim.kernel.run import advance, advance_to_room
 from sim.kernel.state import HELD, NOBODY, ROOM
@@ -52,6 +54,7 @@ def simulate_with_policy(
     seed: int = 0,
     refused: Refused = Refused.GIVE_UP,
     predicted_by: PolicyContext | None = None,
+    calibration: Calibration | None = None,
 ) -> Outcome:
     """Run the workload through the cluster with every arrival placed by `policy`.
 
@@ -60,9 +63,19 @@ def simulate_with_policy(
     said; what it rejects is refused for good, unless `refused` says that clients come back: once, when they were told
     to (`Rejection.earliest_s`), as a new request whose `Outcome.arrived_s` and all that counts from there is that of
     the return. With `predicted_by`, the context of a policy whose costs are not the cluster's, the router corrects
-    them by the steps it sees. Equal arguments give equal outcomes.
+    them by the steps it sees. With a `calibration` it follows what comes of its predictions, as a live one does. Equal
+    arguments give equal outcomes.
     """
-    gear = Gear(cluster, workload, targets, policy, seed=seed, refused=refused, predicted_by=predicted_by)
+    gear = Gear(
+        cluster,
+        workload,
+        targets,
+        policy,
+        seed=seed,
+        refused=refused,
+        predicted_by=predicted_by,
+        calibration=calibration,
+    )
     gear.run()
     return gear.outcome()
 
@@ -146,11 +159,14 @@ class Gear:
         seed: int,
         refused: Refused,
         predicted_by: PolicyContext | None,
+        calibration: Calibration | None,
     ) -> None:
         self._cluster, self._policy, self._refused = cluster, policy, refused
         self._state = start(cluster, workload, targets, seed=seed)
         self._views = Views(cluster, self._state, predicted_by)
         self._beliefs = PrefixBeliefs(workload, self._views.hellos) if cluster.prefix_cache else None
+        self._calibration = calibration
+        self._followed = FollowedForecasts(cluster, self._state, targets, calibration) if calibration else None
         self._queue: SlackQueue[int] = SlackQueue(QueueRules())
         self._waiting: dict[int, Waiting[int]] = {}  # all and only the items of the queue, by request
         self._prompts, self._slo_classes = workload.prompt_tokens.tolist(), workload.classes().tolist()
@@ -244,6 +260,8 @@ class Gear:
         arrived_s, target = self._arrived[request], self._targets[self._slo_classes[request]]
         if request in self._promised_at_s:
             self._promise(request, None)
+        if self._followed:
+            self._followed.learn()
         shape = RequestShape(
             str(request),
             self._prompts[request],
@@ -254,6 +272,8 @@ class Gear:
             waited_s=now_s - arrived_s,
             cached=self._beliefs.cached(request) if self._beliefs else (),
             is_reserved=request in self._returned and self._refused is Refused.COME_BACK_RESERVED,
+            margins=self._calibration.margins(target.name) if self._calibration else None,
+            attainment=self._calibration.measured_attainment(target.name) if self._calibration else None,
         )
         self._decisions += 1
         held = _NOTHING if is_next else self._queue.held()
@@ -267,6 +287,8 @@ class Gear:
             self._views.sent(prefill, decode, target.tpot_s, now_s)
             if self._beliefs:
                 self._beliefs.record(decision.prefill or decision.decode, request)
+            if self._followed:
+                self._followed.given(request, decision.forecast, now_s)
             self._placing = (request, prefill, decode)
         elif isinstance(decision, Hold):
             self._given_up.append(request)

@@ -20,6 +20,7 @@ from core.policy.registry import policy_named
 from core.types import (
     ClusterView,
     Fingerprint,
+    Margins,
     RequestShape,
     Role,
     Route,
@@ -147,9 +148,13 @@ def _workers(role: Role, count: int) -> Iterator[WorkerView]:
         )
 
 
+_MARGINS: Final = Margins(-1.0, 1.5, -1.5, 2.5, -1.0, 1.0)  # as a live router tells them with each request
+
+
 def _request(number: int, workers_per_role: int, rng: random.Random) -> RequestShape:
     """Make a request of any length whose beginning some workers know."""
     tokens = rng.randrange(100, 4000)
     knowing = rng.sample(range(workers_per_role), min(_CACHED_ON, workers_per_role))
     cached = sorted((f"{role.value}-{each}", tokens // 2) for role in Role for each in knowing)
-    return RequestShape(f"r{number}", tokens, 256, "interactive", sequence=number, tenant="a", cached=tuple(cached))
+    shape = RequestShape(f"r{number}", tokens, 256, "interactive", sequence=number, tenant="a", cached=tuple(cached))
+    return shape._replace(margins=_MARGINS)

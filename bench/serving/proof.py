@@ -85,6 +85,7 @@ class Calibration:
     reason: str
     outcomes: int = 0  # that the coverage comes from
     band: tuple[float, float] = (0.0, 1.0)  # in which the coverage of a right interval lies
+    is_refuted: bool = False  # neither trusted nor refuted: too little was seen
 
     @property
     def is_covered(self) -> bool:

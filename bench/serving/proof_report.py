@@ -79,7 +79,7 @@ def _checks(proof: Proof) -> Iterator[tuple[str, str, str]]:
 
 def _calibration(proof: Proof) -> tuple[str, str]:
     known = [c for c in proof.calibration if c.coverage is not None]
-    lost = [f"{c.slo_class} {c.quantity} ({c.reason})" for c in proof.calibration if not c.is_trusted]
+    lost = [f"{c.slo_class} {c.quantity} ({c.reason})" for c in proof.calibration if c.is_refuted]
     if lost:
         return f"predictions are not believed: {', '.join(lost)}", "open"
     if not known:
@@ -88,7 +88,9 @@ def _calibration(proof: Proof) -> tuple[str, str]:
     words = f"outcomes within the router's 90 % interval: {', '.join(told)}"
     wide = [f"{c.slo_class} {c.quantity}" for c in known if not c.is_covered]
     if wide:
-        return f"{words}; too few of {', '.join(wide)}, though predictions are still believed", "open"
+        return f"{words}; outside the band that chance allows: {', '.join(wide)}", "open"
+    if not all(c.is_trusted for c in known):
+        return f"{words}: too few to tell yet", "open"
     return f"believed; {words}", "good"
 
 

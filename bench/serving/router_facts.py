@@ -44,6 +44,7 @@ def calibration_in(status: Mapping[str, Any]) -> tuple[Calibration, ...]:
             p["reason"],
             p["outcomes"],
             (p["band_low"], p["band_high"]),
+            p["refuted"],
         )
         for found in status["classes"]
         for p in found["predictions"]

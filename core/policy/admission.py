@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from core.policy.calibration import admits_by_measure
 from core.policy.context import PolicyContext
+from core.policy.interval import end_s
 from core.policy.options import Option
 from core.policy.prediction import PoolForecast
 from core.policy.promise import LATE_S, NO_TARGET, Promise, Promises
@@ -28,6 +29,12 @@ _LATEST_S: Final = 1.0
 # Promised times leave this share of the capacity to requests that come for the first time.
 _PROMISED_SHARE: Final = 0.5
 _MOST_EARLIEST_S: Final = 600.0  # beyond it no time is named
+# A margin on what is uncertain is no more than so many times the prediction: where intervals are wider, waiting for
+# certainty would leave workers idle.
+_MOST_OVER: Final = 2.0
+# And it is this share of the interval above the prediction: a request at the edge is worth its place when it keeps its
+# target four times in five (0.5 x 1.645 standard deviations of a normal distribution).
+_EDGE: Final = 0.5
 _ROUNDING: Final = 1e-9  # of a target
 # A batch may grow to where what others add to an output token leaves this much, as a share of it, before the target:
 # those on their way come together, and outputs are longer than their mean.
@@ -89,7 +96,7 @@ class Admission:
         limit_s = self.tpot_limit_s(case.request, promise, option)
         if option.tpot_s > limit_s and context.admit_by_tpot and not is_firm:
             return self._too_slow(case, option, limit_s)
-        forecast = option.forecast(self._pools, case.request.ttft_widening, case.request.tpot_widening)
+        forecast = option.if_it_goes().forecast(self._pools, case.request.margins)
         return Route(option.decode, option.prefill, option.reason, forecast)
 
     def _by_measure(self, case: Case) -> Rejection | None:
@@ -125,10 +132,12 @@ class Admission:
         alone_s = pool.alone_s(request.prompt_tokens) * option.batch.factor
         if limit_s <= alone_s:
             return limit_s
-        spread = (view.speed.decode_spread or pool.decode_spread) * request.tpot_widening
-        return alone_s + (limit_s - alone_s) / (1.0 + _GROWTH_MARGIN + spread)
+        spread, margins = view.speed.decode_spread or pool.decode_spread, request.margins
+        # What came of predictions tells of growth too.
+        margin = _GROWTH_MARGIN + spread if margins is None else max(_GROWTH_MARGIN, _over(spread, margins.tpot_high))
+        return alone_s + (limit_s - alone_s) / (1.0 + margin)
 
-    def _ttft_margin_s(self, request: RequestShape, promise: Promise, option: Option) -> float:
+    def _ttft_margin_s(self, request: RequestShape, promise: Promise, option: Option, *, edge: float = _EDGE) -> float:
         """Tell what waiting may take beyond its prediction: its interval, and what yet joins the step waited for.
 
         Prompts of one step end together; while one waits no more joins than comes meanwhile, or than a worker is given
@@ -137,8 +146,14 @@ class Admission:
         if promise.is_protected:
             return 0.0
         role = option.view.record.role
-        spread = (option.view.speed.prefill_spread or self._pools[role].prefill_spread) * request.ttft_widening
-        return spread * (option.queue_s + option.blocks_s) + min(option.wait_s, self._depth_s[role])
+        waits_s = option.queue_s + option.blocks_s
+        if not waits_s:
+            return 0.0
+        spread, margins = option.view.speed.prefill_spread or self._pools[role].prefill_spread, request.margins
+        joining_s = min(option.wait_s, self._depth_s[role])
+        if margins is None:
+            return spread * waits_s + joining_s
+        return max(_over(spread, margins.waiting_high, edge) * waits_s, joining_s)  # what came tells of what joins, too
 
     def _has_room(self, option: Option, promise: Promise) -> bool:
         """Say whether the workers take the request at once; of what is not theirs each tier leaves a share free."""
@@ -158,7 +173,7 @@ class Admission:
         request, promise, now_s = case.request, case.promise, case.now_s
         left_s = promise.latest_s - now_s
         again_s = max(_SOONEST_S, min(room_in_s, left_s if left_s > 0.0 else _LATEST_S, _LATEST_S))
-        forecast = option.forecast(self._pools, request.ttft_widening, request.tpot_widening)
+        forecast = option.forecast(self._pools, request.margins)
         return Hold(reason, now_s + again_s, promise.key_s, forecast)
 
     def _too_late(self, case: Case, option: Option, ttft_s: float) -> Rejection:
@@ -167,8 +182,11 @@ class Admission:
         reason = f"TTFT {least if least == most else f'{least} to {most}'} is the least predicted, {_left(promise)}"
         if option.prefill_s + option.first_step_s + option.transfer_s > promise.ttft_s:
             return Rejection("slo_infeasible", f"{reason}; the prompt alone takes longer")
-        # A queue shrinks by one second each second; an equal request has all of its target before it.
-        return self._overloaded(case, option, reason, ttft_s - promise.ttft_s)
+        # A queue shrinks by one second each second; an equal request has all of its target before it. Of the interval
+        # all that is above the prediction counts: who is told a time is to be in time when it comes.
+        surely_s = self._ttft_margin_s(case.request, promise, option, edge=1.0)
+        late_s = ttft_s + surely_s - self._ttft_margin_s(case.request, promise, option)
+        return self._overloaded(case, option, reason, late_s - promise.ttft_s)
 
     def _too_slow(self, case: Case, option: Option, limit_s: float) -> Decision:
         """Hold what the batch has a place for in time, refuse the rest."""
@@ -186,7 +204,9 @@ class Admission:
             reason += f", less a margin {_ms(limit_s)}"
         if recovery_s == math.inf and limit_s >= promise.tpot_s * promise.share:
             return Rejection("slo_infeasible", f"{reason}; a single output is no faster")
-        return self._overloaded(case, option, reason, min(recovery_s, option.batch.sequence_s))
+        spread, margins = option.decode_view.speed.decode_spread or pool.decode_spread, case.request.margins
+        over = spread if margins is None else _over(spread, margins.tpot_high, 1.0)
+        return self._overloaded(case, option, reason, min(recovery_s, option.batch.sequence_s) * (1.0 + over))
 
     def _overloaded(self, case: Case, option: Option, reason: str, drain_s: float) -> Rejection:
         """Name the time when what stands before an equal request is done, at the upper end of its interval.
@@ -195,12 +215,9 @@ class Admission:
         are spread over the drain itself, by request id.
         """
         roster, promised = case.roster, case.cluster.promised
-        request = case.request
-        forecast = option.forecast(self._pools, request.ttft_widening, request.tpot_widening)
-        spread = max(forecast.ttft_spread, forecast.tpot_spread)
-        certain_s = max(drain_s, 0.0) * (1.0 + spread)
+        certain_s = max(drain_s, 0.0)
         promised_s = promised.tokens_before[-1] * self._per_token_s(roster) / _PROMISED_SHARE
-        chance = zlib.crc32(request.request_id.encode()) / 2**32
+        chance = zlib.crc32(case.request.request_id.encode()) / 2**32
         spread_s = max(certain_s, option.prefill_s / max(1, roster.num_senders or roster.num_receivers))
         earliest_s = max(certain_s + promised_s + chance * spread_s, _SOONEST_S)
         if earliest_s > _MOST_EARLIEST_S:
@@ -219,6 +236,11 @@ class Admission:
         if roster.num_senders:
             return self._pools[Role.PREFILL].s_per_prompt_token / roster.num_senders
         return self._pools[Role.DECODE].s_per_prompt_token / max(1, roster.num_receivers)
+
+
+def _over(spread: float, high: float, edge: float = _EDGE) -> float:
+    """Say how much longer than predicted a time may be, as a share of it, by `edge` of the interval above it."""
+    return min(end_s(1.0, spread, edge * high) - 1.0, _MOST_OVER)
 
 
 def _left(promise: Promise) -> str:

@@ -1,24 +1,20 @@
-"""Whether predictions can be believed: how often their intervals hold, what widens them, and when they are trusted.
+"""Whether predictions can be believed: how often their intervals hold, what ends they have, and when they are trusted.
 
-Owns the residuals of each SLO class over a rolling window, and nothing else: no clock, no random number, so equal
-observations give equal answers. It is fed by whoever drives a policy, which takes the answers as data (RequestShape);
-so decisions replay. Must not know policies, metrics or who asks.
+Owns what came of the predictions of each SLO class over a rolling window, and nothing else: no clock, no random number,
+so equal observations give equal answers. It is fed by whoever drives a policy, which takes the answers as data
+(RequestShape); so decisions replay. Must not know policies, metrics or who asks.
 
-Three steps, each taken on evidence:
+1. The ends of intervals follow the outcomes (core.policy.interval), those of each class apart, and of a TTFT those of
+   requests that must wait apart from the others: a wait can only be guessed, a prompt's own time is known.
+2. The share of outcomes within their interval, as it was given out with the decision, should be TARGET. With n outcomes
+   that share errs by sqrt(TARGET (1 - TARGET) / n) (binomial), with n over RUN for those that share a batch err alike;
+   BAND_Z such errors are the band.
+3. Predictions are trusted once MIN_OUTCOMES were seen and the share is not below the band, of all and of either kind;
+   while the median outcome is within a factor of MAX_BIAS of its prediction, and most intervals say something
+   (MAX_WIDTH). When that fails they are not, until a whole window of later ones was right: so trust does not flicker.
 
-1. The interval of a prediction is its value times (1 +- spread). The share of outcomes within it should be TARGET.
-   With n outcomes that share errs by sqrt(TARGET (1 - TARGET) / n) (binomial); BAND_Z such errors are the band.
-2. When the share leaves the band, spreads are multiplied by the quantile of the residuals that would have held TARGET
-   of the window, with the correction for a finite sample: ceil((n + 1) TARGET) of n residuals. This is split conformal
-   prediction with residuals scaled by the spread (Lei et al., "Distribution-Free Predictive Inference for Regression",
-   2018, sections 2.2 and 5.2), over the latest outcomes only, for loads drift.
-3. When intervals as they were given out, widened ones, still fall below the band, or the factor exceeds MAX_FACTOR, or
-   the median outcome is more than MAX_BIAS times the prediction or less than one MAX_BIAS-th of it, predictions are not
-   trusted. They are again when a whole window of later ones held: within the band, at a factor and a bias of at most
-   the square roots of those limits, so that trust does not flicker.
-
-While predictions are not trusted, admission goes by what is measured: the share of the requests served last that kept
-their SLO, see `admits_by_measure`.
+While there is evidence against predictions, admission goes by what is measured: the share of the requests served last
+that kept their SLO, see `admits_by_measure`.
 """
 
 from __future__ import annotations
@@ -29,32 +25,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from core.types import Forecast
+from core.policy.interval import TARGET, AdaptiveInterval, residual_of
+from core.types import Forecast, Margins
 
-TARGET: Final = 0.9
 WINDOW: Final = 200
 MIN_OUTCOMES: Final = 50  # fewer say nothing: the band would be wider than a tenth
-JUDGE_EVERY: Final = 50
 BAND_Z: Final = 2.58  # one check in a hundred errs
-MAX_FACTOR: Final = 4.0
+RUN: Final = 2.0  # the share of 200 varied twice as much as that of independent outcomes, TPOT in simulated load steps
 MAX_BIAS: Final = 2.0
-# Of predictions that claim to be surer, or claim nothing: step times tell nothing of what lies between steps (a router,
-# an HTTP layer, a busy core), which was 10 to 25 % of a TTFT of 100 ms on two cores.
-MIN_SPREAD: Final = 0.15
+MAX_WIDTH: Final = 16.0  # upper over lower end: "a quarter to four times" says nothing
 MIN_ADMITTED: Final = 0.1  # share let through whatever is measured, for nothing else brings new measurements
 _GOLDEN: Final = (math.sqrt(5) - 1) / 2  # its multiples are spread evenly over [0, 1) (Weyl, 1916)
-_NO_INTERVAL: Final = 100.0  # a factor that says that there is none
-
-
-@dataclass(frozen=True, slots=True)
-class Widening:
-    """What the spreads of a prediction are multiplied by."""
-
-    ttft: float = 1.0
-    tpot: float = 1.0
-
-
-AS_PREDICTED: Final = Widening()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,39 +47,37 @@ class Coverage:
     outcomes: int  # in the window
     coverage: float | None  # share of them within the interval that was given out; None: there are none
     band: tuple[float, float]  # in which that share may lie by chance
-    factor: float  # that spreads are multiplied by
+    factor: float  # half the width of the next interval, in spreads as claimed; the wider kind's
     bias: float | None  # median of outcome over prediction
     trusted: bool
     reason: str  # in words: why trusted or not
+
+    @property
+    def is_refuted(self) -> bool:
+        """Whether there is evidence against the predictions, so that admission goes by what is measured."""
+        return not self.trusted and self.outcomes >= MIN_OUTCOMES
 
 
 class Calibration:
     """Follows the predictions of every class."""
 
     def __init__(self, classes: Iterable[str]) -> None:
-        """Begin without evidence: factors are 1 and predictions are trusted."""
-        self._classes = {name: (_Residuals(), _Residuals()) for name in classes}
-        self._told = dict.fromkeys(self._classes, AS_PREDICTED)
+        """Begin without evidence."""
+        self._classes = {name: (_Quantity(2), _Quantity(1)) for name in classes}
+        self._told: dict[str, Margins | None] = dict.fromkeys(self._classes)  # None: to be made anew
         self._kept: dict[str, deque[bool]] = {name: deque(maxlen=WINDOW) for name in self._classes}
 
     def observe(
-        self,
-        slo_class: str,
-        forecast: Forecast,
-        ttft_s: float | None,
-        tpot_s: float | None,
-        *,
-        widening: Widening = AS_PREDICTED,
+        self, slo_class: str, forecast: Forecast, *, ttft_s: float | None = None, tpot_s: float | None = None
     ) -> None:
-        """Compare a prediction with what came of it, both counted from the decision; None: it cannot be told.
-
-        `widening` is what the forecast's spreads have been multiplied by already.
-        """
+        """Compare a prediction with what came of it, counted from the decision; None: it is not known, or not yet."""
         ttft, tpot = self._classes[slo_class]
         if ttft_s is not None:
-            ttft.add(ttft_s, forecast.ttft_s, forecast.ttft_spread / widening.ttft, widening.ttft)
+            given = forecast.ttft_s, forecast.ttft_spread, forecast.ttft_low_s, forecast.ttft_high_s
+            ttft.add(ttft_s, *given, kind=int(forecast.waits))
         if tpot_s is not None:
-            tpot.add(tpot_s, forecast.tpot_s, forecast.tpot_spread / widening.tpot, widening.tpot)
+            tpot.add(tpot_s, forecast.tpot_s, forecast.tpot_spread, forecast.tpot_low_s, forecast.tpot_high_s)
+        self._told[slo_class] = None
 
     def served(self, slo_class: str, kept: bool) -> None:
         """Note whether a request that was let in kept its SLO; refused ones and clients that left say nothing."""
@@ -107,144 +86,139 @@ class Calibration:
     def measured_attainment(self, slo_class: str) -> float | None:
         """What admission goes by instead of predictions: the share of the latest served requests that kept their SLO.
 
-        None while predictions are trusted, or too few requests were served.
+        None while nothing speaks against predictions, or too few requests were served.
         """
         kept = self._kept[slo_class]
-        return None if len(kept) < MIN_OUTCOMES or self.trusted(slo_class) else sum(kept) / len(kept)
-
-    def spread_factor(self, slo_class: str) -> Widening:
-        """What the spreads of the class's next predictions are to be multiplied by; at least 1."""
         ttft, tpot = self._classes[slo_class]
+        return sum(kept) / len(kept) if len(kept) >= MIN_OUTCOMES and (ttft.is_refuted or tpot.is_refuted) else None
+
+    def margins(self, slo_class: str) -> Margins:
+        """Give the ends of the intervals of the class's next predictions."""
         told = self._told[slo_class]
-        if told.ttft != ttft.factor or told.tpot != tpot.factor:
-            told = self._told[slo_class] = Widening(ttft.factor, tpot.factor)
+        if told is None:
+            ttft, tpot = self._classes[slo_class]
+            (direct, waiting), (token,) = ttft.ends, tpot.ends
+            told = Margins(direct.low, direct.high, waiting.low, waiting.high, token.low, token.high)
+            self._told[slo_class] = told
         return told
 
     def trusted(self, slo_class: str) -> bool:
-        """Whether requests of the class may be refused because of predictions."""
+        """Whether it was seen that the predictions of the class hold."""
         ttft, tpot = self._classes[slo_class]
-        return ttft.trusted and tpot.trusted
+        return ttft.is_trusted and tpot.is_trusted
 
     def report(self) -> tuple[Coverage, ...]:
         """Tell of every class: TTFT, then TPOT."""
         return tuple(
-            residuals.report(name, quantity)
+            found.report(name, quantity)
             for name, both in self._classes.items()
-            for quantity, residuals in zip(("ttft", "tpot"), both, strict=True)
+            for quantity, found in zip(("ttft", "tpot"), both, strict=True)
         )
 
 
 class _Outcome(NamedTuple):  # two for every request
-    """One prediction that has come true or not."""
+    """What came of one prediction."""
 
-    residual: float  # distance from the prediction, in half widths of its unwidened interval
     ratio: float  # outcome over prediction
     held: bool  # within the interval that was given out
+    wide: bool  # which said nothing
+    kind: int
 
 
-class _Residuals:
+class _Quantity:
     """The latest outcomes of one quantity of one class, and what follows from them."""
 
-    __slots__ = ("_fresh", "_held", "_high", "_low", "_outcomes", "_same_factor", "factor", "reason", "trusted")
+    __slots__ = ("_fresh", "_held", "_high", "_low", "_outcomes", "_seen", "_wide", "ends", "fault", "is_refuted")
 
-    def __init__(self) -> None:
-        self._outcomes: deque[_Outcome] = deque(maxlen=WINDOW)
-        self._held = 0  # how many of them were within their interval
-        self._high = 0  # and how many beyond MAX_BIAS times the prediction
-        self._low = 0
-        self._same_factor = 0  # outcomes since the factor changed
-        self._fresh = 0  # outcomes since factor or trust changed, WINDOW at most
-        self.factor = 1.0
-        self.trusted = True
-        self.reason = "no evidence yet"
+    def __init__(self, num_kinds: int) -> None:
+        self.ends = tuple(AdaptiveInterval() for _ in range(num_kinds))
+        self._outcomes: deque[_Outcome] = deque()  # WINDOW at most; the counts below are of all and only these
+        self._seen = [0] * num_kinds  # by kind
+        self._held = [0] * num_kinds
+        self._high = self._low = self._wide = 0  # beyond MAX_BIAS times the prediction, below its inverse; and wide
+        self._fresh = 0  # outcomes since one at which something was at fault, WINDOW at most
+        self.is_refuted = False
+        self.fault = ""  # what costs the trust, or did
 
-    def add(self, actual_s: float, predicted_s: float, spread: float, factor: float) -> None:
+    @property
+    def is_trusted(self) -> bool:
+        """Enough was seen, and it was right."""
+        return not self.is_refuted and len(self._outcomes) >= MIN_OUTCOMES
+
+    def add(
+        self, actual_s: float, predicted_s: float, spread: float, low_s: float, high_s: float, kind: int = 0
+    ) -> None:
         """Take one outcome; a prediction of nothing or no number counts as one that did not hold."""
-        outcome = _outcome(actual_s, predicted_s, spread, factor)
+        residual = residual_of(actual_s, predicted_s, spread)
+        is_above, is_below = not actual_s <= high_s, actual_s < low_s
+        self.ends[kind].add(residual, was_below=is_below, was_above=is_above)
+        ratio = actual_s / predicted_s if predicted_s > 0.0 else math.inf
         if len(self._outcomes) == WINDOW:
-            self._count(self._outcomes[0], -1)
+            self._count(self._outcomes.popleft(), -1)
+        outcome = _Outcome(ratio, not (is_above or is_below), not high_s <= MAX_WIDTH * low_s, kind)
         self._outcomes.append(outcome)
         self._count(outcome, 1)
-        self._fresh += 1
-        self._same_factor += 1
-        if self._fresh % JUDGE_EVERY == 0 and len(self._outcomes) >= MIN_OUTCOMES:
-            self._judge()
+        self._judge()
 
     def _count(self, outcome: _Outcome, change: int) -> None:
-        if outcome.held:
-            self._held += change
-        if outcome.ratio > MAX_BIAS:
+        ratio, held, wide, kind = outcome
+        self._seen[kind] += change
+        if held:
+            self._held[kind] += change
+        if not ratio <= MAX_BIAS:
             self._high += change
-        elif outcome.ratio < 1 / MAX_BIAS:
+        elif ratio < 1 / MAX_BIAS:
             self._low += change
+        if wide:
+            self._wide += change
+
+    def _judge(self) -> None:
+        """Give up trust at a fault, and take it back when a window of outcomes was without."""
+        if len(self._outcomes) < MIN_OUTCOMES:
+            return
+        if fault := self._found():
+            self.is_refuted, self.fault, self._fresh = True, fault, 0
+        elif self.is_refuted:
+            self._fresh += 1
+            self.is_refuted = self._fresh < WINDOW
+
+    def _found(self) -> str:
+        """Say what speaks against predictions, empty if nothing does."""
+        count = len(self._outcomes)
+        if sum(self._held) < _LEAST_HELD[count]:
+            return f"only {sum(self._held)} of the latest {count} outcomes were within their interval"
+        for seen, held, kind in zip(self._seen, self._held, _KINDS, strict=False):
+            if seen >= MIN_OUTCOMES and held < _LEAST_HELD[seen]:
+                return f"only {held} of {seen} outcomes of requests that {kind} were within their interval"
+        if 2 * max(self._high, self._low) > count:  # so the median is beyond it too
+            return f"the median outcome is {self._bias():.2f} times the prediction"
+        if 2 * self._wide > count:
+            return f"half of the intervals are wider than a quarter to {math.sqrt(MAX_WIDTH):g} times the prediction"
+        return ""
 
     def report(self, slo_class: str, quantity: str) -> Coverage:
         """Sum up."""
-        n = len(self._outcomes)
+        n, held = len(self._outcomes), sum(self._held)
+        factor = max((ends.high - ends.low) / 2.0 for ends in self.ends)
         return Coverage(
             slo_class,
             quantity,
             n,
-            self._held / n if n else None,
+            held / n if n else None,
             band(n),
-            self.factor,
+            factor,
             self._bias() if n else None,
-            self.trusted,
-            self.reason,
+            self.is_trusted,
+            self._reason(),
         )
 
-    def _judge(self) -> None:
-        """Widen, narrow, give up or regain trust."""
-        n = len(self._outcomes)
-        low, high = band(n)
-        within = self._held / n
-        if self._same_factor < n:  # the older ones had other intervals than those given out now
-            within = sum(outcome.residual <= self.factor for outcome in self._outcomes) / n
-        if not low <= within <= high and (within < low or self.factor > 1.0):
-            self._set_factor(self._quantile())
-        if not self.trusted:
-            self._try_regain()
-            return
-        found = self._fault()
-        if found is None:
-            self.reason = f"{self._held} of the latest {n} outcomes were within their interval"
-            return
-        self.trusted, self.reason, self._fresh = False, found, 0
-
-    def _fault(self) -> str | None:
-        """Say why predictions cannot be trusted; None when they can."""
-        if max(self._high, self._low) > len(self._outcomes) / 2:  # so the median is beyond it too
-            return f"the median outcome is {self._bias():.2f} times the prediction"
-        if self.factor > MAX_FACTOR:
-            return f"intervals would have to be {self.factor:.1f} times as wide"
-        # Those given out since the latest widening must hold; that many are at the end of the window.
-        given = list(self._outcomes)[-self._fresh :] if self._fresh else []
-        if self.factor > 1.0 and len(given) >= MIN_OUTCOMES:
-            held = sum(outcome.held for outcome in given) / len(given)
-            if held < band(len(given))[0]:
-                return f"only {held:.0%} of outcomes were within their interval, widened as it is"
-        return None
-
-    def _try_regain(self) -> None:
-        limit = math.sqrt(MAX_BIAS)
-        if self._fresh < WINDOW or not 1 / limit <= self._bias() <= limit or self.factor > math.sqrt(MAX_FACTOR):
-            return
-        if self._held / len(self._outcomes) >= band(len(self._outcomes))[0]:
-            self.trusted, self._fresh = True, 0
-            self.reason = f"trusted again: {self._held} of the latest {len(self._outcomes)} outcomes were as predicted"
-
-    def _quantile(self) -> float:
-        """The factor that would have held TARGET of the window, never below 1."""
-        residuals = sorted(outcome.residual for outcome in self._outcomes)
-        rank = min(len(residuals), math.ceil((len(residuals) + 1) * TARGET))
-        return min(max(1.0, residuals[rank - 1]), _NO_INTERVAL)
-
-    def _set_factor(self, factor: float) -> None:
-        if factor != self.factor:
-            self.factor = factor
-            self._same_factor = 0
-            if self.trusted:
-                self._fresh = 0
+    def _reason(self) -> str:
+        count = len(self._outcomes)
+        if self.is_refuted:
+            return self.fault if self._fresh == 0 else f"{self.fault}; {self._fresh} of {WINDOW} since were right"
+        if count < MIN_OUTCOMES:
+            return f"{count} of {MIN_OUTCOMES} outcomes were seen"
+        return f"{sum(self._held)} of the latest {count} outcomes were within their interval"
 
     def _bias(self) -> float:
         ratios = sorted(outcome.ratio for outcome in self._outcomes)
@@ -266,13 +240,9 @@ def band(n: int) -> tuple[float, float]:
     """The range in which the share of n outcomes lies by chance when each is within its interval with TARGET."""
     if n == 0:
         return 0.0, 1.0
-    error = BAND_Z * math.sqrt(TARGET * (1 - TARGET) / n)
+    error = BAND_Z * math.sqrt(TARGET * (1 - TARGET) * RUN / n)
     return max(0.0, TARGET - error), min(1.0, TARGET + error)
 
 
-def _outcome(actual_s: float, predicted_s: float, spread: float, factor: float) -> _Outcome:
-    if not (predicted_s > 0 and actual_s >= 0 and math.isfinite(predicted_s) and math.isfinite(actual_s)):
-        return _Outcome(math.inf, math.inf, False)
-    spread = spread if spread > MIN_SPREAD else MIN_SPREAD
-    residual = abs(actual_s - predicted_s) / (spread * predicted_s)
-    return _Outcome(residual, actual_s / predicted_s, residual <= factor)
+_KINDS: Final = ("need not wait", "wait")
+_LEAST_HELD: Final = tuple(math.ceil(band(count)[0] * count) for count in range(WINDOW + 1))

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from core.policy.context import PolicyContext
+from core.policy.interval import ends_s
 from core.policy.prediction import Batch, PoolForecast, handover_s, spread, transfer_s
 from core.policy.promise import Promise
 from core.policy.roster import Group, Receivers, Roster, Senders
-from core.types import Forecast, Role, WorkerView
+from core.types import WAITING_SHARE, Forecast, Margins, Role, WorkerView
 
 BEST_PAIR: Final = "least predicted TTFT"
 # A cached prompt leaves time to the requests behind; so much of it counts beside what the request itself gains ...
@@ -40,30 +41,35 @@ class Option(NamedTuple):
     ttft_s: float
     limit_s: float  # the TPOT that keeps its own target and those of the requests there
     wait_s: float  # of queue_s, what the worker itself owes
+    ahead_s: float  # of queue_s, what held requests take that go before it
     full_s: float  # until the decode worker has room, however long the prompt takes; 0: it has
     view: WorkerView  # that computes the prompt
     batch: Batch  # of the worker that decodes
     decode_view: WorkerView
 
-    def forecast(
-        self, pools: Mapping[Role, PoolForecast], ttft_widening: float = 1.0, tpot_widening: float = 1.0
-    ) -> Forecast:
-        """Write down the prediction with its interval, of which the spreads are multiplied by the widenings."""
+    def if_it_goes(self) -> Option:
+        """Leave out what held requests would take: one that goes now is before them on its worker."""
+        return self._replace(queue_s=self.queue_s - self.ahead_s) if self.ahead_s else self
+
+    def forecast(self, pools: Mapping[Role, PoolForecast], margins: Margins | None) -> Forecast:
+        """Write down the prediction with its interval."""
         prompting, decoding = pools[self.view.record.role], pools[self.decode_view.record.role]
         prefill_spread = self.view.speed.prefill_spread or prompting.prefill_spread
-        decode_spread = self.decode_view.speed.decode_spread or decoding.decode_spread
-        prompts_s = self.queue_s + self.prefill_s
-        rest_s = self.transfer_s + self.blocks_s + self.first_step_s
+        tpot_spread = self.decode_view.speed.decode_spread or decoding.decode_spread
+        prompts_s, rest_s = self.queue_s + self.prefill_s, self.transfer_s + self.blocks_s + self.first_step_s
+        ttft_spread = spread(prompts_s, prefill_spread, rest_s, tpot_spread)
+        ttft_s, tpot_s = prompts_s + rest_s, self.tpot_s
+        if margins is None:
+            first, token = _claimed_s(ttft_s, ttft_spread), _claimed_s(tpot_s, tpot_spread)
+        else:
+            low, high, waiting_low, waiting_high, tpot_low, tpot_high = margins
+            if self.queue_s + self.blocks_s > WAITING_SHARE * ttft_s:  # Forecast.waits
+                low, high = waiting_low, waiting_high
+            first, token = ends_s(ttft_s, ttft_spread, low, high), ends_s(tpot_s, tpot_spread, tpot_low, tpot_high)
         return Forecast(
-            self.queue_s,
-            self.prefill_s,
-            self.transfer_s,
-            self.blocks_s,
-            self.first_step_s,
-            self.tpot_s,
-            spread(prompts_s, prefill_spread, rest_s, decode_spread) * ttft_widening,
-            decode_spread * tpot_widening,
-        )
+            self.queue_s, self.prefill_s, self.transfer_s, self.blocks_s, self.first_step_s, tpot_s,
+            ttft_spread, tpot_spread, *first, *token,
+        )  # fmt: skip
 
 
 class Asked(NamedTuple):
@@ -197,7 +203,7 @@ class Options:
         own_s, tight_s = asked.promise.tpot_s, receivers.tightest_s[receiver]
         return Option(
             decode, prefill, BEST_PAIR, queue_s, prefill_s, sent_s, blocks_s, first_s,
-            step_s + batch.beside_s, ttft_s, own_s if own_s < tight_s else tight_s, wait_s, full_s,
+            step_s + batch.beside_s, ttft_s, own_s if own_s < tight_s else tight_s, wait_s, asked.ahead_s, full_s,
             view, batch, decode_view,
         )  # fmt: skip
 
@@ -231,7 +237,7 @@ class Options:
             limit_s = tight_s
         return Option(
             view.record.worker_id, None, reason, queue_s, prefill_s, 0.0, blocks_s, first_s,
-            step_s + batch.beside_s, ttft_s, limit_s, wait_s, full_s, view, batch, view,
+            step_s + batch.beside_s, ttft_s, limit_s, wait_s, asked.ahead_s, full_s, view, batch, view,
         )  # fmt: skip
 
     def _whole_slots(self, asked: Asked, receivers: Receivers, width: int) -> Iterable[int]:
@@ -259,6 +265,11 @@ def strain(option: Option, promise: Promise) -> tuple[float, str, str]:
     share = option.ttft_s / promise.weigh_ttft_s + option.tpot_s / limit_s
     full = _FULL if option.full_s else 0.0
     return share + full, option.decode, option.prefill or ""
+
+
+def _claimed_s(predicted_s: float, spread: float) -> tuple[float, float]:
+    """Place the ends where the spread says."""
+    return max(0.0, predicted_s - predicted_s * spread), predicted_s + predicted_s * spread
 
 
 def _cached_on(asked: Asked, worker_id: str) -> int:

@@ -98,7 +98,7 @@ class _Brain:
         others = sorted(found, key=lambda option: strain(option, promise))
         taken = (best.decode, best.prefill)
         chosen = [best, *(other for other in others if (other.decode, other.prefill) != taken)][:limit]
-        return tuple(Route(o.decode, o.prefill, o.reason, o.forecast(self._pools)) for o in chosen)
+        return tuple(Route(o.decode, o.prefill, o.reason, o.forecast(self._pools, request.margins)) for o in chosen)
 
     def _asked(self, request: RequestShape, cluster: ClusterView, roster: Roster, now_s: float) -> Asked:
         sending = self._sending if roster.num_senders else self._receiving

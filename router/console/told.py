@@ -133,7 +133,7 @@ def class_told(
             "now": history.refusals(tenant, name, now_s, MINUTE_BUCKETS),
             "hour": history.refusals(tenant, name, now_s, NUM_BUCKETS),
         },
-        "doubts": [f"{c.quantity.upper()}: {c.reason}" for c in coverage if c.slo_class == name and not c.trusted],
+        "doubts": [f"{c.quantity.upper()}: {c.reason}" for c in coverage if c.slo_class == name and c.is_refuted],
     }
 
 

@@ -18,6 +18,7 @@ from sim.kernel.state import (
     HELD,
     LANDED,
     NOBODY,
+    NOT_ASKED,
     PREFILLED,
     PREFILLING,
     QUEUED,
@@ -102,6 +103,9 @@ def _lose_decode(st: State, request: int, now_s: float) -> None:
     workers.load_seqs[worker] -= 1
     workers.load_context[worker] -= reqs.prompt[request] + reqs.made[request]
     reqs.chunk[request] = 0
+    # What is on its way must not land, also if no worker lives that could take the request, or it is refused.
+    reqs.hand[request] = NOT_ASKED
+    reqs.attempt[request] += 1
     route(st, request, now_s)
     if sender != NOBODY and workers.alive[sender]:
         wake(st, sender, now_s)

@@ -60,11 +60,13 @@ def test_status_is_a_table_with_what_happened() -> None:
 
 
 def test_status_says_how_promises_are_kept_and_when_predictions_are_not_trusted() -> None:
-    ttft = PredictionReport("ttft", 0.62, (0.85, 0.95), 4.2, False, "the median outcome is 3.10 times the prediction")
+    ttft = PredictionReport(
+        "ttft", 0.62, (0.85, 0.95), 4.2, False, "the median outcome is 3.10 times the prediction", True
+    )
     tpot = PredictionReport("tpot", 0.91, (0.85, 0.95), 1.0, True, "182 of the latest 200 outcomes")
     promises = (
         PromiseReport("chat", 0.9, 0.875, 0.931, (ttft, tpot)),
-        PromiseReport("batch", 0.9, None, None, (PredictionReport("ttft", None, (0, 1), 1.0, True, ""),)),
+        PromiseReport("batch", 0.9, None, None, (PredictionReport("ttft", None, (0, 1), 1.0, False, ""),)),
         PromiseReport("blind", 0.9, 1.0, 1.0, ()),
     )
     lines = status_lines(STATUS, replace(REPORT, promises=promises), url="", ray_tools="none")
@@ -72,7 +74,7 @@ def test_status_says_how_promises_are_kept_and_when_predictions_are_not_trusted(
     assert lines[at : at + 5] == [
         "CLASS  PROMISED  KEPT 60 S  KEPT 1 H  TTFT IN INTERVAL               TPOT IN INTERVAL  PREDICTIONS",
         "chat   90.0%     87.5%      93.1%     62% (85% - 95%, widened 4.2x)  91% (85% - 95%)   not trusted",
-        "batch  90.0%     -          -         -                              -                 trusted",
+        "batch  90.0%     -          -         -                              -                 not known yet",
         "blind  90.0%     100.0%     100.0%    -                              -                 -",
         "chat: admission goes by what is measured, for TTFT predictions are not trusted: "
         "the median outcome is 3.10 times the prediction",

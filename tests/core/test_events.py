@@ -28,6 +28,7 @@ from core.types import (
     Forecast,
     HeldWork,
     Hold,
+    Margins,
     Rejection,
     RequestShape,
     Role,
@@ -40,9 +41,9 @@ from tests.support.contexts import context
 from tests.support.views import worker
 
 VIEW = worker("p0", Role.PREFILL, requests=2, tokens=300, prompts=2, since_s=1.25, num_running=1, kv_blocks_used=3)
-FORECAST = Forecast(0.01, 0.2, 0.03, 0.0, 0.05, 0.02, ttft_spread=0.3, tpot_spread=0.1)
+FORECAST = Forecast(0.01, 0.2, 0.03, 0.0, 0.05, 0.02, 0.3, 0.1, 0.2, 0.4, 0.018, 0.022)
 OWN_TARGET = RequestShape("r-2", 100, 8, "interactive", tenant="acme", ttft_s=0.3, cached=(("p0", 64), ("p1", 0)))
-REQUEST = RequestShape("r-1", 100, None, "interactive", "n>1", 7)
+REQUEST = RequestShape("r-1", 100, None, "interactive", "n>1", 7, margins=Margins(-1.0, 1.5, -2.0, 4.0, -0.5, 0.5))
 
 EVENTS: tuple[Event, ...] = (
     LogOpened("slo-aware", context(overflow=True)),

@@ -78,12 +78,14 @@ async def test_the_answer_has_the_form_that_the_schema_says(client: httpx.AsyncC
 
 async def test_status_tells_how_promises_are_kept(client: httpx.AsyncClient, calibration: Calibration) -> None:
     for _ in range(WINDOW):
-        calibration.observe("chat", FORECAST, 3 * FORECAST.ttft_s, None)
+        calibration.observe("chat", FORECAST, ttft_s=3 * FORECAST.ttft_s)
     found = (await client.get("/status")).json()
     assert found["held_requests"] == 2
     [chat] = found["classes"]
     assert (chat["name"], chat["attainment_target"], chat["attainment_60s"]) == ("chat", 0.9, None)
     ttft, tpot = chat["predictions"]
     assert (ttft["quantity"], ttft["trusted"], ttft["coverage"]) == ("ttft", False, 0.0)
-    assert ttft["reason"] == "the median outcome is 3.00 times the prediction"
-    assert (tpot["quantity"], tpot["trusted"], tpot["coverage"], tpot["outcomes"]) == ("tpot", True, None, 0)
+    assert ttft["reason"] == f"only 0 of the latest {WINDOW} outcomes were within their interval"
+    assert ttft["refuted"]
+    assert not tpot["refuted"]
+    assert (tpot["quantity"], tpot["trusted"], tpot["coverage"], tpot["outcomes"]) == ("tpot", False, None, 0)

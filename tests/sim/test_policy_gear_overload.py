@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from core.policy.calibration import Calibration
 from core.policy.registry import POLICIES, policy_named
 from sim.cluster import Admission, ClusterSpec, Mode, PoolSpec, Routing
 from sim.outcome import End, Outcome, Target
@@ -32,14 +33,18 @@ def workload(count: int = 1500) -> Workload:
 
 
 @cache
-def run(rate: float, name: str = "slo-aware", refused: Refused = Refused.GIVE_UP) -> Outcome:
+def run(rate: float, name: str = "slo-aware", refused: Refused = Refused.GIVE_UP, *, follows: bool = False) -> Outcome:
+    """With `follows` the router's intervals follow what comes of its predictions, as a live one's do."""
     known = replace(context_of(CLUSTER, TARGETS, may_hold=True), mean_output_tokens=50.0)
     policy = policy_named(name, known)
-    return simulate_with_policy(CLUSTER, workload().at_rate(rate), TARGETS, policy, refused=refused)
+    calibration = Calibration(target.name for target in TARGETS) if follows else None
+    return simulate_with_policy(
+        CLUSTER, workload().at_rate(rate), TARGETS, policy, refused=refused, calibration=calibration
+    )
 
 
-def goodput(rate: float, name: str = "slo-aware") -> float:
-    return rate * run(rate, name).attainment(TARGETS, skip=WARM_UP)[0]
+def goodput(rate: float, name: str = "slo-aware", *, follows: bool = False) -> float:
+    return rate * run(rate, name, follows=follows).attainment(TARGETS, skip=WARM_UP)[0]
 
 
 @pytest.mark.parametrize("overload", [1.5, 3.0])
@@ -57,9 +62,19 @@ def test_no_baseline_keeps_more_at_any_rate(name: str) -> None:
         assert goodput(rate) >= 0.995 * goodput(rate, name)
 
 
-def test_of_those_that_come_back_when_they_were_told_90_percent_are_admitted_and_kept() -> None:
-    rate = 1.5 * PEAK_RATES[-1]
-    outcome, offered_s = run(rate, refused=Refused.COME_BACK_RESERVED), workload().at_rate(rate).arrived_s
+def test_intervals_that_follow_outcomes_cost_no_goodput() -> None:
+    for rate in (*PEAK_RATES, 1.5 * PEAK_RATES[-1], 3.0 * PEAK_RATES[-1]):
+        assert goodput(rate, follows=True) >= 0.95 * goodput(rate)
+
+
+@pytest.mark.parametrize("overload", [1.2, 1.5, 3.0])
+@pytest.mark.parametrize("follows", [False, True])
+def test_of_those_that_come_back_when_they_were_told_90_percent_are_admitted_and_kept(
+    overload: float, *, follows: bool
+) -> None:
+    rate = overload * PEAK_RATES[-1]
+    outcome = run(rate, refused=Refused.COME_BACK_RESERVED, follows=follows)
+    offered_s = workload().at_rate(rate).arrived_s
     came_back = (outcome.arrived_s > offered_s) & (outcome.arrived_s <= offered_s[-1])  # while the load lasts
     assert came_back.sum() > 100
     assert (outcome.end[came_back] == End.DONE).mean() >= 0.9

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sim.cluster import Admission, ClusterSpec, LinkSpec, Mode, Order, Outage, Routing, Rule
@@ -180,6 +180,25 @@ def test_a_lost_decode_worker_moves_the_request_with_its_tokens() -> None:
     assert outcome.e2e_s[0] == pytest.approx(0.2 + 0.114 + 16 * 0.021)
 
 
+# The decode worker is lost while the KV of the first request is sent to it, and computed anew that one would be late.
+SMALL = pool(kv_tokens=256, seqs=1, budget=16, chunked=False)
+LOST_WHILE_SENDING = ClusterSpec(
+    Mode.HYBRID,
+    SMALL,
+    replace(SMALL, replicas=3),
+    LinkSpec(bytes_per_s=1e4, kv_bytes_per_token=100),
+    Routing(admission=Admission.TTFT),
+    outages=(Outage(3, 0.3, 0.32),),
+)
+
+
+def test_what_was_sent_to_a_lost_worker_does_not_land_there() -> None:
+    link, routing = LinkSpec(bytes_per_s=1e4, kv_bytes_per_token=100), Routing(admission=Admission.TTFT)
+    spec = disaggregated(link=link, routing=routing, outages=(Outage(1, 0.35, 0.37),))
+    outcome = simulate(spec, arrivals((0.0, 300, 1), (1.0, 1, 1)), TIGHT)
+    assert list(outcome.end) == [End.REFUSED, End.DONE]
+
+
 def test_requests_wait_for_the_first_worker_to_start() -> None:
     spec = disaggregated(outages=(Outage(0, 0.0, 60.0), Outage(1, 0.0, 60.0)))
     outcome = simulate(spec, arrivals((1.0, 100, 2)), LOOSE)
@@ -203,6 +222,7 @@ def _same(a: Outcome, b: Outcome) -> bool:
 
 @PROPERTIES
 @given(clusters(), workloads(), st.sampled_from([LOOSE, TIGHT]))
+@example(LOST_WHILE_SENDING, arrivals((0.0, 121, 1), *[(0.0, 1, 1)] * 22, (1.0, 1, 1)), TIGHT)
 def test_each_arrival_ends_exactly_once_and_nothing_is_left(
     spec: ClusterSpec, work: Workload, targets: tuple[Target, ...]
 ) -> None:

@@ -17,9 +17,14 @@ SLO = SLOTarget("chat", ttft_s=0.1, tpot_s=0.05)
 VIEW = ClusterView(
     (worker("decode-0", Role.DECODE), worker("decode-1", Role.DECODE), worker("prefill-0", Role.PREFILL))
 )
-FORECAST = Forecast(0.010, 0.040, 0.010, 0.0, 0.012, 0.02, ttft_spread=0.25, tpot_spread=0.1)
+FORECAST = Forecast(0.010, 0.040, 0.010, 0.0, 0.012, 0.02, 0.25, 0.1, 0.054, 0.09, 0.018, 0.022)
 ROUTE = Route("decode-0", "prefill-0", "least predicted TTFT", FORECAST)
-SECOND = Route("decode-1", "prefill-0", "least predicted TTFT", FORECAST._replace(blocks_s=0.030))
+SECOND = Route(
+    "decode-1",
+    "prefill-0",
+    "least predicted TTFT",
+    FORECAST._replace(blocks_s=0.030, ttft_low_s=0.0765, ttft_high_s=0.1275),
+)
 PREFILL_FACTS = LegFacts(512, cached_tokens=128, queued_s=0.010, prefill_s=0.040)
 DECODE_FACTS = LegFacts(512, 0, 511, queued_s=0.065, prefill_s=0.008, blocks_s=0.020, landed_s=0.060)
 

@@ -85,7 +85,12 @@ def test_the_page(proof: Proof) -> None:
 def test_predictions_outside_their_band_are_an_open_question(proof: Proof) -> None:
     wide = (Calibration("fast", "ttft", 0.17, True, "", 24, (0.75, 1.0)),)
     text = "\n".join(proof_lines(replace(proof, calibration=wide)))
-    assert "fast ttft 17 % of 24; too few of fast ttft, though" in text
+    assert "fast ttft 17 % of 24; outside the band that chance allows: fast ttft" in text
+
+
+def test_too_few_outcomes_are_an_open_question(proof: Proof) -> None:
+    few = (Calibration("fast", "ttft", 0.9, False, "30 of 50 outcomes were seen", 30, (0.75, 1.0)),)
+    assert "fast ttft 90 % of 30: too few to tell yet" in "\n".join(proof_lines(replace(proof, calibration=few)))
 
 
 def test_what_is_wrong_is_said_everywhere(proof: Proof) -> None:
@@ -93,7 +98,7 @@ def test_what_is_wrong_is_said_everywhere(proof: Proof) -> None:
         proof,
         ledger=("decode-0: 3 blocks are missing",),
         parity=Parity(4, 4, ("token 2 differs",)),
-        calibration=(Calibration("fast", "tpot", 0.5, False, "off by 2x"),),
+        calibration=(Calibration("fast", "tpot", 0.5, False, "off by 2x", 200, (0.8, 1.0), True),),
         plan=None,
     )
     text, page = "\n".join(proof_lines(broken)), proof_page(broken)

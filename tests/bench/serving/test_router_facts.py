@@ -50,7 +50,7 @@ def test_plans_on_disk(tmp_path: Path) -> None:
 
 
 def test_a_status() -> None:
-    told = {"quantity": "ttft", "coverage": 0.91, "trusted": True, "reason": "", "outcomes": 9}
+    told = {"quantity": "ttft", "coverage": 0.91, "trusted": True, "reason": "", "outcomes": 9, "refuted": False}
     told |= {"band_low": 0.95, "band_high": 1.0}
     (found,) = calibration_in({"classes": [{"name": "fast", "predictions": [told]}]})
     assert found == Calibration("fast", "ttft", 0.91, True, "", 9, (0.95, 1.0))

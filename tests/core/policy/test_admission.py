@@ -21,6 +21,7 @@ from core.types import (
     Decision,
     HeldWork,
     Hold,
+    Margins,
     Rejection,
     RequestShape,
     Role,
@@ -38,6 +39,7 @@ CLASSES = {
     "spare": ClassTarget(20.0, 0.5, Tier.BEST_EFFORT),
 }
 NOTHING = HeldWork()
+AS_CLAIMED = Margins(-1.0, 1.0, -1.0, 1.0, -1.0, 1.0)
 
 
 def decide(
@@ -119,6 +121,18 @@ def test_held_work_with_lesser_keys_is_waited_for() -> None:
     assert isinstance(first, Hold)
     assert first.forecast is not None
     assert first.forecast.queue_s == pytest.approx(0.160 + ahead_s, rel=1e-6)
+
+
+def test_what_goes_now_does_not_wait_for_what_is_held() -> None:
+    held = HeldWork((TIER_S + 0.1,), (0, 500))  # 50 ms of it, which wait for room in a batch perhaps
+    kept_back = decide(owing(1500), worker("d0", D), held=held)
+    assert isinstance(kept_back, Hold)
+    assert kept_back.forecast is not None
+    assert kept_back.forecast.queue_s == pytest.approx(0.160 + 500 * (0.0001 + 0.010 / 4096), rel=1e-6)
+    gone = decide(owing(1000), worker("d0", D), held=held)
+    assert isinstance(gone, Route)
+    assert gone.forecast is not None
+    assert gone.forecast.queue_s == pytest.approx(0.110)
 
 
 def test_outputs_in_progress_keep_their_target() -> None:
@@ -213,8 +227,9 @@ def test_only_what_is_uncertain_has_a_margin() -> None:
     assert isinstance(decide(owing(2400), worker("d0", D), known=known), Route)
     wide = replace(owing(2400), speed=WorkerSpeed(prefill_spread=0.01))
     assert isinstance(decide(wide, worker("d0", D), known=known), Route)
-    assert isinstance(decide(wide, worker("d0", D), known=known, ttft_widening=3.0), Rejection)
-    assert isinstance(decide(wide, worker("d0", D), known=known, ttft_widening=3.0, slo_class="gold"), Route)
+    unsure = AS_CLAIMED._replace(waiting_high=8.0)
+    assert isinstance(decide(wide, worker("d0", D), known=known, margins=unsure), Rejection)
+    assert isinstance(decide(wide, worker("d0", D), known=known, margins=unsure, slo_class="gold"), Route)
 
 
 def test_a_batch_grows_to_where_its_growth_leaves_a_margin() -> None:
@@ -225,7 +240,8 @@ def test_a_batch_grows_to_where_its_growth_leaves_a_margin() -> None:
     assert isinstance(decide(worker("p0", P), batch, tpot_s=0.0200), Route)
     unsure = replace(batch, speed=WorkerSpeed(decode_spread=0.4))
     assert isinstance(decide(worker("p0", P), unsure, tpot_s=0.0200), Hold)
-    assert isinstance(decide(worker("p0", P), batch, tpot_s=0.0200, tpot_widening=4.0), Route)  # of no interval
+    wide = AS_CLAIMED._replace(tpot_high=8.0)
+    assert isinstance(decide(worker("p0", P), batch, tpot_s=0.0200, margins=wide), Hold)
     assert isinstance(decide(worker("p0", P), unsure, tpot_s=0.0200, slo_class="gold"), Route)
 
 

@@ -104,11 +104,11 @@ def test_intervals_come_from_the_profile_until_the_worker_told_of_itself() -> No
     known = context(pools=facts)
     pools = {role: PoolForecast(facts[role], COST) for role in Role}
     (option,) = pairs(worker("p0", P), worker("d0", D), known=known)
-    forecast = option.forecast(pools)
+    forecast = option.forecast(pools, None)
     assert forecast.tpot_spread == pytest.approx(0.329)
     assert forecast.ttft_spread == pytest.approx(((0.110 * 0.1645) ** 2 + (0.012 * 0.329) ** 2) ** 0.5 / 0.122)
     told = replace(worker("d0", D), speed=WorkerSpeed(decode_spread=0.05))
-    assert pairs(worker("p0", P), told, known=known)[0].forecast(pools).tpot_spread == 0.05
+    assert pairs(worker("p0", P), told, known=known)[0].forecast(pools, None).tpot_spread == 0.05
 
 
 def busy_worker(role: Role, seqs: int = 40) -> st.SearchStrategy[WorkerView]:
@@ -141,7 +141,7 @@ def test_parts_add_up(members: list[WorkerView], tokens: int) -> None:
     known = context(link=LinkFacts(0.001, 1e-5, tail_share=0.1), request_overhead_s=0.01)
     pools = {role: PoolForecast(known.pools[role], COST) for role in Role}
     for option in pairs(*members, tokens=tokens, known=known):
-        forecast = option.forecast(pools)
+        forecast = option.forecast(pools, None)
         parts = (
             forecast.queue_s, forecast.prefill_s, forecast.transfer_s, forecast.blocks_s, forecast.first_step_s,
         )  # fmt: skip

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from core.policy.context import PolicyContext
 from core.policy.protocol import Candidates
 from core.policy.registry import POLICIES, policy_named
-from core.types import ClusterView, Hold, Rejection, RequestShape, Role, WorkerView
+from core.types import ClusterView, Hold, Margins, Rejection, RequestShape, Role, WorkerView
 from tests.support.contexts import context
 from tests.support.views import worker
 
@@ -64,8 +64,7 @@ requests = st.builds(
     ),
     over_share_s=st.sampled_from((0.0, 0.2)),
     is_reserved=st.booleans(),
-    ttft_widening=st.sampled_from((1.0, 1.5)),
-    tpot_widening=st.sampled_from((1.0, 0.5)),
+    margins=st.sampled_from((None, Margins(-1.0, 1.5, -2.0, 4.0, -0.5, 0.5))),
     attainment=st.sampled_from((None, 0.5, 0.95)),
 )
 contexts = st.builds(
