@@ -44,6 +44,7 @@ def find(scene: Scene, run: Run) -> SceneFound:
         planned,
         systems,
         time.process_time() - began_s,
+        tuple(c.goodput.mid if c else 0.0 for c in (entry.plan.best_one_pool, entry.plan.best_disaggregated)),
     )
 
 
