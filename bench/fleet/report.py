@@ -64,7 +64,8 @@ def _goodputs(scenes: Sequence[SceneFound]) -> Iterator[str]:
 def _routings(scenes: Sequence[SceneFound]) -> Iterator[str]:
     names = [name for name in PEERS if any(scene.of(name) for scene in scenes)]
     heads = [name.removeprefix("P/D, ") for name in names]
-    yield f"| traffic, TTFT/TPOT ms | {' | '.join(heads)} | their pools | one pool's | DistServe's | as planned | the planner foresees: one pool, P/D |"
+    heads += ["their pools", "one pool's", "DistServe's", "as planned", "the planner foresees: one pool, P/D"]
+    yield f"| traffic, TTFT/TPOT ms | {' | '.join(heads)} |"
     yield "|---" * (len(names) + 6) + "|"
     for scene in scenes:
         pools = [_pools(scene, name) for name in (names[0], ONE_POOL, DISTSERVE, scene.planned or BATON)]
