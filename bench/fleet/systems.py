@@ -2,14 +2,15 @@
 
 Owns the list. All run the same engine by the same profile and meet the same requests; only pools and routing differ.
 Each way of others gets the pools that are best for it with the routing it is known for. Pools are chosen on the first
-requests alone and measured on all. Must not know how goodput is found.
+requests of the trace; its resamples are met unseen. Must not know how goodput is found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Final
 
 from bench.fleet import distserve
@@ -30,14 +31,18 @@ ONE_POOL: Final = "one pool, chunked"
 ONE_POOL_BATON: Final = "one pool, Baton's routing"
 DISTSERVE: Final = "DistServe's placement"
 BATON: Final = "P/D, Baton"
-PEERS: Final = {  # name and policy; the first three have a compiled rule that decides alike (bench.two_gears)
-    "P/D, random": "random",
-    "P/D, round robin": "round-robin",
-    "P/D, least loaded": "least-loaded",
-    "P/D, power of two": "power-of-two",
-    "P/D, prefix affinity": "prefix-affinity",
-}
-_RULES: Final = {"random": Rule.RANDOM, "round-robin": Rule.ROUND_ROBIN, "least-loaded": Rule.LEAST_LOADED}
+PEERS: Final = MappingProxyType(  # name and policy; the first three have a compiled rule that decides alike
+    {
+        "P/D, random": "random",
+        "P/D, round robin": "round-robin",
+        "P/D, least loaded": "least-loaded",
+        "P/D, power of two": "power-of-two",
+        "P/D, prefix affinity": "prefix-affinity",
+    }
+)
+_RULES: Final = MappingProxyType(
+    {"random": Rule.RANDOM, "round-robin": Rule.ROUND_ROBIN, "least-loaded": Rule.LEAST_LOADED}
+)
 _HINT_PER_GPU: Final = 2.0  # requests/s, where a search for the goodput begins
 
 
@@ -59,7 +64,7 @@ class Entry:
     plan: Plan
 
 
-def entries(scene: Scene, workload: Workload, *, kv_gbit_s: float = KV_GBIT_S) -> Entry:
+def enter(scene: Scene, workload: Workload, *, kv_gbit_s: float = KV_GBIT_S) -> Entry:
     """Choose everybody's pools on `workload`."""
     question = PlanQuestion((scene.fleet.group(kv_gbit_s),), scene.promise.targets, workload, seeds=(0,))
     plan = search(question, recheck=None)
@@ -138,8 +143,3 @@ def described(cluster: ClusterSpec) -> str:
     if prefill is None:
         return f"{decode.replicas} x tp{decode.tensor_parallel}, chunk {decode.max_num_batched_tokens:,}"
     return f"{prefill.replicas} x tp{prefill.tensor_parallel} P + {decode.replicas} x tp{decode.tensor_parallel} D"
-
-
-def names() -> Sequence[str]:
-    """List all systems in the order of the tables."""
-    return (ONE_POOL, ONE_POOL_BATON, DISTSERVE, *PEERS, BATON)

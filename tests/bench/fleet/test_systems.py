@@ -8,7 +8,7 @@ import pytest
 
 from bench.fleet.goodput import Judged
 from bench.fleet.scenes import CONV, MOONCAKE, SMALL, Promise, Scene, Traffic
-from bench.fleet.systems import BATON, DISTSERVE, ONE_POOL, ONE_POOL_BATON, PEERS, Entry, described, entries, routed
+from bench.fleet.systems import BATON, DISTSERVE, ONE_POOL, ONE_POOL_BATON, PEERS, Entry, described, enter, routed
 from sim.cluster import Admission, ClusterSpec, Mode, Rule
 from sim.simulate import simulate
 
@@ -17,7 +17,7 @@ REQUESTS = 120
 
 def entry_of(traffic: Traffic) -> Entry:
     workload = traffic.workload(None, requests=REQUESTS, longest=20_000)
-    return entries(Scene(SMALL[0], traffic, Promise(1.0, 0.05)), workload)
+    return enter(Scene(SMALL[0], traffic, Promise(1.0, 0.05)), workload)
 
 
 @pytest.fixture(scope="module")
