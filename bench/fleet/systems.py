@@ -17,13 +17,14 @@ from bench.fleet import distserve
 from bench.fleet.goodput import Judged, best_of
 from bench.fleet.scenes import KV_GBIT_S, Scene
 from core.policy.registry import policy_named
-from sim.cluster import Admission, ClusterSpec, Mode, Routing, Rule
+from sim.cluster import ClusterSpec, Mode, Routing, Rule
 from sim.outcome import Outcome, Target
-from sim.plan import Candidate, Plan, PlanQuestion
+from sim.plan import Plan, PlanQuestion
 from sim.policy_gear import context_of, simulate_with_policy
 from sim.search import search
 from sim.search.goodput import Simulate
 from sim.search.placements import fits_of, one_pools, size_pairs, split, splits
+from sim.search.referee import admitting, as_started, own_policy_rate
 from sim.simulate import simulate
 from sim.workload import Workload
 
@@ -67,7 +68,7 @@ class Entry:
 def enter(scene: Scene, workload: Workload, *, kv_gbit_s: float = KV_GBIT_S) -> Entry:
     """Choose everybody's pools on `workload`."""
     question = PlanQuestion((scene.fleet.group(kv_gbit_s),), scene.promise.targets, workload, seeds=(0,))
-    plan = search(question, recheck=None)
+    plan = search(question, recheck=None, referee=own_policy_rate)
     peers = list(_peers(question))
     return Entry((*peers, *_ours(plan, max(peer.hint for peer in peers))), plan)
 
@@ -114,15 +115,7 @@ def _ours(plan: Plan, hint: float) -> Iterator[System]:
     """List the planner's best of either family, with the router's own policy, which refuses what would be late."""
     for name, found in ((ONE_POOL_BATON, plan.best_one_pool), (BATON, plan.best_disaggregated)):
         kept = found is not None and found.goodput.mid > 0
-        yield System(name, _admitting(found) if found and kept else None, partial(routed, "slo-aware"), hint)
-
-
-def _admitting(found: Candidate) -> ClusterSpec:
-    """Return the cluster as `up` starts it: the router admits by both targets and may run prompts whole on decode."""
-    cluster = found.cluster
-    routing = replace(cluster.routing, admission=Admission.TTFT_AND_TPOT, overflow=cluster.prefill is not None)
-    mode = cluster.mode if cluster.prefill is None else Mode.HYBRID
-    return replace(cluster, mode=mode, routing=routing)
+        yield System(name, admitting(found.cluster) if found and kept else None, as_started, hint)
 
 
 def _splits(question: PlanQuestion, routing: Routing) -> list[ClusterSpec]:

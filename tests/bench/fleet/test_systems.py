@@ -10,6 +10,7 @@ from bench.fleet.goodput import Judged
 from bench.fleet.scenes import CONV, MOONCAKE, SMALL, Promise, Scene, Traffic
 from bench.fleet.systems import BATON, DISTSERVE, ONE_POOL, ONE_POOL_BATON, PEERS, Entry, described, enter, routed
 from sim.cluster import Admission, ClusterSpec, Mode, Rule
+from sim.search.referee import as_started
 from sim.simulate import simulate
 
 REQUESTS = 120
@@ -43,7 +44,7 @@ def test_others_refuse_nothing_and_share_pools_and_ours_admits(found: dict[str, 
     assert found["P/D, round robin"][0].routing.rule is Rule.ROUND_ROBIN
     for name in (BATON, ONE_POOL_BATON):
         assert found[name][0].routing.admission is Admission.TTFT_AND_TPOT
-        assert isinstance(found[name][1], partial)
+        assert found[name][1] is as_started
 
 
 def test_prefix_affinity_takes_part_where_prefixes_are_shared() -> None:
