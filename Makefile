@@ -17,11 +17,11 @@ check test: export PYTHONDONTWRITEBYTECODE :=
 PROTOS = $(shell find proto -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve model fmt lint type test check proto bench-smoke bench-router bench-kv bench-fleet torture clean clean-all
+.PHONY: help setup setup-dev serve model fmt lint type test check proto bench-smoke bench-router bench-kv bench-fleet bench-pd-or-pool torture clean clean-all
 
 help: ## list the targets
 	@echo "make serve is all you need to start; it sets up the checkout first."
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' Makefile
 	@echo "Settings: CONFIG=file.yaml  MODEL=folder-or-hub-id  ARGS='--set key=value'  ENGINE=auto|cpu|cuda|none  PYTHON=python3.12"
 
 setup: ## make .venv with the engine that fits this machine (once; then instant)
@@ -68,6 +68,9 @@ bench-kv: setup ## the KV hand-over beside memcpy, sockets and NIXL (ARGS='--rou
 
 bench-fleet: setup ## goodput of 8 and 64 simulated GPUs, Baton beside others (ARGS='--quick', ARGS='--data DIR')
 	$(VENV)/python -m bench.fleet $(ARGS)
+
+bench-pd-or-pool: setup ## P/D or one pool on two cores, measured and planned (ARGS='--model demo')
+	$(VENV)/python -m bench.pd_or_pool $(ARGS)
 
 torture: setup ## 20,000 KV hand-overs while everything breaks (ARGS='--handovers 1000 --seed 2')
 	$(VENV)/python -m bench.torture $(ARGS)

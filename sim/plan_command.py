@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -144,11 +145,12 @@ def _compiled_search(err: TextIO) -> Search:
     """Load the search only when it is needed; its simulator is compiled by the first run after a change of it."""
     from sim.kernel import compiled
     from sim.search import search
+    from sim.search.referee import own_policy_rate
 
     if compiled.CACHE is None or not any(compiled.CACHE.rglob("*.nbc")):
         err.write("compiling the simulator, once: about half a minute\n")
         err.flush()
-    return search
+    return partial(search, referee=own_policy_rate)
 
 
 def _noting_policy(prepared: Prepared, keys: PlannedKeys | None, profile: str | None) -> Prepared:

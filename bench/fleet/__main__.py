@@ -20,8 +20,8 @@ from bench.fleet.scenes import KV_GBIT_S, scenes
 from core.errors import ConfigError
 
 _OUT: Final = Path(".baton/bench-fleet")
-_WHOLE = Run("", requests=2_000, draws=4, kv_gbit_s=KV_GBIT_S, chosen_on=1_200)
-_QUICK = Run("", requests=1_500, draws=2, kv_gbit_s=KV_GBIT_S, chosen_on=600)
+_WHOLE = Run("", requests=1_000, draws=5, kv_gbit_s=KV_GBIT_S, chosen_on=1_000)
+_QUICK = Run("", requests=500, draws=3, kv_gbit_s=KV_GBIT_S, chosen_on=400)
 
 
 def main() -> int:

@@ -23,6 +23,7 @@ from sim.workload import Workload
 RAMP_SHARE: Final = 0.2  # of the requests: they meet batches that still fill
 _BEYOND: Final = 4_000  # steps above the hint, a factor of 5e8: no bound but that of the arithmetic
 _CURVE: Final = (0.7, 1.3)  # of the goodput: where else attainment is told
+_MOST_SHIFT: Final = 0.25  # of a logarithm
 # Student's t, 95 %, by degrees of freedom: both ends of a 90 % interval from so few draws.
 _T: Final = (6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833)
 
@@ -77,14 +78,30 @@ def _straight(margins: dict[int, float], kept: int) -> float:
 
 
 def measure(judged: Judged, draws: Sequence[Workload], hint: float) -> Measured:
-    """Find the goodput in every draw, and the curve of the first."""
+    """Find the goodput of the first draw by search, those of the others from it, and the curve of the first."""
     seen: dict[float, float] = {}
     first = judged.goodput(draws[0], hint, seen=seen)
-    found = [first, *(judged.goodput(draw, first or hint) for draw in draws[1:])]
     for factor in _CURVE:
         rate = factor * (first or hint)
         seen.setdefault(rate, judged.attained(draws[0], rate))
-    return Measured(tuple(found), tuple(sorted(seen.items())))
+    points = tuple(sorted(seen.items()))
+    promised = judged.targets[0].attainment
+    others = [shifted(points, first, promised, judged.attained(draw, first)) if first else 0.0 for draw in draws[1:]]
+    return Measured((first, *others), points)
+
+
+def shifted(curve: Sequence[tuple[float, float]], goodput: float, promised: float, attained: float) -> float:
+    """Return the goodput of a draw that has `attained` at the `goodput` of the first, whose curve is given.
+
+    To first order: both curves are taken to be as steep about there (the delta method), so one simulation of a draw
+    suffices. Shares that do not change say nothing; then, and where little is known, it moves by a quarter at most.
+    """
+    below = [point for point in curve if point[0] <= goodput]
+    above = [point for point in curve if point[0] > goodput]
+    if not below or not above or below[-1][1] - above[0][1] <= 0:
+        return goodput
+    steepness = (below[-1][1] - above[0][1]) / math.log(above[0][0] / below[-1][0])
+    return goodput * math.exp(max(-_MOST_SHIFT, min(_MOST_SHIFT, (attained - promised) / steepness)))
 
 
 def best_of(

@@ -17,7 +17,7 @@ from typing import Final
 from bench.fleet.goodput import Judged, Measured, measure
 from bench.fleet.record import Run, SceneFound, SystemFound, file_of, read, write
 from bench.fleet.scenes import Scene, longest_of
-from bench.fleet.systems import BATON, ONE_POOL_BATON, System, described, entries
+from bench.fleet.systems import BATON, ONE_POOL_BATON, System, described, enter
 from sim.plan import Verdict
 from sim.search.goodput import resampled
 from sim.workload import Workload
@@ -31,7 +31,7 @@ def find(scene: Scene, run: Run) -> SceneFound:
     data = Path(run.data) if run.data else None
     requests, chosen_on = (round(scene.traffic.times * count) for count in (run.requests, run.chosen_on))
     whole = scene.traffic.workload(data, requests=requests, longest=longest_of(scene.fleet))
-    entry = entries(scene, whole.part(0, min(chosen_on, len(whole))), kv_gbit_s=run.kv_gbit_s)
+    entry = enter(scene, whole.part(0, min(chosen_on, len(whole))), kv_gbit_s=run.kv_gbit_s)
     draws = resampled(whole, range(run.draws))
     systems = tuple(_measured(system, scene, draws) for system in entry.systems)
     planned = _PLANNED.get(entry.plan.verdict, "")
@@ -44,6 +44,7 @@ def find(scene: Scene, run: Run) -> SceneFound:
         planned,
         systems,
         time.process_time() - began_s,
+        tuple(c.goodput.mid if c else 0.0 for c in (entry.plan.best_one_pool, entry.plan.best_disaggregated)),
     )
 
 

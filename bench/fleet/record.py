@@ -50,6 +50,7 @@ class SceneFound:
     planned: str  # name of the system that it chose; "": none keeps the promise
     systems: tuple[SystemFound, ...]
     cpu_s: float
+    foreseen: tuple[float, ...] = ()  # requests/s, by the planner: of its best one pool, and prefill and decode apart
 
     @property
     def name(self) -> str:
@@ -93,4 +94,4 @@ def read(file: Path) -> SceneFound | None:
         )
         for system in fields.pop("systems")
     )
-    return SceneFound(**fields, systems=systems)
+    return SceneFound(**fields | {"foreseen": tuple(fields.get("foreseen", ()))}, systems=systems)

@@ -15,7 +15,6 @@ from bench.fleet.systems import BATON, DISTSERVE, ONE_POOL, ONE_POOL_BATON, PEER
 from bench.goodput_plot import Curve, Panel, plotted
 from sim.plan import Interval
 
-_PLANNED: Final = "as planned"
 _OTHERS: Final = (ONE_POOL, DISTSERVE, *PEERS)
 _PROMISED: Final = 90.0  # percent
 _COLUMNS: Final = 4  # panels in a row
@@ -64,11 +63,13 @@ def _goodputs(scenes: Sequence[SceneFound]) -> Iterator[str]:
 def _routings(scenes: Sequence[SceneFound]) -> Iterator[str]:
     names = [name for name in PEERS if any(scene.of(name) for scene in scenes)]
     heads = [name.removeprefix("P/D, ") for name in names]
-    yield f"| traffic, TTFT/TPOT ms | {' | '.join(heads)} | their pools | one pool's | DistServe's | Baton's |"
-    yield "|---" * (len(names) + 5) + "|"
+    heads += ["their pools", "one pool's", "DistServe's", "as planned", "the planner foresees: one pool, P/D"]
+    yield f"| traffic, TTFT/TPOT ms | {' | '.join(heads)} |"
+    yield "|---" * (len(names) + 6) + "|"
     for scene in scenes:
         pools = [_pools(scene, name) for name in (names[0], ONE_POOL, DISTSERVE, scene.planned or BATON)]
         cells = [_cell(scene, name) for name in names]
+        pools.append(", ".join(f"{rate / scene.gpus:.3g}" for rate in scene.foreseen) or "-")
         yield f"| {scene.traffic}, {scene.promise} | {' | '.join([*cells, *pools])} |"
 
 
@@ -149,17 +150,12 @@ def _pools(scene: SceneFound, name: str) -> str:
 
 def _panel(scene: SceneFound) -> Panel:
     curves = []
-    for label, name in (
-        (_PLANNED, scene.planned),
-        (ONE_POOL, ONE_POOL),
-        (DISTSERVE, DISTSERVE),
-        ("P/D, peers' best routing", best_peer(scene)),
-        (BATON if scene.planned != BATON else ONE_POOL_BATON, BATON if scene.planned != BATON else ONE_POOL_BATON),
-    ):
+    for name in (BATON, ONE_POOL_BATON, ONE_POOL, DISTSERVE, best_peer(scene)):
+        label = "P/D, best of the peers" if name in PEERS else name
         system = scene.of(name)
         if system is not None and system.measured.curve:
             points = [(rate / scene.gpus, 100 * share) for rate, share in system.measured.curve]
-            curves.append(Curve(label, _seen(points), is_ours=label == _PLANNED))
+            curves.append(Curve(label, _seen(points), is_ours=name == BATON))
     title = f"{scene.fleet.replace('Llama-3.1-', '')}: {scene.traffic} {scene.promise}"
     return Panel(title, tuple(curves), "requests/s for each GPU", (_PROMISED,))
 

@@ -2,27 +2,29 @@
 
 Owns the list. All run the same engine by the same profile and meet the same requests; only pools and routing differ.
 Each way of others gets the pools that are best for it with the routing it is known for. Pools are chosen on the first
-requests alone and measured on all. Must not know how goodput is found.
+requests of the trace; its resamples are met unseen. Must not know how goodput is found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Final
 
 from bench.fleet import distserve
 from bench.fleet.goodput import Judged, best_of
 from bench.fleet.scenes import KV_GBIT_S, Scene
 from core.policy.registry import policy_named
-from sim.cluster import Admission, ClusterSpec, Mode, Routing, Rule
+from sim.cluster import ClusterSpec, Mode, Routing, Rule
 from sim.outcome import Outcome, Target
-from sim.plan import Candidate, Plan, PlanQuestion
+from sim.plan import Plan, PlanQuestion
 from sim.policy_gear import context_of, simulate_with_policy
 from sim.search import search
 from sim.search.goodput import Simulate
 from sim.search.placements import fits_of, one_pools, size_pairs, split, splits
+from sim.search.referee import admitting, as_started, own_policy_rate
 from sim.simulate import simulate
 from sim.workload import Workload
 
@@ -30,14 +32,18 @@ ONE_POOL: Final = "one pool, chunked"
 ONE_POOL_BATON: Final = "one pool, Baton's routing"
 DISTSERVE: Final = "DistServe's placement"
 BATON: Final = "P/D, Baton"
-PEERS: Final = {  # name and policy; the first three have a compiled rule that decides alike (bench.two_gears)
-    "P/D, random": "random",
-    "P/D, round robin": "round-robin",
-    "P/D, least loaded": "least-loaded",
-    "P/D, power of two": "power-of-two",
-    "P/D, prefix affinity": "prefix-affinity",
-}
-_RULES: Final = {"random": Rule.RANDOM, "round-robin": Rule.ROUND_ROBIN, "least-loaded": Rule.LEAST_LOADED}
+PEERS: Final = MappingProxyType(  # name and policy; the first three have a compiled rule that decides alike
+    {
+        "P/D, random": "random",
+        "P/D, round robin": "round-robin",
+        "P/D, least loaded": "least-loaded",
+        "P/D, power of two": "power-of-two",
+        "P/D, prefix affinity": "prefix-affinity",
+    }
+)
+_RULES: Final = MappingProxyType(
+    {"random": Rule.RANDOM, "round-robin": Rule.ROUND_ROBIN, "least-loaded": Rule.LEAST_LOADED}
+)
 _HINT_PER_GPU: Final = 2.0  # requests/s, where a search for the goodput begins
 
 
@@ -59,10 +65,10 @@ class Entry:
     plan: Plan
 
 
-def entries(scene: Scene, workload: Workload, *, kv_gbit_s: float = KV_GBIT_S) -> Entry:
+def enter(scene: Scene, workload: Workload, *, kv_gbit_s: float = KV_GBIT_S) -> Entry:
     """Choose everybody's pools on `workload`."""
     question = PlanQuestion((scene.fleet.group(kv_gbit_s),), scene.promise.targets, workload, seeds=(0,))
-    plan = search(question, recheck=None)
+    plan = search(question, recheck=None, referee=own_policy_rate)
     peers = list(_peers(question))
     return Entry((*peers, *_ours(plan, max(peer.hint for peer in peers))), plan)
 
@@ -109,15 +115,7 @@ def _ours(plan: Plan, hint: float) -> Iterator[System]:
     """List the planner's best of either family, with the router's own policy, which refuses what would be late."""
     for name, found in ((ONE_POOL_BATON, plan.best_one_pool), (BATON, plan.best_disaggregated)):
         kept = found is not None and found.goodput.mid > 0
-        yield System(name, _admitting(found) if found and kept else None, partial(routed, "slo-aware"), hint)
-
-
-def _admitting(found: Candidate) -> ClusterSpec:
-    """Return the cluster as `up` starts it: the router admits by both targets and may run prompts whole on decode."""
-    cluster = found.cluster
-    routing = replace(cluster.routing, admission=Admission.TTFT_AND_TPOT, overflow=cluster.prefill is not None)
-    mode = cluster.mode if cluster.prefill is None else Mode.HYBRID
-    return replace(cluster, mode=mode, routing=routing)
+        yield System(name, admitting(found.cluster) if found and kept else None, as_started, hint)
 
 
 def _splits(question: PlanQuestion, routing: Routing) -> list[ClusterSpec]:
@@ -138,8 +136,3 @@ def described(cluster: ClusterSpec) -> str:
     if prefill is None:
         return f"{decode.replicas} x tp{decode.tensor_parallel}, chunk {decode.max_num_batched_tokens:,}"
     return f"{prefill.replicas} x tp{prefill.tensor_parallel} P + {decode.replicas} x tp{decode.tensor_parallel} D"
-
-
-def names() -> Sequence[str]:
-    """List all systems in the order of the tables."""
-    return (ONE_POOL, ONE_POOL_BATON, DISTSERVE, *PEERS, BATON)

@@ -22,7 +22,7 @@ from bench.pd_or_pool.report import cases_of, picture, report
 from bench.pd_or_pool.serving import Seen, parts_of, read, stay
 from bench.pd_or_pool.verdict import APART, POOL
 from bench.plan_live import profile_one_pool, profile_two_pools
-from bench.profile_engine import QUICK
+from bench.profile_engine import QUICK, Effort
 from bench.serving.target import Target
 from core.config.load import load_config
 from core.errors import BatonError
@@ -42,6 +42,7 @@ class Bench:
     folder: Path
     seconds: float
     turns: int
+    effort: Effort = QUICK  # of the profiles
 
     def steps(self) -> Iterator[tuple[Path, Callable[[], None]]]:
         """List what makes each file, in order; the second half of the turns goes the other way round."""
@@ -82,10 +83,10 @@ class Bench:
 
     def _profile_pool(self) -> None:
         with tempfile.TemporaryDirectory(prefix="baton-pd-or-pool-") as folder:
-            _keep(self.folder / "two-cores.json", profile_one_pool(self.model, Path(folder), QUICK, _say))
+            _keep(self.folder / "two-cores.json", profile_one_pool(self.model, Path(folder), self.effort, _say))
 
     def _profile(self) -> None:
-        one_core = profile_two_pools(load_config(self.config(), environ={}), QUICK, _say)
+        one_core = profile_two_pools(load_config(self.config(), environ={}), self.effort, _say)
         both = replace(read_profile(self.folder / "two-cores.json").shape(1), tensor_parallel=2)
         _keep(self.profile_file, replace(one_core, shapes=(one_core.shape(1), both)))
 
@@ -123,11 +124,15 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="folder (default: a random Llama of 76 M parameters); `demo`: ours")
     parser.add_argument("--seconds", type=float, default=8.0, help="of arrivals at each rate (default 8)")
     parser.add_argument("--turns", type=int, default=2, help="of each system (default 2)")
+    parser.add_argument("--rounds", type=int, default=QUICK.rounds, help="of each profile (default %(default)s)")
+    parser.add_argument("--round-s", type=float, default=QUICK.round_s, help="length of a round (default %(default)g)")
     parser.add_argument("--steps", type=int, help="do so many steps at most: profiles, and turns of a system")
     parser.add_argument("--out", type=Path, default=_OUT, help="folder for what is done (%(default)s)")
     parser.add_argument("--plot", type=Path, help="write a picture to this SVG file")
     options = parser.parse_args()
-    bench = Bench(*_model(options.model, options.out), options.seconds, options.turns)
+    bench = Bench(
+        *_model(options.model, options.out), options.seconds, options.turns, Effort(options.rounds, options.round_s)
+    )
     missing = [(file, make) for file, make in bench.steps() if not file.exists()]
     try:
         for number, (file, make) in enumerate(missing[: options.steps], 1):

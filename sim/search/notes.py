@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sim.cluster import Admission, Order
@@ -61,3 +62,12 @@ def notes_on(question: PlanQuestion, best: Found, bests: Bests, findings: Findin
             "give a longer trace for a firmer answer"
         )
     return tuple(notes)
+
+
+def refereed(own: Mapping[Found, float]) -> tuple[str, ...]:
+    """Tell what the router's own policy keeps on the best of either family, where that was asked."""
+    if not own:
+        return ()
+    rates = {"one pool" if found.placement.cluster.prefill is None else "P/D": rate for found, rate in own.items()}
+    words = ", ".join(f"{name} {rate:.3g}/s" for name, rate in rates.items())
+    return (f"with the router's own policy on the first requests: {words}; where that differs clearly, it decides",)

@@ -21,11 +21,12 @@ from sim.search.fixed import fixed_placement
 from sim.search.goodput import Judge, Scenario, Simulate, resampled, step_below
 from sim.search.infeasible import Loosening
 from sim.search.intervals import Spread, Worlds, draws_of, goodput_interval, interval, separate
-from sim.search.notes import Findings, notes_on
+from sim.search.notes import Findings, notes_on, refereed
 from sim.search.pareto import front
 from sim.search.placements import ONE_POOL_MODES, Placement, fits_of, levels
 from sim.search.race import Found, Race
 from sim.search.recheck import Recheck, gears_apart
+from sim.search.referee import CLEAR, Referee
 from sim.simulate import simulate
 from sim.workload import Workload
 
@@ -40,12 +41,14 @@ def search(
     workloads: tuple[Workload, ...] = (),
     run: Simulate = simulate,
     recheck: Recheck | None = gears_differ,
+    referee: Referee | None = None,
 ) -> Plan:
     """Find the cheapest placement that carries the rate, or the one of most goodput when no rate is asked for.
 
     Equal questions give equal plans, but for the time taken. `workloads`: those of the seeds, when they are not to be
     resampled from the question's. `run` judges placements, `recheck` says how far the router's own policies are from
-    it. Raises ConfigError for a question without devices, targets or requests.
+    it, and `referee` what they keep on the best of either family, which then decides between them. Raises ConfigError
+    for a question without devices, targets or requests.
     """
     for name, given in (("groups", question.groups), ("targets", question.targets), ("seeds", question.seeds)):
         if not given:
@@ -55,9 +58,9 @@ def search(
     if question.rate is not None and question.rate <= 0:
         raise ConfigError(f"rate must be above 0 requests per second, not {question.rate:g}")
     if is_large(question) and not workloads:
-        return search_in_cells(question, partial(search, progress=progress, run=run, recheck=recheck))
+        return search_in_cells(question, partial(search, progress=progress, run=run, recheck=recheck, referee=referee))
     scenario = Scenario(workloads or resampled(question.workload, question.seeds), question.targets)
-    return _Search(question, scenario, run, recheck, progress).plan()
+    return _Search(question, scenario, run, recheck, referee, progress).plan()
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +69,7 @@ class _Search:
     scenario: Scenario
     run: Simulate
     recheck: Recheck | None
+    referee: Referee | None
     progress: Progress | None
     race: Race = field(init=False)
     worlds: Worlds = field(init=False)
@@ -93,7 +97,8 @@ class _Search:
         finalists = tuple(f for f in (bests.one_pool, bests.disaggregated) if f is not None)
         ceilings = {found: self.race.ceiling(found.placement) for found in finalists}
         spreads = {f: self._spread(f, bests.best, ceilings[f]) for f in finalists}
-        best, doubtful = self._choose(climbed, spreads)
+        own = self._own_rates(finalists)
+        best, doubtful = self._choose(climbed, spreads, own)
         shortfall = self._shortfall(tuple(f.placement for f in finalists), wanted or best.rate, best) if short else None
         candidates = {found: self._candidate(found, found, spreads[found]) for found in finalists}
         front_of = tuple(self._candidate(f, best, spreads[best]) for b in climbed if (f := b.best) is not None)
@@ -115,7 +120,7 @@ class _Search:
             shortfall=shortfall,
             gears_differ=apart,
             stats=self._stats(),
-            notes=notes_on(self.question, best, bests, findings),
+            notes=(*notes_on(self.question, best, bests, findings), *refereed(own)),
         )
 
     def _spread(self, found: Found, best: Found, ceiling: float) -> Spread:
@@ -135,11 +140,21 @@ class _Search:
             climbed.append(bests)
         return climbed
 
-    def _choose(self, climbed: list[Bests], spreads: dict[Found, Spread]) -> tuple[Found, bool]:
+    def _own_rates(self, finalists: tuple[Found, ...]) -> dict[Found, float]:
+        """Ask the referee what the router's own policy keeps on both families; empty where it does not say."""
+        if self.referee is None or len(finalists) < 2:
+            return {}
+        own = {found: self.referee(found.placement, self.scenario, found.rate) for found in finalists}
+        known = {found: rate for found, rate in own.items() if rate is not None}
+        return known if len(known) == len(finalists) else {}
+
+    def _choose(
+        self, climbed: list[Bests], spreads: dict[Found, Spread], own: dict[Found, float]
+    ) -> tuple[Found, bool]:
         """Return the best, and whether the other family might do as well.
 
-        In doubt the simpler one is chosen, one pool; but never for less goodput than a smaller budget gives, and never
-        where only the other one carries the rate.
+        The referee decides where it sees a clear difference. In doubt the simpler one is chosen, one pool; but never
+        for less goodput than a smaller budget gives, and never where only the other one carries the rate.
         """
         bests = climbed[-1]
         best, one_pool, disaggregated = bests.best, bests.one_pool, bests.disaggregated
@@ -147,7 +162,12 @@ class _Search:
             raise AssertionError("a choice needs something found")
         if one_pool is None or disaggregated is None:
             return best, False
-        if separate(spreads[one_pool], spreads[disaggregated]):
+        if own:
+            ahead, behind = sorted((one_pool, disaggregated), key=lambda found: own[found], reverse=True)
+            carried = self.question.rate is None or ahead.step >= step_below(self.question.rate)
+            if own[ahead] > CLEAR * own[behind] and carried:
+                return ahead, False
+        elif separate(spreads[one_pool], spreads[disaggregated]):
             return best, False
         enough = max((b.best.step for b in climbed[:-1] if b.best is not None), default=one_pool.step)
         if self.question.rate is not None and best.step >= step_below(self.question.rate):

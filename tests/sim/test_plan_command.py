@@ -19,6 +19,7 @@ from sim.device_groups import DeviceFlags
 from sim.plan import Plan, PlanQuestion, Progress, Shortfall, Verdict
 from sim.plan_command import INFEASIBLE, OK, Output, ProgressLine, plan_pools, run
 from sim.questions import PlanFlags
+from sim.search.referee import Referee, own_policy_rate
 from tests.support.plans import CHAT, apart, candidate, plan, profile, together
 
 
@@ -29,8 +30,13 @@ class Answers:
     answer: Plan
     questions: list[PlanQuestion] = field(default_factory=list)
 
-    def __call__(self, question: PlanQuestion, *, progress: Progress | None = None) -> Plan:
+    referees: list[Referee | None] = field(default_factory=list)
+
+    def __call__(
+        self, question: PlanQuestion, *, progress: Progress | None = None, referee: Referee | None = None
+    ) -> Plan:
         self.questions.append(question)
+        self.referees.append(referee)
         if progress is not None:
             progress(done=3, total=12, best=self.answer.best)
         return self.answer
@@ -146,7 +152,8 @@ def test_only_what_changes_is_set_outside_the_pools(file: Path, tmp_path: Path) 
 
 
 def test_the_first_use_says_that_it_compiles(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sim.search.search", Answers(feasible()))
+    answers = Answers(feasible())
+    monkeypatch.setattr("sim.search.search", answers)
     monkeypatch.setattr("sim.kernel.compiled.CACHE", tmp_path)
     told = []
     for _ in range(2):
@@ -155,6 +162,7 @@ def test_the_first_use_says_that_it_compiles(file: Path, tmp_path: Path, monkeyp
         told.append(err.getvalue())
         (tmp_path / "run.1.nbc").touch()
     assert told == ["compiling the simulator, once: about half a minute\n", ""]
+    assert answers.referees == [own_policy_rate] * 2  # between the families the router's own policy decides
 
 
 def test_a_plan_that_needs_predictions_without_a_profile_says_so(file: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.fleet.goodput import RAMP_SHARE, Judged, best_of, interval, measure, ratio
+from bench.fleet.goodput import RAMP_SHARE, Judged, best_of, interval, measure, ratio, shifted
 from core.latency.step import StepCost, Table
 from sim.cluster import ClusterSpec, Mode, PoolSpec
 from sim.outcome import End, Outcome, Target
@@ -72,6 +72,16 @@ def test_the_curve_goes_by_rate_and_crosses_the_promise_at_the_goodput() -> None
     assert rates == sorted(rates)
     assert found.goodput[0] == pytest.approx(found.goodput[1], rel=0.01)
     assert all((share >= 0.9) == (rate <= found.goodput[0]) for rate, share in found.curve if abs(share - 0.9) > 0.01)
+
+
+def test_a_draw_that_attains_less_at_the_goodput_of_the_first_has_a_lower_one() -> None:
+    # From 1.0 to 0.8 over a factor of e: a tenth less attained is half a logarithm, of which a quarter is the most.
+    curve = ((1.0, 1.0), (math.e, 0.8))
+    assert shifted(curve, 1.5, 0.9, 0.9) == 1.5
+    assert shifted(curve, 1.5, 0.9, 0.88) == pytest.approx(1.5 * math.exp(-0.1))
+    assert shifted(curve, 1.5, 0.9, 0.92) == pytest.approx(1.5 * math.exp(0.1))
+    assert shifted(curve, 1.5, 0.9, 0.5) == pytest.approx(1.5 * math.exp(-0.25))
+    assert shifted(curve[:1], 1.5, 0.9, 0.5) == 1.5
 
 
 @given(GOODPUTS)

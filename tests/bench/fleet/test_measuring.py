@@ -19,6 +19,8 @@ SCENE = Scene(SMALL[0], CODE, Promise(1.0, 0.05))
 def test_a_scene_is_found_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (found,) = find_all([SCENE], RUN, tmp_path, processes=1)
     assert found.traffic == "code (made up)"
+    assert found.of("P/D, prefix affinity") is None  # nothing is shared
+    assert found.of("P/D, power of two") is not None
     assert found.planned in (ONE_POOL_BATON, BATON)
     assert all(len(system.measured.goodput) == RUN.draws for system in found.systems)
     assert all(0 <= share <= 1 for system in found.systems for _, share in system.measured.curve)

@@ -21,6 +21,7 @@ FOUND = SceneFound(
         SystemFound("P/D, Baton", "", Measured((0.0, 0.0), ())),
     ),
     1.5,
+    (8.0, 6.0),
 )
 
 

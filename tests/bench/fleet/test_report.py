@@ -18,7 +18,7 @@ def scene(traffic: str, *, one_pool: float, apart: float, planned: str) -> Scene
     systems = {ONE_POOL: 20.0, DISTSERVE: 0.0, "P/D, random": 15.0, "P/D, least loaded": 25.0}
     systems |= {ONE_POOL_BATON: one_pool, BATON: apart}
     found = tuple(system(name, rate, 1.01 * rate) for name, rate in systems.items())
-    return SceneFound("ten", 10, traffic, "500/15", "some verdict", planned, found, 1.0)
+    return SceneFound("ten", 10, traffic, "500/15", "some verdict", planned, found, 1.0, (35.0, 5.0))
 
 
 CODE = scene("code", one_pool=30.0, apart=40.0, planned=BATON)
@@ -42,6 +42,7 @@ def test_the_row_has_goodput_for_each_gpu_and_the_ratios() -> None:
 
 def test_pools_of_everybody_are_told() -> None:
     assert any(f"pools of {BATON}" in line and f"pools of {ONE_POOL}" in line for line in report([CODE]))
+    assert any(line.endswith("| 3.5, 0.5 |") for line in report([CODE]))
 
 
 def test_a_wrong_choice_of_the_planner_is_named() -> None:

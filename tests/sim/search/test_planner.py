@@ -15,6 +15,7 @@ from sim.outcome import Outcome, Target
 from sim.plan import Candidate, DeviceGroup, Plan, PlanQuestion, Verdict
 from sim.search.goodput import RESOLUTION
 from sim.search.planner import search
+from sim.search.referee import Referee
 from sim.workload import Workload
 from tests.sim.search.queue_model import group, question, queue_model, shape
 
@@ -233,3 +234,39 @@ def test_progress_never_runs_back_and_ends_with_the_best() -> None:
 def test_a_question_that_cannot_be_answered_says_why(broken: PlanQuestion, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         plan_of(broken)
+
+
+def by_family(one_pool: float | None, apart: float | None) -> Referee:
+    """Make a referee that sees these rates."""
+    return lambda placement, scenario, hint: one_pool if placement.cluster.prefill is None else apart
+
+
+def test_the_referee_decides_where_it_sees_a_clear_difference() -> None:
+    for rates, verdict in (((1.0, 2.0), Verdict.DISAGGREGATE), ((2.0, 1.0), Verdict.ONE_POOL)):
+        plan = search(question(), run=queue_model, recheck=None, referee=by_family(*rates))
+        assert plan.verdict is verdict
+        assert plan.best is (plan.best_one_pool if verdict is Verdict.ONE_POOL else plan.best_disaggregated)
+        assert any("one pool {:g}/s, P/D {:g}/s; where".format(*rates) in note for note in plan.notes)
+
+
+def test_a_referee_that_sees_no_difference_leaves_the_simpler_one() -> None:
+    plan = search(question(), run=queue_model, recheck=None, referee=by_family(1.0, 1.04))
+    assert plan.verdict is Verdict.ONE_POOL
+
+
+def test_a_referee_that_does_not_say_changes_nothing() -> None:
+    plain, asked = (search(question(), run=queue_model, recheck=None, referee=r) for r in (None, by_family(None, 9.0)))
+    assert (asked.verdict, asked.best, asked.notes) == (plain.verdict, plain.best, plain.notes)
+
+
+def test_the_referee_cannot_choose_what_does_not_carry_the_rate() -> None:
+    def half(cluster: ClusterSpec, workload: Workload, targets: tuple[Target, ...], *, seed: int = 0) -> Outcome:
+        """Let prefill and decode apart keep half of what they would."""
+        offered = workload if cluster.prefill is None else workload.at_rate(2 * workload.rate)
+        return queue_model(cluster, offered, targets, seed=seed)
+
+    most = search(question(), run=half, recheck=None).best_one_pool
+    assert most is not None
+    asked = replace(question(), rate=most.goodput.mid)
+    plan = search(asked, run=half, recheck=None, referee=by_family(1.0, 9.0))
+    assert plan.verdict is Verdict.ONE_POOL
