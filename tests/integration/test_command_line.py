@@ -54,7 +54,6 @@ def test_what_needs_a_cluster_says_alike_that_none_runs(words: str, tmp_path: Pa
         "bench --dataset-name trace --dataset-path /nope",
         "bench --extra-body {",
         "compare --config nope.yaml --against one-pool",
-        "compare http://127.0.0.1:1 http://127.0.0.1:2 --num-prompts 1",
         "prove nope.yaml",
         "prove --rate 0",
         "chaos run nope.yaml",

@@ -22,7 +22,8 @@ _PACKAGES = (
 )
 _PATH = re.compile(rf"(?:{'|'.join(_PACKAGES)})/[\w./*{{}}-]*")
 _PLACEHOLDER = re.compile(r"[A-Z]{2,}|[<>…]")
-_SECTIONS = tuple(spec.name for spec in config_schema().fields)
+_SCHEMA = config_schema()
+_SECTIONS = tuple(spec.name for spec in _SCHEMA.fields)
 # Headers that clients, browsers and proxies know without us.
 _FOREIGN_HEADERS = frozenset({"x-api-key", "x-request-id"})
 
@@ -118,7 +119,7 @@ def key_lies(page: Page) -> Iterator[str]:
         dotted = re.match(rf"(?:--set '?)?((?:{'|'.join(_SECTIONS)})(?:\.[\w*<>-]+|\.\{{[\w,]+\}}|\[\])+)", code)
         if dotted is None or (ROOT / dotted[1].partition("(")[0].replace(".", "/")).with_suffix(".py").exists():
             continue
-        if not _key_exists(config_schema(), dotted[1].replace("[]", ".<index>").split(".")):
+        if not _key_exists(_SCHEMA, dotted[1].replace("[]", ".<index>").split(".")):
             yield f"names the key {dotted[1]}: the configuration has no such key"
 
 
@@ -147,7 +148,7 @@ def variable_lies(page: Page) -> Iterator[str]:
     """List environment variables of Baton that mean nothing."""
     for name in set(re.findall(r"\bBATON_[A-Z_]+\b", page.text)):
         parts = name.removeprefix("BATON_").lower().split("__")
-        if name not in program_text() and not _key_exists(config_schema(), parts) and name != "BATON_SECTION__KEY":
+        if name not in program_text() and not _key_exists(_SCHEMA, parts) and name != "BATON_SECTION__KEY":
             yield f"names the variable {name}: nothing reads it"
 
 
