@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import baton as program
+from core.completion_command import verbs_of
 from tests.support.command_line import baton
 
 VERBS = (
@@ -78,3 +80,8 @@ def test_completion_knows_every_verb_and_its_flags() -> None:
     assert (result.returncode, result.stderr) == (0, "")
     for word in (*VERBS, "show", "new", "--what-if", "--key-file", "--from", "--foreground"):
         assert word in result.stdout
+
+
+def test_every_flag_of_every_verb_says_what_it_is() -> None:
+    found = verbs_of(program._parser([command.name for command in program._COMMANDS]))
+    assert [(verb.key, flag.names or flag.label) for verb in found for flag in verb.flags if not flag.words] == []

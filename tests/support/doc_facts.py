@@ -91,8 +91,9 @@ def verb_lies(page: Page) -> Iterator[str]:
         for target in re.findall(r"\bmake ([a-z][\w-]*)", code):
             if target not in make_targets():
                 yield f"names make {target}: the Makefile has no such target"
-        if re.match(r"--(?!help)\w", code) and f'"{code.split()[0]}"' not in program_text():
-            yield f"names the flag {code.split()[0]}: nothing has it"
+        flag = re.match(r"--(?!help)[\w-]+", code)
+        if flag and not any(flag[0] in flags for flags in verbs().values()) and f'"{flag[0]}"' not in program_text():
+            yield f"names the flag {flag[0]}: nothing has it"
 
 
 def _command_lies(words: list[str]) -> Iterator[str]:
