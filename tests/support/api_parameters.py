@@ -120,7 +120,7 @@ _OF_VLLM: Final = (
     Parameter("no_such_parameter", Becomes.IGNORED, 1, note="any name that vLLM does not know"),
 )
 _OF_VLLM_CHAT: Final = (
-    Parameter("echo", Becomes.PAIR, True),
+    Parameter("echo", Becomes.WHOLE, True),
     Parameter("add_generation_prompt", Becomes.PAIR, False),
     Parameter("continue_final_message", Becomes.PAIR, True, {"add_generation_prompt": False}),
     Parameter("chat_template_kwargs", Becomes.PAIR, {"anything": 1}),
