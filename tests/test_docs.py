@@ -108,6 +108,12 @@ def test_a_metric_that_does_not_exist_is_found() -> None:
     assert len(list(metric_lies(page, {"baton_held_requests"}))) == 1
 
 
+def test_the_index_names_every_page() -> None:
+    (index,) = (page for page in PAGES if page.path == "docs/README.md")
+    others = {page.path.removeprefix("docs/") for page in PAGES if page.path not in ("README.md", index.path)}
+    assert others <= set(index.links())
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
 def test_pages_are_short(page: Page) -> None:
     assert page.path in LONG or len(page.text.splitlines()) <= MAX_LINES, "split it, or make it shorter"
