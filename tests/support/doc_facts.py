@@ -6,6 +6,8 @@ Each `..._lies` takes the text of a page and lists what it says that is not so, 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -26,6 +28,8 @@ _SCHEMA = config_schema()
 _SECTIONS = tuple(spec.name for spec in _SCHEMA.fields)
 # Headers that clients, browsers and proxies know without us.
 _FOREIGN_HEADERS = frozenset({"x-api-key", "x-request-id"})
+# Flags of programs beside Baton that pages may name.
+_FOREIGN_FLAGS = frozenset({"--gpu-memory-utilization"})
 
 
 @cache
@@ -92,8 +96,12 @@ def verb_lies(page: Page) -> Iterator[str]:
             if target not in make_targets():
                 yield f"names make {target}: the Makefile has no such target"
         flag = re.match(r"--(?!help)[\w-]+", code)
-        if flag and not any(flag[0] in flags for flags in verbs().values()) and f'"{flag[0]}"' not in program_text():
+        if flag and flag[0] not in _FOREIGN_FLAGS and not _has_flag(flag[0]):
             yield f"names the flag {flag[0]}: nothing has it"
+
+
+def _has_flag(flag: str) -> bool:
+    return any(flag in flags for flags in verbs().values()) or f'"{flag}"' in program_text()
 
 
 def _command_lies(words: list[str]) -> Iterator[str]:
@@ -193,7 +201,8 @@ def _shell_lies(words: list[str]) -> Iterator[str]:
 
 def _argument_lies(arguments: list[str]) -> Iterator[str]:
     try:
-        _, unknown = parser().parse_known_args(arguments)
+        with contextlib.redirect_stdout(io.StringIO()):  # of --help
+            _, unknown = parser().parse_known_args(arguments)
     except SystemExit:
         return  # --help
     except baton._UsageError as exc:
