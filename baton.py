@@ -162,7 +162,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         verb = verbs.add_parser(
             name,
             help=what,
-            description=what[:1].upper() + what[1:] + ".",
+            description=_sentence(what),
             formatter_class=_Help,
             allow_abbrev=False,
         )
@@ -186,13 +186,17 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     config = add("config", "look at the configuration (`config show`)", _validate)
     shows = config.add_subparsers(title="verbs", metavar="VERB", required=True)
     show_words = "print the configuration as YAML, with the source of each value that is no default"
-    show = shows.add_parser("show", help=show_words, description=show_words, allow_abbrev=False)
+    show = shows.add_parser("show", help=show_words, description=_sentence(show_words), allow_abbrev=False)
     show.set_defaults(run=_config_show, prog=show.prog)
     show.add_argument("--effective", action="store_true", help="all values, defaults included")
     add_config(show, optional=True)
     add_json(show)
     _add_keys(add)
     return parser
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:] + "."
 
 
 class _AddVerb(Protocol):
@@ -217,7 +221,7 @@ def _add_keys(add: _AddVerb) -> None:
     keys = add("keys", "make API keys for the tenants file (`keys new TENANT`)", _keys_new)
     makes = keys.add_subparsers(title="verbs", metavar="VERB", required=True)
     new_words = "make a key; print it once, and the lines for the tenants file, which holds only its hash"
-    new = makes.add_parser("new", help=new_words, description=new_words, allow_abbrev=False)
+    new = makes.add_parser("new", help=new_words, description=_sentence(new_words), allow_abbrev=False)
     new.set_defaults(run=_keys_new, prog=new.prog)
     new.add_argument("tenant", metavar="TENANT", help="name of the tenant")
     add_json(new)

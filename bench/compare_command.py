@@ -64,6 +64,9 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("--segments must be at least 2, so that each side is first once")
     if options.html is not None:
         write_result("--html", options.html, "")  # before minutes are spent
+    for side in sides:
+        if side.config is not None:  # its errors are told before the other side is started
+            load_config(side.config, overrides=side.overrides, environ=os.environ)
     specs = _specs(spec, options)
     both = run_in_turns(sides, specs, options.segments)
     points = tuple(

@@ -57,7 +57,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--input-len", type=int, default=256, help="of random traffic (default 256)")
     parser.add_argument("--output-len", type=int, default=64, help="of random traffic (default 64)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of all chance (default 0)")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write the report as one page")
 
 

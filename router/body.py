@@ -92,6 +92,8 @@ def chat_facts(body: bytes, tenant: str = "", tokens_of: TokensOf = by_bytes) ->
     whole_only = _whole_only(fields)
     if whole_only is None and isinstance(messages, list) and _has_media(messages):
         whole_only = "multimodal content"
+    if whole_only is None and fields.get("echo"):  # vLLM takes it as a wish for log probabilities of the prompt
+        whole_only = "echo"
     return _facts(fields, _counted(chat_pieces(fields, tenant), tokens_of), max_tokens, whole_only)
 
 

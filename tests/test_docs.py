@@ -34,7 +34,7 @@ PAGES = pages()
 YAML_BLOCKS = [block for page in PAGES for block in page.blocks() if block.language == "yaml"]
 MAX_LINES = 150
 # Reference and records, which are looked up and not read through.
-LONG = ("README.md", "docs/configuration.md", "docs/benchmarks.md", "docs/router.md")
+LONG = ("README.md", "docs/kv-transfer.md", "docs/configuration.md", "docs/benchmarks.md", "docs/router.md")
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -106,6 +106,12 @@ def test_each_check_finds_lies(check: Callable[[Page], Iterator[str]]) -> None:
 def test_a_metric_that_does_not_exist_is_found() -> None:
     page = Page("docs/README.md", "`baton_no_such_total` and `baton_held_requests`")
     assert len(list(metric_lies(page, {"baton_held_requests"}))) == 1
+
+
+def test_the_index_names_every_page() -> None:
+    (index,) = (page for page in PAGES if page.path == "docs/README.md")
+    others = {page.path.removeprefix("docs/") for page in PAGES if page.path not in ("README.md", index.path)}
+    assert others <= set(index.links())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)

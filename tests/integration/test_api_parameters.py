@@ -6,9 +6,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import httpx
 import pytest
 
-from tests.support.api_parameters import BASES, BY_ROUTE, Becomes, Json, Parameter, with_tables
+from tests.support.api_parameters import (
+    BASES,
+    BY_ROUTE,
+    CHAT_BASE,
+    PROMPT,
+    Becomes,
+    Json,
+    Parameter,
+    with_tables,
+)
 from tests.support.doc_pages import ROOT
 from tests.support.openai_http import assert_same, post, stream, strip
 from tests.support.stack import Stack
@@ -56,6 +66,30 @@ def test_parameters_meet_what_the_page_says(stack: Stack, route: str, parameter:
         assert stack.landed() > before, "it was not served by a pair"
     elif parameter.becomes in (Becomes.WHOLE, Becomes.REFUSED, Becomes.OURS):
         assert stack.landed() == before, "it used a hand-over"
+
+
+@pytest.mark.engine
+def test_models_are_those_of_one_pool(stack: Stack) -> None:
+    ours, expected = _of_both(stack, lambda url: httpx.get(f"{url}/v1/models", timeout=30).json())
+    assert [model["id"] for model in ours["data"]] == [model["id"] for model in expected["data"]]
+    assert [model.keys() for model in ours["data"]] == [model.keys() for model in expected["data"]]
+
+
+@pytest.mark.engine
+def test_responses_and_messages_say_what_one_pool_says(stack: Stack) -> None:
+    body = {"model": "demo", "input": PROMPT, "max_output_tokens": 8, "temperature": 0}
+    ours, expected = _of_both(stack, lambda url: post(url, "/v1/responses", body))
+    assert (ours[0], ours[1]["output"][0]["content"]) == (200, expected[1]["output"][0]["content"])
+    said = {"model": "demo", "max_tokens": 8, "temperature": 0, "messages": CHAT_BASE["messages"]}
+    ours, expected = _of_both(stack, lambda url: post(url, "/v1/messages", said))
+    assert (ours[0], ours[1]["content"]) == (200, expected[1]["content"])
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/audio/transcriptions", "/v1/batches", "/v1/files"])
+def test_what_is_not_there_is_404(stack: Stack, path: str) -> None:
+    status, answer = post(stack.url, path, {"model": "demo", "input": "x"})
+    assert (status, answer.keys()) == (404, {"error"})
 
 
 def _compare(stack: Stack, route: str, parameter: Parameter, body: Json) -> None:

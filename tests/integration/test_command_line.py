@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import baton as program
+from core.completion_command import verbs_of
 from tests.support.command_line import baton
 
 VERBS = (
@@ -54,7 +56,6 @@ def test_what_needs_a_cluster_says_alike_that_none_runs(words: str, tmp_path: Pa
         "bench --dataset-name trace --dataset-path /nope",
         "bench --extra-body {",
         "compare --config nope.yaml --against one-pool",
-        "compare http://127.0.0.1:1 http://127.0.0.1:2 --num-prompts 1",
         "prove nope.yaml",
         "prove --rate 0",
         "chaos run nope.yaml",
@@ -79,3 +80,8 @@ def test_completion_knows_every_verb_and_its_flags() -> None:
     assert (result.returncode, result.stderr) == (0, "")
     for word in (*VERBS, "show", "new", "--what-if", "--key-file", "--from", "--foreground"):
         assert word in result.stdout
+
+
+def test_every_flag_of_every_verb_says_what_it_is() -> None:
+    found = verbs_of(program._parser([command.name for command in program._COMMANDS]))
+    assert [(verb.key, flag.names or flag.label) for verb in found for flag in verb.flags if not flag.words] == []

@@ -70,8 +70,9 @@ def test_chat_with_media_is_whole_only(part: dict[str, object], reason: str | No
     assert chat({"type": "text", "text": "x"}, part).whole_only == reason
 
 
-def test_chat_echo_is_not_completion_echo() -> None:
-    assert chat(echo=True).whole_only is None
+def test_chat_is_whole_only_for_a_reason() -> None:
+    assert chat(echo=False).whole_only is None
+    assert chat(echo=True).whole_only == "echo"
     assert chat(n=2).whole_only == "n>1"
 
 

@@ -120,7 +120,7 @@ _OF_VLLM: Final = (
     Parameter("no_such_parameter", Becomes.IGNORED, 1, note="any name that vLLM does not know"),
 )
 _OF_VLLM_CHAT: Final = (
-    Parameter("echo", Becomes.PAIR, True),
+    Parameter("echo", Becomes.WHOLE, True),
     Parameter("add_generation_prompt", Becomes.PAIR, False),
     Parameter("continue_final_message", Becomes.PAIR, True, {"add_generation_prompt": False}),
     Parameter("chat_template_kwargs", Becomes.PAIR, {"anything": 1}),
@@ -166,7 +166,7 @@ def table(route: str) -> Iterator[str]:
     yield "| Parameter | What becomes of it |"
     yield "|---|---|"
     plain = [p for p in BY_ROUTE[route] if not p.note]
-    added = {p.name for p in (*_OF_VLLM, *_OF_VLLM_CHAT)}
+    added = {p.name for p in (*_OF_VLLM, *(_OF_VLLM_CHAT if "chat" in route else ()))}
     for of_vllm in (False, True):
         for fate in Becomes:
             names = ", ".join(f"`{p.name}`" for p in plain if p.becomes is fate and (p.name in added) is of_vllm)

@@ -6,6 +6,8 @@ Each `..._lies` takes the text of a page and lists what it says that is not so, 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -22,9 +24,12 @@ _PACKAGES = (
 )
 _PATH = re.compile(rf"(?:{'|'.join(_PACKAGES)})/[\w./*{{}}-]*")
 _PLACEHOLDER = re.compile(r"[A-Z]{2,}|[<>…]")
-_SECTIONS = tuple(spec.name for spec in config_schema().fields)
+_SCHEMA = config_schema()
+_SECTIONS = tuple(spec.name for spec in _SCHEMA.fields)
 # Headers that clients, browsers and proxies know without us.
 _FOREIGN_HEADERS = frozenset({"x-api-key", "x-request-id"})
+# Flags of programs beside Baton that pages may name.
+_FOREIGN_FLAGS = frozenset({"--gpu-memory-utilization"})
 
 
 @cache
@@ -90,8 +95,13 @@ def verb_lies(page: Page) -> Iterator[str]:
         for target in re.findall(r"\bmake ([a-z][\w-]*)", code):
             if target not in make_targets():
                 yield f"names make {target}: the Makefile has no such target"
-        if re.match(r"--(?!help)\w", code) and f'"{code.split()[0]}"' not in program_text():
-            yield f"names the flag {code.split()[0]}: nothing has it"
+        flag = re.match(r"--(?!help)[\w-]+", code)
+        if flag and flag[0] not in _FOREIGN_FLAGS and not _has_flag(flag[0]):
+            yield f"names the flag {flag[0]}: nothing has it"
+
+
+def _has_flag(flag: str) -> bool:
+    return any(flag in flags for flags in verbs().values()) or f'"{flag}"' in program_text()
 
 
 def _command_lies(words: list[str]) -> Iterator[str]:
@@ -118,7 +128,7 @@ def key_lies(page: Page) -> Iterator[str]:
         dotted = re.match(rf"(?:--set '?)?((?:{'|'.join(_SECTIONS)})(?:\.[\w*<>-]+|\.\{{[\w,]+\}}|\[\])+)", code)
         if dotted is None or (ROOT / dotted[1].partition("(")[0].replace(".", "/")).with_suffix(".py").exists():
             continue
-        if not _key_exists(config_schema(), dotted[1].replace("[]", ".<index>").split(".")):
+        if not _key_exists(_SCHEMA, dotted[1].replace("[]", ".<index>").split(".")):
             yield f"names the key {dotted[1]}: the configuration has no such key"
 
 
@@ -147,7 +157,7 @@ def variable_lies(page: Page) -> Iterator[str]:
     """List environment variables of Baton that mean nothing."""
     for name in set(re.findall(r"\bBATON_[A-Z_]+\b", page.text)):
         parts = name.removeprefix("BATON_").lower().split("__")
-        if name not in program_text() and not _key_exists(config_schema(), parts) and name != "BATON_SECTION__KEY":
+        if name not in program_text() and not _key_exists(_SCHEMA, parts) and name != "BATON_SECTION__KEY":
             yield f"names the variable {name}: nothing reads it"
 
 
@@ -191,7 +201,8 @@ def _shell_lies(words: list[str]) -> Iterator[str]:
 
 def _argument_lies(arguments: list[str]) -> Iterator[str]:
     try:
-        _, unknown = parser().parse_known_args(arguments)
+        with contextlib.redirect_stdout(io.StringIO()):  # of --help
+            _, unknown = parser().parse_known_args(arguments)
     except SystemExit:
         return  # --help
     except baton._UsageError as exc:

@@ -13,6 +13,8 @@ import pytest
 from bench import stacks
 from bench.serving.endpoint import endpoint
 from bench.serving.target import Target, reached
+from core.command_flags import DEFAULT_CONFIG
+from core.errors import ConfigError
 
 TRUST = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
@@ -35,17 +37,23 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_system_is_started_and_stopped(started: list[str]) -> None:
-    with reached(Target("a", config=Path("x.yaml"), overrides=("a=1",))) as found:
+    with reached(Target("a", config=DEFAULT_CONFIG, overrides=("router.port=0",))) as found:
         assert (found.url, found.tls) == ("https://127.0.0.1:1", TRUST)
         assert found.key == "k"
-    assert started == ["start x.yaml a=1", "stop"]
+    assert started == [f"start {DEFAULT_CONFIG} router.port=0", "stop"]
+
+
+def test_a_configuration_with_errors_starts_nothing(started: list[str]) -> None:
+    with pytest.raises(ConfigError, match="there is no such file"), reached(Target("a", config=Path("x.yaml"))):
+        pass
+    assert started == []
 
 
 def test_sigterm_stops_it_too(started: list[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), reached(Target("a", config=Path("x.yaml"))):
+    with pytest.raises(KeyboardInterrupt), reached(Target("a", config=DEFAULT_CONFIG)):
         signal.raise_signal(signal.SIGTERM)  # its handler runs before this returns
-    assert started == ["start x.yaml ", "stop"]
+    assert started == [f"start {DEFAULT_CONFIG} ", "stop"]
     assert signal.getsignal(signal.SIGTERM) is before
 
 
