@@ -10,8 +10,6 @@ VENV := .venv/bin
 QUICK := not engine and not ray and not slow and not gpu
 # The others, but those for a GPU only where there is one.
 OTHERS = not ($(QUICK))$(if $(shell nvidia-smi -L 2>/dev/null | grep '^GPU '),, and not gpu)
-# Tests run side by side, as tests/conftest.py divides them.
-PYTEST := $(VENV)/python -m pytest -n logical --maxprocesses 4
 # Tests start some hundred processes; without bytecode on disk each would compile all it imports.
 check test: export PYTHONDONTWRITEBYTECODE :=
 PROTOS = $(shell find proto -name '*.proto')
@@ -48,11 +46,11 @@ type: setup-dev ## check the types
 	$(VENV)/mypy
 
 check: lint type ## what every commit must pass: lint, types, quick tests
-	$(PYTEST) -m "$(QUICK)"
+	$(VENV)/python -m pytest -n auto -m "$(QUICK)"
 
 test: setup-dev ## all tests, with real engines and Ray
-	$(PYTEST) -m "$(QUICK)"
-	$(PYTEST) -m "$(OTHERS)"
+	$(VENV)/python -m pytest -n auto -m "$(QUICK)"
+	$(VENV)/python -m pytest -n 2 -m "$(OTHERS)"
 
 proto: setup-dev ## generate the protobuf modules again
 	$(VENV)/python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. $(PROTOS)

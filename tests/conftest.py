@@ -6,6 +6,7 @@ Owns too in which order the files come, and which of them may run side by side.
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,12 @@ SIMULATE: Final = ("tests/sim/", "tests/bench/test_", "tests/integration/test_re
 
 
 @pytest.hookimpl(optionalhook=True)  # only where tests run side by side
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Say how many processes `-n auto` is: one more than cores, for tests wait a quarter of their time."""
+    return min(len(os.sched_getaffinity(0)), 4) + 1
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     """Give a process a whole file, for its tests share what they start, and one process all files with real engines.
 

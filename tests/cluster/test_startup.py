@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.ray_processes import Baton, TwoNodes, all_gone, tree, two_nodes
+from tests.support.ray_processes import Baton, TwoNodes, all_gone, tree, two_nodes, words_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -36,7 +36,7 @@ def workers_of(ray: TwoNodes) -> dict[str, int]:
     found = {}
     for node in (ray.head, ray.second):
         for pid in tree(node.pid):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+            words = words_of(pid)
             if "cluster.worker_process" in words:
                 found[Path(words[words.index("--spec") + 1]).name.removesuffix(".spec.json")] = node.pid
     return found

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.ray_processes import ROOT, TwoNodes, all_gone, parent_of, tree, two_nodes
+from tests.support.ray_processes import ROOT, TwoNodes, all_gone, parent_of, tree, two_nodes, words_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.slow]
 
@@ -50,7 +50,7 @@ def up(ray: TwoNodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
 
 def test_engines_run_on_the_nodes_of_their_pools(ray: TwoNodes, up: tuple[Path, dict[str, Any]]) -> None:
     def workers_below(pid: int) -> set[str]:
-        lines = [Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0") for child in tree(pid)]
+        lines = [words_of(child) for child in tree(pid)]
         specs = [words[words.index("--spec") + 1] for words in lines if "cluster.worker_process" in words]
         return {Path(spec).name.removesuffix(".spec.json") for spec in specs}
 
@@ -89,7 +89,7 @@ def test_down_stops_it_and_leaves_ray_alive(ray: TwoNodes, up: tuple[Path, dict[
         pid
         for node in (ray.head, ray.second)
         for pid in tree(node.pid)
-        if b"cluster." in Path(f"/proc/{pid}/cmdline").read_bytes()
+        if any("cluster." in word for word in words_of(pid))
     ]
     # Two workers and the router; what they fork carries their name until it has one of its own, as engine cores do.
     assert len([pid for pid in ours if parent_of(pid) not in ours]) == 3

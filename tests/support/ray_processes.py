@@ -105,6 +105,14 @@ def parent_of(pid: int) -> int:
     return int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
 
 
+def words_of(pid: int) -> list[str]:
+    """Return the words a process was started with; none of one that has ended meanwhile."""
+    try:
+        return (Path("/proc") / str(pid) / "cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process runs; a zombie does not."""
     try:

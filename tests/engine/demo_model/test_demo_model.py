@@ -1,25 +1,31 @@
 """The committed demonstration model: complete, small, and with a tokenizer and template that hold together."""
 
+import importlib
 import json
 import struct
+from types import ModuleType
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 
 from engine.demo_model.corpus import Document, Message
 from engine.demo_model.shape import LlamaShape
 from engine.demo_model.tokenizer import DEMO_MODEL_DIR, VOCAB_SIZE, read_corpus, train_tokenizer
 from engine.demo_model.tool_dialogues import weather_tool
-from engine.demo_model.train import DEMO_SHAPE, encode_document
 
 TEXTS = ("O Romeo, Romeo! wherefore art thou Romeo?", "  two  spaces\n\n\tand a tab ", 'naïve 你好 🙂 {"a": [1, 2]}')
 GREETING: Message = {"role": "user", "content": "Good morrow."}
 
 
 @pytest.fixture(scope="module")
+def train() -> ModuleType:
+    """Load it late, with transformers: four seconds of CPU, else for every process that collects this file."""
+    return importlib.import_module("engine.demo_model.train")
+
+
+@pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return AutoTokenizer.from_pretrained(str(DEMO_MODEL_DIR))
+    return importlib.import_module("transformers").AutoTokenizer.from_pretrained(str(DEMO_MODEL_DIR))
 
 
 def render(tokenizer: Any, messages: list[Message], **options: Any) -> str:
@@ -40,15 +46,15 @@ def test_folder_is_complete_and_small() -> None:
     assert files["model.safetensors"] <= 8_000_000
 
 
-def test_weights_are_those_of_the_stated_shape() -> None:
+def test_weights_are_those_of_the_stated_shape(train: ModuleType) -> None:
     config = json.loads((DEMO_MODEL_DIR / "config.json").read_text(encoding="utf-8"))
-    assert config == DEMO_SHAPE.config()
+    assert config == train.DEMO_SHAPE.config()
     with (DEMO_MODEL_DIR / "model.safetensors").open("rb") as file:
         (header_bytes,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(header_bytes))
     header.pop("__metadata__")
     counts = [count_elements(entry["shape"]) for entry in header.values()]
-    assert sum(counts) == DEMO_SHAPE.num_parameters
+    assert sum(counts) == train.DEMO_SHAPE.num_parameters
     assert {entry["dtype"] for entry in header.values()} == {"BF16"}
 
 
@@ -122,10 +128,10 @@ def test_markers_are_single_tokens_and_tool_calls_survive_decoding(tokenizer: An
     assert tokenizer.decode(ids, skip_special_tokens=True) == "<tool_call></tool_call>"
 
 
-def test_training_sees_what_serving_will_send(tokenizer: Any) -> None:
+def test_training_sees_what_serving_will_send(tokenizer: Any, train: ModuleType) -> None:
     messages: tuple[Message, ...] = (GREETING, {"role": "assistant", "content": "Is the day so young?"})
     served = tokenizer.apply_chat_template([GREETING], add_generation_prompt=True, return_dict=True)["input_ids"]
-    trained = encode_document(tokenizer, Document(messages=messages))
+    trained = train.encode_document(tokenizer, Document(messages=messages))
     assert trained[: len(served)] == served
     assert trained[-1] == tokenizer.eos_token_id
 

@@ -1,13 +1,14 @@
 """Random models: equal seeds give equal weights, the files fit together, and adapters change the output."""
 
+import importlib
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.demo_model.random_model import PRESETS, main, make_preset, make_random_llama, make_random_lora
 from engine.demo_model.tokenizer import VOCAB_SIZE
@@ -17,6 +18,12 @@ def make_small(path: Path, *, seed: int, vocab: int = VOCAB_SIZE) -> Path:
     return make_random_llama(
         path, hidden=64, layers=2, heads=2, kv_heads=1, head_size=32, vocab=vocab, seed=seed, dtype="float32"
     )
+
+
+@pytest.fixture(scope="module")
+def transformers() -> ModuleType:
+    """Load it late: that is four seconds of CPU, else for every process that collects this file."""
+    return importlib.import_module("transformers")
 
 
 def greedy(model: Any, prompt: list[int]) -> list[int]:
@@ -32,16 +39,16 @@ def test_equal_seeds_give_equal_files(tmp_path: Path) -> None:
     assert (first / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
 
 
-def test_the_model_loads_and_its_output_depends_on_the_first_token(tmp_path: Path) -> None:
+def test_the_model_loads_and_its_output_depends_on_the_first_token(transformers: ModuleType, tmp_path: Path) -> None:
     folder = make_small(tmp_path, seed=1)
-    model = AutoModelForCausalLM.from_pretrained(str(folder)).eval()
-    prompt = AutoTokenizer.from_pretrained(str(folder))("What news from Rome?")["input_ids"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(str(folder)).eval()
+    prompt = transformers.AutoTokenizer.from_pretrained(str(folder))("What news from Rome?")["input_ids"]
     outputs = {tuple(greedy(model, [first, *prompt])) for first in range(10, 18)}
     assert len(outputs) >= 4
     assert greedy(model, prompt) == greedy(model, prompt)
 
 
-def test_an_adapter_has_the_base_models_sizes_and_moves_the_logits(tmp_path: Path) -> None:
+def test_an_adapter_has_the_base_models_sizes_and_moves_the_logits(transformers: ModuleType, tmp_path: Path) -> None:
     base = make_small(tmp_path / "base", seed=1)
     adapter = make_random_lora(tmp_path / "lora", base, 4, 5)
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
@@ -49,7 +56,7 @@ def test_an_adapter_has_the_base_models_sizes_and_moves_the_logits(tmp_path: Pat
     weights = load_file(str(adapter / "adapter_model.safetensors"))
     base_weights = load_file(str(base / "model.safetensors"))
     assert len(weights) == 2 * 2 * 2
-    model = AutoModelForCausalLM.from_pretrained(str(base)).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(str(base)).eval()
     plain = greedy(model, [1, 50, 60, 70])
     for name, parameter in model.named_parameters():
         key = f"base_model.model.{name.removesuffix('.weight')}"
