@@ -22,16 +22,16 @@ _LEAST_BYTES: Final = 32 << 10  # below, letting go of the lock costs more than 
 
 def gather_hashed(target: memoryview, rows: Bytes, ids: Sequence[int], digest: Digest) -> None:
     """Copy rows of a (count, bytes) array to `target`, back to back, and feed them to `digest`. Raises IndexError."""
+    if ids and not 0 <= min(ids) <= max(ids) < len(rows):
+        raise IndexError(f"rows {ids} of {len(rows)}")
     row_bytes = rows.shape[1]
     picked = np.array(ids, dtype=np.intp)
-    if picked.size and not 0 <= picked.min() <= picked.max() < len(rows):
-        raise IndexError(f"rows {ids} of {len(rows)}")
     step = max(1, PIECE_BYTES // row_bytes)
     for first in range(0, len(picked), step):
         some = picked[first : first + step]
         piece = target[first * row_bytes : (first + len(some)) * row_bytes]
         out = np.frombuffer(piece, dtype=np.uint8).reshape(len(some), row_bytes)
-        np.take(rows, some, axis=0, out=out, mode="clip")  # other modes copy to a buffer first
+        rows.take(some, axis=0, out=out, mode="clip")  # other modes copy to a buffer first
         digest.update(piece)
 
 
