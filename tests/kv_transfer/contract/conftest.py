@@ -16,13 +16,13 @@ from tests.kv_transfer.contract.transports import TRANSPORTS, Ends
 @pytest.fixture(scope="session", autouse=True)
 def grpc_is_in_use() -> Iterator[None]:
     """Have gRPC open them before any test counts descriptors, and keep them to the end."""
-    cygrpc.init_grpc_aio()
     asyncio.run(_use_grpc())
     yield
     cygrpc.shutdown_grpc_aio()
 
 
 async def _use_grpc() -> None:
+    cygrpc.init_grpc_aio()  # in a loop: outside there is none any more when an async test has run before
     pool = StagingPool(1 << 20)
     both = Ends(TRANSPORTS["grpc"], pool)
     try:
