@@ -142,7 +142,10 @@ COVERAGE: Final = Metric(
     _PREDICTION,
 )
 INTERVAL_FACTOR: Final = Metric(
-    "baton_prediction_interval_factor", Kind.GAUGE, "What the spreads of predictions are multiplied by.", _PREDICTION
+    "baton_prediction_interval_factor",
+    Kind.GAUGE,
+    "Half the width of the interval, in spreads that costs claim.",
+    _PREDICTION,
 )
 TRUSTED: Final = Metric(
     "baton_prediction_trusted",
