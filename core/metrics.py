@@ -150,7 +150,7 @@ INTERVAL_FACTOR: Final = Metric(
 TRUSTED: Final = Metric(
     "baton_prediction_trusted",
     Kind.GAUGE,
-    "1 while requests may be refused because of predictions, 0 while only what is measured counts.",
+    "1: predictions were seen to hold. 0: they did not, only what is measured counts. Absent: too little was seen.",
     _PREDICTION,
 )
 TRACES_DROPPED: Final = Metric(
