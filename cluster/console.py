@@ -219,7 +219,7 @@ def _coverage(prediction: PredictionReport) -> str:
     if prediction.coverage is None:
         return "-"
     low, high = prediction.band
-    widened = "" if prediction.interval_factor == 1 else f", widened {prediction.interval_factor:.1f}x"
+    widened = "" if prediction.interval_factor < 1.05 else f", widened {prediction.interval_factor:.1f}x"
     return f"{prediction.coverage:.0%} ({low:.0%} - {high:.0%}{widened})"
 
 

@@ -142,12 +142,15 @@ COVERAGE: Final = Metric(
     _PREDICTION,
 )
 INTERVAL_FACTOR: Final = Metric(
-    "baton_prediction_interval_factor", Kind.GAUGE, "What the spreads of predictions are multiplied by.", _PREDICTION
+    "baton_prediction_interval_factor",
+    Kind.GAUGE,
+    "Half the width of the interval, in spreads that costs claim.",
+    _PREDICTION,
 )
 TRUSTED: Final = Metric(
     "baton_prediction_trusted",
     Kind.GAUGE,
-    "1 while requests may be refused because of predictions, 0 while only what is measured counts.",
+    "1: predictions were seen to hold. 0: they did not, only what is measured counts. Absent: too little was seen.",
     _PREDICTION,
 )
 TRACES_DROPPED: Final = Metric(

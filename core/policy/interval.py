@@ -32,10 +32,13 @@ _LEAST_RANGE: Final = 0.5
 _PRIOR: Final = 10
 _PRIOR_END: Final = 2.0
 _MOST_RESIDUAL: Final = 50.0
-_MOST_LOG: Final = 20.0  # of an end over its prediction
+_MOST_LOG: Final = 5.0  # of an end over its prediction
 # Of predictions that claim to be surer, or claim nothing: step times tell nothing of what lies between steps (a router,
 # an HTTP layer, a busy core), which was 10 to 25 % of a TTFT of 100 ms on two cores.
 MIN_SPREAD: Final = 0.15
+# And of those that claim to know hardly anything, as while single steps stall: on a logarithmic scale a few such
+# spreads would be millions of times the prediction. With it the same live outcomes are held by half the width.
+_MOST_SPREAD: Final = 0.5
 _exp: Final = math.exp  # looked up for every decision
 
 
@@ -80,22 +83,27 @@ def residual_of(actual_s: float, predicted_s: float, spread: float) -> float:
     ratio = actual_s / predicted_s
     if not 0.0 < ratio < math.inf:
         return _MOST_RESIDUAL if ratio else -_MOST_RESIDUAL
-    residual = math.log(ratio) / (spread if spread > MIN_SPREAD else MIN_SPREAD)
+    residual = math.log(ratio) / _scale(spread)
     return min(max(residual, -_MOST_RESIDUAL), _MOST_RESIDUAL)
 
 
 def end_s(predicted_s: float, spread: float, end: float) -> float:
     """Place an end, in spreads, about a prediction; `residual_of` of the result is that end again."""
-    log = end * (spread if spread > MIN_SPREAD else MIN_SPREAD)
+    log = end * _scale(spread)
     return predicted_s * _exp(log if log < _MOST_LOG else _MOST_LOG)
 
 
 def ends_s(predicted_s: float, spread: float, low: float, high: float) -> tuple[float, float]:
     """Place both ends."""
-    if spread < MIN_SPREAD:
-        spread = MIN_SPREAD
-    log = high * spread
-    return predicted_s * _exp(low * spread), predicted_s * _exp(log if log < _MOST_LOG else _MOST_LOG)
+    scale = _scale(spread)
+    log = high * scale
+    return predicted_s * _exp(low * scale), predicted_s * _exp(log if log < _MOST_LOG else _MOST_LOG)
+
+
+def _scale(claimed: float) -> float:
+    if claimed < _MOST_SPREAD:
+        return claimed if claimed > MIN_SPREAD else MIN_SPREAD
+    return _MOST_SPREAD if claimed >= _MOST_SPREAD else MIN_SPREAD  # what is no number claims nothing
 
 
 def _bounded(level: float) -> float:

@@ -80,7 +80,7 @@ def test_ends_are_finite_about_the_prediction(outcomes: list[tuple[float, float,
     assert (first.low, first.high) == (second.low, second.high)
 
 
-@given(st.floats(1e-4, 1e3), st.floats(0.0, 1.0), st.floats(-5.0, 5.0))
+@given(st.floats(1e-4, 1e3), st.floats(0.0, 1.0), st.floats(-8.0, 8.0))
 def test_an_end_in_seconds_is_its_residual_again(predicted_s: float, spread: float, end: float) -> None:
     assert residual_of(end_s(predicted_s, spread, end), predicted_s, spread) == pytest.approx(end, abs=1e-6)
 
