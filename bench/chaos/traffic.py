@@ -126,14 +126,15 @@ class Traffic:
     async def leave_early(self, num_clients: int) -> list[Answer]:
         """Send from many clients at once, who all go away at a moment of chance; return what they saw."""
         pauses = [self._random.uniform(0.0, 1.0) for _ in range(num_clients)]
-        return list(await asyncio.gather(*(self._leaving(pause_s) for pause_s in pauses)))
+        async with _new_session() as session:  # of their own: what idles in it would look like a leak of the router
+            return list(await asyncio.gather(*(self._leaving(pause_s, session) for pause_s in pauses)))
 
-    async def _leaving(self, pause_s: float) -> Answer:
+    async def _leaving(self, pause_s: float, session: aiohttp.ClientSession) -> Answer:
         began_s = time.monotonic()
         number = self._random.randrange(len(self._load.prompts))
         try:
             async with asyncio.timeout(pause_s):
-                return (await self._stream(number))[1]
+                return (await self._stream(number, session))[1]
         except TimeoutError:
             return Answer(number, began_s, time.monotonic(), Verdict.LEFT)
 
@@ -151,19 +152,19 @@ class Traffic:
             if answer.verdict is not Verdict.RIGHT:
                 await asyncio.sleep(0.2)  # a refusal comes at once; asking in a tight loop would be a fault of ours
 
-    async def _stream(self, number: int) -> tuple[str, Answer]:
+    async def _stream(self, number: int, session: aiohttp.ClientSession | None = None) -> tuple[str, Answer]:
         """Send one request and read it to its end."""
         reading = _Reading(number, time.monotonic())
         try:
             async with asyncio.timeout(self._load.deadline_s):
-                await self._read(number, reading)
+                await self._read(number, reading, session or self._open())
         except TimeoutError:
             return reading.text, reading.ended(Verdict.HUNG, f"no end after {self._load.deadline_s:g} s")
         except (aiohttp.ClientError, OSError) as exc:
             return reading.text, reading.ended(Verdict.CUT, f"{type(exc).__name__}: {exc}")
         return reading.text, self._judged(reading)
 
-    async def _read(self, number: int, reading: _Reading) -> None:
+    async def _read(self, number: int, reading: _Reading, session: aiohttp.ClientSession) -> None:
         body = {
             "model": self._model,
             "prompt": self._load.prompts[number],
@@ -177,7 +178,7 @@ class Traffic:
             headers["authorization"] = f"Bearer {self._front.key}"
         url = f"{self._front.url}/v1/completions"
         tls = True if self._front.tls is None else self._front.tls
-        async with self._open().post(url, data=orjson.dumps(body), headers=headers, ssl=tls) as response:
+        async with session.post(url, data=orjson.dumps(body), headers=headers, ssl=tls) as response:
             reading.status = response.status
             reading.retry_after = "retry-after" in response.headers
             if response.status != 200:
@@ -202,9 +203,13 @@ class Traffic:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            unlimited = aiohttp.ClientTimeout(total=None)  # each request has a deadline of its own
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=unlimited)
+            self._session = _new_session()
         return self._session
+
+
+def _new_session() -> aiohttp.ClientSession:
+    unlimited = aiohttp.ClientTimeout(total=None)  # each request has a deadline of its own
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=unlimited)
 
 
 class _Reading:

@@ -14,6 +14,7 @@ import signal
 import socket
 import threading
 from collections.abc import Coroutine, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,7 +98,8 @@ class Stack:
             extra_args=("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
         )
         kv = KVSpec(lease_s=LEASE_S, faults=(("runtime", "1"),))
-        return WorkerSpec(worker_id, role, self._epoch, "127.0.0.1", str(self.run_dir), engine, kv=kv, token=TOKEN)
+        spec = WorkerSpec(worker_id, role, self._epoch, "127.0.0.1", str(self.run_dir), engine, kv=kv, token=TOKEN)
+        return replace(spec, silence_s=START_TIMEOUT_S)  # tests stop workers, and look at much before these go on
 
     def revive(self) -> None:
         """Start dead workers again, with a greater epoch, and wait until the router has them."""
