@@ -16,25 +16,19 @@ from bench.serving.load_run import LoadRun
 
 @contextmanager
 def ended_by_ctrl_c(load: LoadRun) -> Iterator[None]:
-    """End `load` at the first SIGINT; a second one interrupts the program as usual.
+    """End `load` at the first SIGINT; further ones find it ending, which takes no time that somebody waits for.
 
-    Off the main thread signals are not ours, and nothing is changed.
+    To let them interrupt the event loop instead would leave it half closed, and uvloop waits for ever to close such a
+    one. Off the main thread signals are not ours, and nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGINT)
 
-    def end() -> None:
-        restore()
-        load.interrupt()
-
-    def restore() -> None:
-        loop.remove_signal_handler(signal.SIGINT)
-        signal.signal(signal.SIGINT, before)
-
-    loop.add_signal_handler(signal.SIGINT, end)
+    loop.add_signal_handler(signal.SIGINT, load.interrupt)
     try:
         yield
     finally:
-        restore()
+        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, before)

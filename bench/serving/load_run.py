@@ -126,7 +126,12 @@ class LoadRun:
             watch.start()
             self.live = Live(len(self._due_s), time.perf_counter())
             self._send_due()
-            await self._all_ended
+            try:
+                await self._all_ended
+            except asyncio.CancelledError:
+                self._waiting.clear()
+                self._next = len(self._due_s)  # what is due later must not open connections in a loop that closes
+                raise
             duration_s = time.perf_counter() - self.live.began_s
         timings = self._kept if self.is_interrupted else self._timings
         late_s = [t.sent_s - t.due_s for t in timings] if self._shape.is_open else []

@@ -33,8 +33,8 @@ def interrupting(after: int):  # type: ignore[no-untyped-def]
     return respond
 
 
-async def interrupted(after: int) -> BenchResult:
-    spec = BenchSpec(DatasetSpec(num_requests=40, input_tokens=8, output_tokens=3), LoadShape(max_concurrency=1))
+async def interrupted(after: int, *, clients: int = 1) -> BenchResult:
+    spec = BenchSpec(DatasetSpec(num_requests=40, input_tokens=8, output_tokens=3), LoadShape(max_concurrency=clients))
     async with mock_server(interrupting(after)) as mock, opened(endpoint(mock.url)) as session:
         return await session.run(spec)
 
@@ -47,6 +47,13 @@ async def test_what_had_ended_is_the_result() -> None:
     assert (found.metrics.completed, found.metrics.failed, len(found.run.timings)) == (ENDED, 0, ENDED)
     assert any(f"of 40 requests, the {ENDED} that had ended" in note for note in found.notes)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+async def test_more_signals_change_nothing() -> None:
+    async with asyncio.timeout(30):
+        found = await interrupted(ENDED, clients=4)  # each of the four that hang sends one
+    assert found.is_interrupted
+    assert 0 < found.metrics.completed <= ENDED
 
 
 def test_with_nothing_ended_there_is_no_result() -> None:

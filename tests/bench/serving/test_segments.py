@@ -61,7 +61,8 @@ def interrupting(after: int) -> Respond:
         nonlocal asked
         asked += bool(heard.body.get("stream"))
         if asked > after:
-            os.kill(os.getpid(), signal.SIGINT)
+            if asked == after + 1:
+                os.kill(os.getpid(), signal.SIGINT)
             await asyncio.Event().wait()
         await stream_tokens(heard, writer)
 
