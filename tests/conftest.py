@@ -13,6 +13,9 @@ from typing import Any, Final
 import pytest
 from hypothesis import settings
 
+# Read when gRPC is first imported. Its handlers of fork write into what a child says, and no child here speaks gRPC.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 settings.register_profile("baton", deadline=None)
 settings.load_profile("baton")
 

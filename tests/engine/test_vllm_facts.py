@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -148,7 +147,7 @@ def test_the_last_output_brings_the_times_of_the_hand_over_and_clients_see_none(
             assert call.facts is not None
             assert call.facts.landed_s == 0.0
         processor.process_outputs([end])
-        assert call.facts == replace(FACTS, received_tokens=64, blocks_s=0.125, landed_s=0.375)
+        assert call.facts == FACTS._replace(received_tokens=64, blocks_s=0.125, landed_s=0.375)
         assert end.kv_transfer_params is None
 
 
