@@ -58,7 +58,13 @@ def reached(target: Target) -> Iterator[Endpoint]:
 @contextmanager
 def _ended_like_ctrl_c() -> Iterator[None]:
     """Take SIGTERM for Ctrl-C, so that what was started is stopped, and not left behind."""
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+    def end(*_: object) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what runs in the background
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:

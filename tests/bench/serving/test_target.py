@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,12 +50,14 @@ def test_a_configuration_with_errors_starts_nothing(started: list[str]) -> None:
     assert started == []
 
 
-def test_sigterm_stops_it_too(started: list[str]) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
+def test_sigterm_stops_it_too(started: list[str], ctrl_c: Any) -> None:
+    before, before_int = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, ctrl_c)
     with pytest.raises(KeyboardInterrupt), reached(Target("a", config=DEFAULT_CONFIG)):
         signal.raise_signal(signal.SIGTERM)  # its handler runs before this returns
     assert started == [f"start {DEFAULT_CONFIG} ", "stop"]
     assert signal.getsignal(signal.SIGTERM) is before
+    signal.signal(signal.SIGINT, before_int)
 
 
 def test_a_server_that_runs_is_left_alone(started: list[str]) -> None:
