@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,9 @@ from hypothesis import settings
 
 # Read when gRPC is first imported. Its handlers of fork write into what a child says, and no child here speaks gRPC.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what it starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("baton", deadline=None)
 settings.load_profile("baton")
