@@ -247,6 +247,7 @@ class KVEndpoint:
             if self.faults.runtime:
                 self.faults = SendFaults.parse(arguments | {"runtime": "1"})
                 self._ways.leave_out(self.faults.left_out)
+                self.receiver.quarantine.forgive()
             return {"taken": bool(self.faults.runtime)}
         raise ValueError(f"the call {verb[:20]!r} is not known here")
 

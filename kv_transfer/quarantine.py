@@ -82,6 +82,10 @@ class Quarantine:
         if record is not None and (left_s := record.until_s - self._clock_s()) > 0:
             raise PeerMismatch(f"{sender[0]} is in quarantine here for {left_s:.0f} s more: {record.reason}")
 
+    def forgive(self) -> None:
+        """Forget who was wrong: what made them so on purpose has ended."""
+        self._records.clear()
+
     def report(self) -> tuple[Quarantined, ...]:
         """List who is left out, for how long from now, and why."""
         now_s = self._clock_s()

@@ -75,3 +75,11 @@ def test_what_is_carried_is_read_back(quarantine: Quarantine) -> None:
     assert read_quarantined({QUARANTINED: [asdict(said) for said in quarantine.report()]}) == quarantine.report()
     assert read_quarantined({QUARANTINED: []}) == ()
     assert read_quarantined({}) is None
+
+
+def test_what_was_done_on_purpose_can_be_forgiven(quarantine: Quarantine) -> None:
+    err(quarantine, MISMATCHES)
+    quarantine.forgive()
+    quarantine.check(SENDER)
+    assert quarantine.report() == ()
+    assert quarantine.mismatches == MISMATCHES

@@ -156,8 +156,15 @@ class Stack:
         return self.run(self._kv_call(worker_id, lambda client: client.stats()))
 
     def inject(self, faults: Mapping[str, int], worker_id: str = "prefill-0") -> None:
-        """Replace the faults of a worker's hand-overs; an empty mapping heals. The transport asked for stays."""
+        """Replace the faults of a worker's hand-overs; an empty mapping heals. The transport asked for stays.
+
+        Workers that took wrong KV forget it when all is healed.
+        """
         self.run(self._kv_call(worker_id, lambda client: client.inject({**self._left_out, **faults})))
+        if not faults:
+            for other in self.workers:
+                if other != worker_id:
+                    self.run(self._kv_call(other, lambda client: client.inject({})))
 
     def use_transport(self, name: str | None) -> None:
         """Hand over by this transport only; None: by whichever is chosen."""
