@@ -16,7 +16,7 @@ from kv_transfer.block_io import BlockIO
 from kv_transfer.frames import Header, Kind, control_frame, place_of, read_problem, verify_blocks, verify_control
 from kv_transfer.transport import DeviceIncoming, Incoming
 
-ACK_BYTES: Final = 2 << 20  # landed bytes of a hand-over that the sender may have to keep; LANDED covers the rest
+ACK_BYTES: Final = 4 << 20  # landed bytes of a hand-over that the sender may have to keep; LANDED covers the rest
 _LAND_S: Final = 0.5  # how long a frame may still be in landing when its hand-over has ended
 
 

@@ -6,7 +6,7 @@ connect, no handshake and no page fault. What travels over the socket is frames 
 A payload is read when it is landed, which may be after its stream has ended and its memory was given to another
 hand-over. What was copied then is never served: the sender clears the stream's word in shared memory before its
 segments can be given back, and `land` looks at it after the copy; and whatever else may write there, the caller checks
-the checksum over the landed rows, which is seeded by transfer, layer and position.
+the checksum of what still lies there after the copy, which is seeded by transfer, layer and position.
 """
 
 from __future__ import annotations

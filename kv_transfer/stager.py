@@ -17,7 +17,7 @@ from kv_transfer.frames import Digest, blocks_header, transfer_seed
 from kv_transfer.staging import Segment
 
 FRAME_BYTES: Final = 2 << 20  # the most blocks of one layer in a frame
-GROUP_BYTES: Final = 1 << 20  # layers of a short prompt wait for the next up to this size, none beyond the step
+GROUP_BYTES: Final = 2 << 20  # layers of a short prompt wait for the next up to this size, none beyond the step
 
 
 class Frames(Protocol):
