@@ -138,7 +138,7 @@ class _Quantity:
         self._high = self._low = self._wide = 0  # beyond MAX_BIAS times the prediction, below its inverse; and wide
         self._fresh = 0  # outcomes since one at which something was at fault, WINDOW at most
         self.is_refuted = False
-        self.fault = ""  # what costs the trust, or did
+        self.fault: tuple[object, ...] = ()  # what costs the trust, or did: a template and its numbers
 
     @property
     def is_trusted(self) -> bool:
@@ -182,19 +182,21 @@ class _Quantity:
             self._fresh += 1
             self.is_refuted = self._fresh < WINDOW
 
-    def _found(self) -> str:
-        """Say what speaks against predictions, empty if nothing does."""
-        count = len(self._outcomes)
-        if sum(self._held) < _LEAST_HELD[count]:
-            return f"only {sum(self._held)} of the latest {count} outcomes were within their interval"
+    def _found(self) -> tuple[object, ...]:
+        """Find what speaks against predictions, nothing if nothing does; put in words only when somebody asks."""
+        count, held_of_all = len(self._outcomes), sum(self._held)
+        if held_of_all < _LEAST_HELD[count]:
+            return "only {} of the latest {} outcomes were within their interval", held_of_all, count
         for seen, held, kind in zip(self._seen, self._held, _KINDS, strict=False):
             if seen >= MIN_OUTCOMES and held < _LEAST_HELD[seen]:
-                return f"only {held} of {seen} outcomes of requests that {kind} were within their interval"
+                return "only {} of {} outcomes of requests that {} were within their interval", held, seen, kind
         if 2 * max(self._high, self._low) > count:  # so the median is beyond it too
-            return f"the median outcome is {self._bias():.2f} times the prediction"
+            return "most outcomes were {} {:g} times their prediction", *(
+                ("over", MAX_BIAS) if self._high > self._low else ("under", 1 / MAX_BIAS)
+            )
         if 2 * self._wide > count:
-            return f"half of the intervals are wider than a quarter to {math.sqrt(MAX_WIDTH):g} times the prediction"
-        return ""
+            return "half of the intervals are wider than a quarter to {:g} times the prediction", math.sqrt(MAX_WIDTH)
+        return ()
 
     def report(self, slo_class: str, quantity: str) -> Coverage:
         """Sum up."""
@@ -215,7 +217,9 @@ class _Quantity:
     def _reason(self) -> str:
         count = len(self._outcomes)
         if self.is_refuted:
-            return self.fault if self._fresh == 0 else f"{self.fault}; {self._fresh} of {WINDOW} since were right"
+            template, *numbers = self.fault
+            fault = str(template).format(*numbers)
+            return fault if self._fresh == 0 else f"{fault}; {self._fresh} of {WINDOW} since were right"
         if count < MIN_OUTCOMES:
             return f"{count} of {MIN_OUTCOMES} outcomes were seen"
         return f"{sum(self._held)} of the latest {count} outcomes were within their interval"
