@@ -25,6 +25,7 @@ import yaml
 
 from bench import stacks
 from bench.engine_process import running, trace_file
+from bench.live_pools import MAX_SEQS, ONE_POOL_CHUNK, PREFILL_CHUNK, apart, one_pool
 from bench.load import Prompts, Timing, open_loop, open_session, stream_completion
 from bench.plan_live_report import Prediction, Served, corrected_by, predict, report, rows_csv, step_lines
 from bench.profile_command import profile_config
@@ -40,14 +41,10 @@ from engine.step_clock import TracedStep
 from engine.step_trace import engine_args, flags, read_trace
 from engine.vllm_args import NO_TRANSPORT
 from engine.vllm_env import is_cpu_build
-from sim.cluster import ClusterSpec, Mode, PoolSpec
 from sim.outcome import Target
 from sim.workload import Workload
 
-ONE_POOL_CHUNK: Final = 256
-PREFILL_CHUNK: Final = 512
 KV_MB: Final = 512
-MAX_SEQS: Final = 64
 MODEL_NAME: Final = "m"
 BATON, ONE_POOL = "baton", "one-pool"
 LIVE_STEPS: Final = "live-steps"  # folder
@@ -94,33 +91,6 @@ def promise(profile: EngineProfile, ttft_ms: float | None, tpot_ms: float | None
     ttft_s = ttft_ms / 1e3 if ttft_ms is not None else TTFT_TIMES_IDLE * idle_s
     tpot_s = tpot_ms / 1e3 if tpot_ms is not None else TPOT_TIMES_IDLE * cost.decode_s(1, 100)
     return Target("chat", round(ttft_s, 3), round(tpot_s, 4))
-
-
-def one_prefill_one_decode(profile: EngineProfile) -> ClusterSpec:
-    """Describe what `_config` starts."""
-    return ClusterSpec(
-        Mode.DISAGGREGATED,
-        decode=_pool(profile, ONE_POOL_CHUNK),
-        prefill=_pool(profile, PREFILL_CHUNK),
-        block_size=profile.block_size,
-        request_overhead_s=profile.request_overhead_s,
-        handover_overhead_s=profile.handover_overhead_s,
-    )
-
-
-def one_pool(profile: EngineProfile) -> ClusterSpec:
-    """Describe what stacks.one_pool starts."""
-    return ClusterSpec(
-        Mode.ONE_POOL_CHUNKED,
-        decode=_pool(profile, ONE_POOL_CHUNK),
-        block_size=profile.block_size,
-        request_overhead_s=profile.request_overhead_s,
-    )
-
-
-def _pool(profile: EngineProfile, chunk_tokens: int) -> PoolSpec:
-    shape = profile.shape(1)
-    return PoolSpec(1, shape.cost, shape.kv_capacity_tokens, max_num_seqs=MAX_SEQS, max_num_batched_tokens=chunk_tokens)
 
 
 async def serve_trace(live: Running, trace: Workload, seed: int) -> Served:
@@ -214,7 +184,7 @@ class Bench:
         profile = _kept(
             self.profiles / "one-pool.json", lambda: profile_one_pool(self.model, self.folder, self.effort, _say)
         )
-        prediction = predict("one pool", one_pool(profile), profile, trace, target)
+        prediction = predict("one pool", one_pool(profile, 1), profile, trace, target)
         threads = len(os.sched_getaffinity(0))
         run_dir = self.folder / ONE_POOL
         with stacks.one_pool(
@@ -229,7 +199,7 @@ class Bench:
             self._serve(live, self.plan.rehearsal, rehearsal)
             rehearsed = _live_steps(self.folder)
             corrected = corrected_by(profile, rehearsed)
-            prediction = predict("Baton 1P1D", one_prefill_one_decode(corrected), corrected, trace, target)
+            prediction = predict("Baton 1P1D", apart(corrected), corrected, trace, target)
             served = self._serve(live, self.plan, trace)
         notes = [f"\nRehearsal, {self.plan.rehearsal.seconds:g} s of other traffic, against the profile as measured:"]
         notes += step_lines(profile.shape(1).cost, rehearsed)

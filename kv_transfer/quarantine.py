@@ -53,7 +53,6 @@ class Quarantine:
         self._mismatches = mismatches
         self._records: OrderedDict[Sender, _Record] = OrderedDict()  # the one that erred last is last
         self.mismatches = 0  # in all
-        self.version = 0  # grows with each time out
 
     def mismatch(self, sender: Sender, reason: str) -> None:
         """Note that a hand-over of a sender brought wrong bytes; a few of them, or one after a time out, end in one."""
@@ -74,7 +73,6 @@ class Quarantine:
             record.reason = f"{record.mismatches} hand-overs with wrong KV, the last: {reason[:_MAX_REASON_CHARS]}"
             record.outs += 1
             record.mismatches = 0
-            self.version += 1
 
     def check(self, sender: Sender) -> None:
         """Raises PeerMismatch while a sender is left out."""

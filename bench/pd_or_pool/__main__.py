@@ -16,6 +16,7 @@ from typing import Final
 
 import yaml
 
+from bench.live_pools import MAX_SEQS, ONE_POOL_CHUNK, PREFILL_CHUNK
 from bench.pd_or_pool import cases
 from bench.pd_or_pool.planning import Predicted, predict
 from bench.pd_or_pool.report import cases_of, picture, report
@@ -64,13 +65,13 @@ class Bench:
 
     def config(self) -> Path:
         """Write the configuration of the pair; the promise is only for the router's order, nothing is refused."""
-        pool = {"replicas": 1, "cpus": 1, "max_num_seqs": cases.MAX_SEQS, "kv_cache_mb": 512}
+        pool = {"replicas": 1, "cpus": 1, "max_num_seqs": MAX_SEQS, "kv_cache_mb": 512}
         config: dict[str, object] = {
             "model": {"path": str(self.model.resolve()), "name": "m", "max_model_len": 4096},
             "slo": {"classes": {"all": {"ttft_ms": 2000, "tpot_ms": 100}}},
             "pools": {
-                "prefill": {**pool, "max_num_batched_tokens": cases.PREFILL_CHUNK},
-                "decode": {**pool, "max_num_batched_tokens": cases.ONE_POOL_CHUNK},
+                "prefill": {**pool, "max_num_batched_tokens": PREFILL_CHUNK},
+                "decode": {**pool, "max_num_batched_tokens": ONE_POOL_CHUNK},
             },
             "router": {"admission": False},
         }

@@ -11,8 +11,9 @@ from typing import Final
 
 import numpy as np
 
+from bench.live_pools import apart, one_pool
 from core.latency.profile import EngineProfile
-from sim.cluster import ClusterSpec, LinkSpec, Mode, PoolSpec
+from sim.cluster import ClusterSpec
 from sim.outcome import Target
 from sim.search.crossing import STRIDE, highest_kept
 from sim.search.goodput import rate_of, step_below
@@ -22,9 +23,6 @@ from sim.workload import Ints, Workload
 CHAT, LONG, MIXED = "chats", "long prompts, short answers", "chats and long prompts"
 WORKLOADS: Final = (CHAT, LONG, MIXED)
 LOADS: Final = (0.35, 0.65, 0.95, 1.3)  # rates, as shares of what the better of both is predicted to keep
-ONE_POOL_CHUNK: Final = 256  # of one pool on a CPU: the strongest of those measured (docs/benchmarks.md)
-PREFILL_CHUNK: Final = 512
-MAX_SEQS: Final = 64
 _LONG_SHARE: Final = 0.25  # of the mixed requests: three chats for each prompt of 1,000 tokens
 _LONG_PROMPT, _CHAT_PROMPT = 1_000, 64
 _SIZE: Final = 600  # requests from which rates are predicted
@@ -82,45 +80,10 @@ def _plain(ms: float) -> float:
     return float(f"{ms:.2g}")
 
 
-def apart(profile: EngineProfile) -> ClusterSpec:
-    """Describe one prefill and one decode worker of one core each."""
-    return ClusterSpec(
-        Mode.DISAGGREGATED,
-        decode=_pool(profile, 1, ONE_POOL_CHUNK),
-        prefill=_pool(profile, 1, PREFILL_CHUNK),
-        link=LinkSpec(kv_bytes_per_token=profile.kv_bytes_per_token),
-        block_size=profile.block_size,
-        request_overhead_s=profile.request_overhead_s,
-        handover_overhead_s=profile.handover_overhead_s,
-    )
-
-
-def one_pool(profile: EngineProfile) -> ClusterSpec:
-    """Describe one engine with both cores, which the profile has as the size of two devices."""
-    return ClusterSpec(
-        Mode.ONE_POOL_CHUNKED,
-        decode=_pool(profile, 2, ONE_POOL_CHUNK),
-        block_size=profile.block_size,
-        request_overhead_s=profile.request_overhead_s,
-    )
-
-
-def _pool(profile: EngineProfile, size: int, chunk_tokens: int) -> PoolSpec:
-    shape = profile.shape(size)
-    return PoolSpec(
-        1,
-        shape.cost,
-        shape.kv_capacity_tokens,
-        tensor_parallel=size,
-        max_num_seqs=MAX_SEQS,
-        max_num_batched_tokens=chunk_tokens,
-    )
-
-
 def rates(workload: str, profile: EngineProfile) -> tuple[float, ...]:
     """Choose the rates: below and above what the better of both is predicted to keep of the most relaxed promise."""
     promised = (target(workload, PROMISES[0], profile),)
-    best = max(kept_rate(cluster, workload, promised) for cluster in (apart(profile), one_pool(profile)))
+    best = max(kept_rate(cluster, workload, promised) for cluster in (apart(profile), one_pool(profile, 2)))
     return tuple(float(f"{load * best:.2g}") for load in LOADS)
 
 

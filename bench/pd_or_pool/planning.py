@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+from bench.live_pools import MAX_SEQS, apart, one_pool
 from bench.pd_or_pool import cases
 from bench.pd_or_pool.verdict import planned
 from core.latency.profile import EngineProfile
@@ -39,11 +40,11 @@ def predict(profile: EngineProfile, workload: str, target: Target) -> Predicted:
         groups=(DeviceGroup(profile, 1, _CORES, 1.0, link, link),),
         targets=(target,),
         workload=cases.make(workload, rate=1.0, count=_REQUESTS, seed=0),
-        max_num_seqs=cases.MAX_SEQS,
+        max_num_seqs=MAX_SEQS,
         chunk_tokens=_CHUNKS,
     )
-    apart, pool = (_goodput(question, cluster) for cluster in (cases.apart(profile), cases.one_pool(profile)))
-    return Predicted(apart, pool, planned(apart, pool), str(search(question).verdict))
+    pair, pool = (_goodput(question, cluster) for cluster in (apart(profile), one_pool(profile, 2)))
+    return Predicted(pair, pool, planned(pair, pool), str(search(question).verdict))
 
 
 def _goodput(question: PlanQuestion, cluster: ClusterSpec) -> Interval:

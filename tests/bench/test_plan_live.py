@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.plan_live import Plan, make_trace, one_pool, one_prefill_one_decode
+from bench.plan_live import Plan, make_trace
 from core.latency.profile import EngineProfile, ShapeProfile
 from core.latency.step import StepCost, Table
-from sim.cluster import Mode
 
 COST = StepCost(Table.line(1e-3, 1e-3), Table.constant(0.0), Table.constant(0.01), Table.constant(0.0))
 PROFILE = EngineProfile(
@@ -37,12 +36,3 @@ def test_chats_and_long_prompts_fit_the_model() -> None:
     assert 0.05 < (trace.prompt_tokens >= 600).mean() < 0.25
     assert (trace.prompt_tokens + trace.output_tokens).max() < 4096
     assert trace.output_tokens.min() >= 8
-
-
-def test_the_simulated_systems_are_those_that_are_started() -> None:
-    two, one = one_prefill_one_decode(PROFILE), one_pool(PROFILE)
-    assert (two.mode, one.mode) == (Mode.DISAGGREGATED, Mode.ONE_POOL_CHUNKED)
-    assert two.prefill is not None
-    assert (two.prefill.max_num_batched_tokens, one.decode.max_num_batched_tokens) == (512, 256)
-    assert (two.handover_overhead_s, one.handover_overhead_s) == (0.2, 0.0)
-    assert one.prefill is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bench.live_pools import apart, one_pool
 from bench.pd_or_pool.cases import (
     CHAT,
     LOADS,
@@ -12,16 +13,13 @@ from bench.pd_or_pool.cases import (
     MIXED,
     PROMISES,
     WORKLOADS,
-    apart,
     kept_rate,
     make,
-    one_pool,
     rates,
     target,
 )
 from core.latency.profile import EngineProfile, ShapeProfile
 from core.latency.step import StepCost, Table
-from sim.cluster import Mode
 
 
 def cost(scale: float) -> StepCost:
@@ -70,15 +68,9 @@ def test_targets_are_multiples_of_an_idle_engine_of_one_core() -> None:
     assert steady.tpot_s < relaxed.tpot_s == quick.tpot_s
 
 
-def test_both_systems_have_both_cores() -> None:
-    pair, pool = apart(PROFILE), one_pool(PROFILE)
-    assert (pair.mode, pair.gpus, pool.mode, pool.gpus) == (Mode.DISAGGREGATED, 2, Mode.ONE_POOL_CHUNKED, 2)
-    assert pool.decode.cost == cost(0.6)
-
-
 def test_rates_lie_about_what_the_better_of_both_keeps() -> None:
     promised = (target(LONG, PROMISES[0], PROFILE),)
-    best = max(kept_rate(cluster, LONG, promised) for cluster in (apart(PROFILE), one_pool(PROFILE)))
+    best = max(kept_rate(cluster, LONG, promised) for cluster in (apart(PROFILE), one_pool(PROFILE, 2)))
     # A prompt of 1,000 tokens takes both cores 0.6 s; one core's prompts are not to stop its outputs.
     assert 0.5 < best < 1 / 0.6
     assert rates(LONG, PROFILE) == pytest.approx([load * best for load in LOADS], rel=0.06)
