@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 
 from sim.cluster import ClusterSpec
+from sim.entries import compile_together
 from sim.kernel.outages import push_outage
 from sim.kernel.run import run_all
 from sim.kernel.state import HELD, MAX_QUEUE, NOBODY, PREEMPTIONS, STEPS, State, make_state
@@ -30,6 +31,7 @@ def simulate(cluster: ClusterSpec, workload: Workload, targets: tuple[Target, ..
 def start(cluster: ClusterSpec, workload: Workload, targets: tuple[Target, ...], *, seed: int = 0) -> State:
     """Make the state at time 0, outages to come included."""
     state = make_state(cluster, workload, targets, seed=seed)
+    compile_together(state)
     for outage in cluster.outages:
         push_outage(state, outage.worker, float(outage.from_s), float(outage.until_s))
     return state

@@ -27,7 +27,10 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 # In a checkout that is new the simulator takes 45 s of CPU to compile. This file has it compiled first, while files
 # beside it need none; those that simulate come last, and find it compiled.
 COMPILES: Final = "tests/bench/test_fidelity_real.py"
-SIMULATE: Final = ("tests/sim/", "tests/bench/test_", "tests/integration/test_replay.py")
+SIMULATE: Final = (
+    *("tests/sim/", "tests/bench/test_", "tests/bench/fleet/", "tests/bench/pd_or_pool/"),
+    *("tests/integration/test_replay.py", "tests/test_cli.py"),
+)
 
 
 @pytest.hookimpl(optionalhook=True)  # only where tests run side by side

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -108,18 +109,19 @@ def tests() -> list[Source]:
     return [_read(file) for file in sorted((ROOT / "tests").rglob("*.py")) if not _is_generated(file)]
 
 
-def imports_of(source: Source, modules: frozenset[str]) -> list[Import]:
+@cache
+def imports_of(source: Source, modules: frozenset[str]) -> tuple[Import, ...]:
     """List all imports of a file: at the top, in functions, for types only, and by name through importlib.
 
     `from a import b` counts as `a.b` where that is one of `modules`, else as `a`.
     """
-    return list(_imports_in(source.tree, source, modules, deferred=False))
+    return tuple(_imports_in(source.tree, source, modules, deferred=False))
 
 
 def _imports_in(node: ast.AST, source: Source, modules: frozenset[str], *, deferred: bool) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
         later = deferred or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+        if isinstance(child, ast.If) and _is_for_types(child.test):
             later = True
         if isinstance(child, ast.Import):
             yield from (Import(alias.name, child.lineno, deferred) for alias in child.names)
@@ -135,6 +137,10 @@ def _imports_in(node: ast.AST, source: Source, modules: frozenset[str], *, defer
                 if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
             )
         yield from _imports_in(child, source, modules, deferred=later)
+
+
+def _is_for_types(test: ast.expr) -> bool:
+    return any("TYPE_CHECKING" in (getattr(node, "id", ""), getattr(node, "attr", "")) for node in ast.walk(test))
 
 
 def _called(call: ast.Call) -> str:
@@ -369,7 +375,7 @@ def test_reader_sees_every_form_of_import() -> None:
         "importlib.import_module('fastapi.routing')\n"
     )
     source = Source("kv_transfer/plan.py", ast.parse(text), 9)
-    assert imports_of(source, frozenset({"kv_transfer.ledger"})) == [
+    assert list(imports_of(source, frozenset({"kv_transfer.ledger"}))) == [
         Import("ray.util", 1, False),
         Import("typing", 2, False),
         Import("vllm", 4, True),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import ROOT, baton
+from tests.support.command_line import ROOT, baton, call_baton
 
 VERBS = (
     *("validate", "plan", "profile", "simulate", "up", "status", "doctor", "explain", "down", "config", "keys"),
@@ -55,7 +55,7 @@ def test_help_names_each_verb_its_exit_codes_and_examples() -> None:
 
 @pytest.mark.parametrize("verb", [*VERBS, "config show", "keys new"])
 def test_every_verb_has_help(verb: str) -> None:
-    result = baton(*verb.split(), "--help")
+    result = call_baton(*verb.split(), "--help")
     assert result.returncode == 0
     assert result.stdout.startswith(f"usage: baton.py {verb}")
     assert "--json" in result.stdout or verb in ("config", "keys")
@@ -69,7 +69,7 @@ def test_validate_accepts_a_good_file(good: str) -> None:
 
 
 def test_validate_reports_every_error_with_its_line(bad: str) -> None:
-    result = baton("validate", bad)
+    result = call_baton("validate", bad)
     assert (result.returncode, result.stdout) == (2, "")
     lines = result.stderr.splitlines()
     assert lines[0] == "error: 5 problems in the configuration:"
@@ -80,7 +80,7 @@ def test_validate_reports_every_error_with_its_line(bad: str) -> None:
 
 
 def test_validate_json_of_a_good_file(good: str) -> None:
-    result = baton("validate", good, "--json")
+    result = call_baton("validate", good, "--json")
     assert result.returncode == 0
     assert json.loads(result.stdout) == {"ok": True, "config": good, "pools": "named", "problems": [], "notes": []}
 
@@ -102,7 +102,7 @@ def test_validate_json_of_a_bad_file(bad: str) -> None:
 
 
 def test_a_missing_file_is_one_error_without_a_stack_trace(tmp_path: Path) -> None:
-    result = baton("validate", str(tmp_path / "no.yaml"))
+    result = call_baton("validate", str(tmp_path / "no.yaml"))
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == f"error: {tmp_path}/no.yaml: there is no such file\n"
 
@@ -116,22 +116,22 @@ def test_a_stack_trace_is_shown_on_demand(tmp_path: Path) -> None:
 
 def test_layers_reach_the_program(good: str) -> None:
     arguments = ("config", "show", good, "--effective", "--json", "--set", "kv.lease_s=7")
-    values = json.loads(baton(*arguments, BATON_ROUTER__HOST="0.0.0.0").stdout)
+    values = json.loads(call_baton(*arguments, BATON_ROUTER__HOST="0.0.0.0").stdout)
     assert (values["router"]["port"], values["router"]["host"], values["kv"]["lease_s"]) == (8001, "0.0.0.0", 7.0)
-    wrong = baton("validate", good, BATON_ROUTER__PORT="many")
+    wrong = call_baton("validate", good, BATON_ROUTER__PORT="many")
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: BATON_ROUTER__PORT: router.port = many: is text")
 
 
 def test_config_show_writes_yaml_that_validates(good: str, tmp_path: Path) -> None:
-    shown = baton("config", "show", "--effective", good)
+    shown = call_baton("config", "show", "--effective", good)
     assert shown.returncode == 0
     assert f"  port: 8001  # {good}:1\n" in shown.stdout
     copy = tmp_path / "copy.yaml"
     copy.write_text(shown.stdout)
-    assert baton("validate", str(copy)).returncode == 0
-    assert baton("config", "show", str(copy), "--effective", "--json").stdout == (
-        baton("config", "show", good, "--effective", "--json").stdout
+    assert call_baton("validate", str(copy)).returncode == 0
+    assert call_baton("config", "show", str(copy), "--effective", "--json").stdout == (
+        call_baton("config", "show", good, "--effective", "--json").stdout
     )
 
 
@@ -144,10 +144,10 @@ def test_the_shipped_file_is_the_default_from_any_folder(tmp_path: Path) -> None
 def test_a_folder_that_is_not_here_is_noted_but_no_error(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("model: {path: /no/such/folder}\n")
-    result = baton("validate", str(file))
+    result = call_baton("validate", str(file))
     assert result.returncode == 0
     assert result.stderr.startswith("note: model.path: there is no folder /no/such/folder here")
-    assert len(json.loads(baton("validate", str(file), "--json").stdout)["notes"]) == 1
+    assert len(json.loads(call_baton("validate", str(file), "--json").stdout)["notes"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_folder_that_is_not_here_is_noted_but_no_error(tmp_path: Path) -> None
     [(), ("fly",), ("validate",), ("validate", "a", "b"), ("status", "--loud"), ("config",), ("up", "--mod", "x")],
 )
 def test_wrong_usage_is_exit_code_2_and_points_to_help(arguments: tuple[str, ...]) -> None:
-    result = baton(*arguments)
+    result = call_baton(*arguments)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: ")
     assert "--help" in result.stderr.splitlines()[-1]
@@ -163,19 +163,19 @@ def test_wrong_usage_is_exit_code_2_and_points_to_help(arguments: tuple[str, ...
 
 
 def test_wrong_usage_is_json_on_demand() -> None:
-    result = baton("status", "--loud", "--json")
+    result = call_baton("status", "--loud", "--json")
     assert (result.returncode, result.stderr) == (2, "")
     assert json.loads(result.stdout)["error"] == "usage_error"
 
 
 def test_up_refuses_a_bad_file_before_anything_else(bad: str) -> None:
-    result = baton("up", bad, "--json")
+    result = call_baton("up", bad, "--json")
     assert result.returncode == 2
     assert len(json.loads(result.stdout)["problems"]) == 5
 
 
 def test_the_model_flag_is_text_whatever_it_looks_like(good: str) -> None:
-    result = baton("up", good, "--model", "", "--json")
+    result = call_baton("up", good, "--model", "", "--json")
     problems = json.loads(result.stdout)["problems"]
     assert result.returncode == 2
     assert [(p["path"], p["message"], p["value"]) for p in problems] == [("model.path", "must not be empty", "''")]
@@ -268,29 +268,29 @@ def test_quick_verbs_load_nothing_heavy(arguments: tuple[str, ...], absent: tupl
 
 
 def test_explain_says_how_to_name_a_router(tmp_path: Path) -> None:
-    result = baton("explain", "r1", BATON_STATE_DIR=str(tmp_path / "state"))
+    result = call_baton("explain", "r1", BATON_STATE_DIR=str(tmp_path / "state"))
     assert (result.returncode, result.stdout) == (1, "")
     assert "name the router with --url" in result.stderr
-    result = baton("explain", "r1", "--url", "http://127.0.0.1:9", "--json")
+    result = call_baton("explain", "r1", "--url", "http://127.0.0.1:9", "--json")
     assert result.returncode == 1
     assert "http://127.0.0.1:9 does not answer" in json.loads(result.stdout)["message"]
 
 
 def test_an_unknown_flag_points_at_the_help_of_its_verb() -> None:
-    result = baton("up", "--bogus")
+    result = call_baton("up", "--bogus")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "error: unrecognized arguments: --bogus\nTry: baton.py up --help\n"
 
 
 def test_validate_says_that_pools_are_planned_later(good: str) -> None:
-    result = baton("validate", good, "--set", "pools=auto")
+    result = call_baton("validate", good, "--set", "pools=auto")
     assert result.returncode == 0
     assert "  pools    auto: `up` plans them for the devices that the cluster has" in result.stdout
-    assert json.loads(baton("validate", good, "--set", "pools=auto", "--json").stdout)["pools"] == "auto"
+    assert json.loads(call_baton("validate", good, "--set", "pools=auto", "--json").stdout)["pools"] == "auto"
 
 
 def test_plan_says_what_is_missing_and_where_to_get_it(good: str, tmp_path: Path) -> None:
-    result = baton("plan", good, cwd=tmp_path)
+    result = call_baton("plan", good, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     for remedy in ("--profile FILE", "`python baton.py profile CONFIG`", "--gpu NAME", "h100-sxm"):
         assert remedy in result.stderr
@@ -309,7 +309,7 @@ def test_plan_says_what_is_missing_and_where_to_get_it(good: str, tmp_path: Path
     ],
 )
 def test_plan_refuses_wrong_flags_in_one_line_or_with_its_usage(good: str, flags: tuple[str, ...], words: str) -> None:
-    result = baton("plan", good, "--set", "pools=auto", *flags)
+    result = call_baton("plan", good, "--set", "pools=auto", *flags)
     assert (result.returncode, result.stdout) == (2, "")
     assert words in result.stderr
     assert "Traceback" not in result.stderr
@@ -344,18 +344,18 @@ def test_plan_answers_from_flags_alone_and_writes_what_up_takes(good: str, tmp_p
 
 
 def test_up_says_once_what_is_wrong_with_the_model(tmp_path: Path) -> None:
-    result = baton("up", "--model", "/no/such/folder", BATON_STATE_DIR=str(tmp_path))
+    result = call_baton("up", "--model", "/no/such/folder", BATON_STATE_DIR=str(tmp_path))
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "error: model.path: there is no folder /no/such/folder\n"
 
 
 def test_a_new_key_is_printed_once_and_its_hash_goes_into_the_file(tmp_path: Path) -> None:
-    made = json.loads(baton("keys", "new", "acme", "--json").stdout)
+    made = json.loads(call_baton("keys", "new", "acme", "--json").stdout)
     assert made["sha256"] == hashlib.sha256(made["key"].encode()).hexdigest()
-    shown = baton("keys", "new", "acme").stdout
+    shown = call_baton("keys", "new", "acme").stdout
     (tmp_path / "tenants.yaml").write_text(shown[shown.index("tenants:") : shown.index("A tenant")])
     (tmp_path / "slo.yaml").write_text(f"router: {{tenants: {tmp_path}/tenants.yaml}}\n")
-    assert baton("validate", str(tmp_path / "slo.yaml")).returncode == 0
-    refused = baton("keys", "new", "a b")
+    assert call_baton("validate", str(tmp_path / "slo.yaml")).returncode == 0
+    refused = call_baton("keys", "new", "a b")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "'a b' is not a valid name" in refused.stderr

@@ -9,7 +9,7 @@ import pytest
 
 import baton as program
 from core.completion_command import verbs_of
-from tests.support.command_line import baton
+from tests.support.command_line import call_baton
 
 VERBS = (
     *("validate", "plan", "profile", "simulate", "up", "status", "doctor", "explain", "down", "config", "keys"),
@@ -25,10 +25,10 @@ VERBS = (
     ],
 )
 def test_what_needs_a_cluster_says_alike_that_none_runs(words: str, tmp_path: Path) -> None:
-    plain = baton(*words.split(), BATON_STATE_DIR=str(tmp_path))
+    plain = call_baton(*words.split(), BATON_STATE_DIR=str(tmp_path))
     assert plain.returncode == 1
     assert "nothing runs" in plain.stdout + plain.stderr
-    as_json = baton(*words.split(), "--json", BATON_STATE_DIR=str(tmp_path))
+    as_json = call_baton(*words.split(), "--json", BATON_STATE_DIR=str(tmp_path))
     told = json.loads(as_json.stdout)
     assert (as_json.returncode, told["ok"], told["error"]) == (1, False, "not_running")
 
@@ -67,7 +67,7 @@ def test_what_needs_a_cluster_says_alike_that_none_runs(words: str, tmp_path: Pa
 )
 def test_faults_of_users_are_told_without_a_trace(words: str, tmp_path: Path) -> None:
     for json_flag in ([], ["--json"]):
-        result = baton(*words.split(), *json_flag, BATON_STATE_DIR=str(tmp_path))
+        result = call_baton(*words.split(), *json_flag, BATON_STATE_DIR=str(tmp_path))
         assert result.returncode in (1, 2)
         assert "Traceback" not in result.stderr
         assert "[Errno" not in result.stdout + result.stderr
@@ -76,7 +76,7 @@ def test_faults_of_users_are_told_without_a_trace(words: str, tmp_path: Path) ->
 
 
 def test_completion_knows_every_verb_and_its_flags() -> None:
-    result = baton("completion", "bash")
+    result = call_baton("completion", "bash")
     assert (result.returncode, result.stderr) == (0, "")
     for word in (*VERBS, "show", "new", "--what-if", "--key-file", "--from", "--foreground"):
         assert word in result.stdout

@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 
 from core.component_tls import ComponentTLS
-from kv_transfer.collective_transport import CollectiveTransport
 from kv_transfer.frames import blocks_header
 from kv_transfer.grpc_transport import GrpcTransport
 from kv_transfer.nixl_agent import missing_nixl
@@ -27,7 +26,6 @@ from kv_transfer.shm_transport import SCHEME, ShmTransport
 from kv_transfer.staging import StagingPool
 from kv_transfer.tcp_transport import TcpTransport
 from kv_transfer.transport import Incoming, Outgoing, StagedFrame, Transport
-from tests.support.certificates import Authority
 
 TOKEN = "secret"
 WAIT_S = 20.0  # for what takes milliseconds on a machine that is not busy
@@ -70,8 +68,16 @@ def _certificates() -> ComponentTLS:
     if not os.environ[_CERTIFICATES]:
         atexit.register(shutil.rmtree, folder)
         os.environ[_CERTIFICATES] = folder
+        from tests.support.certificates import Authority
+
         return Authority(Path(folder)).component("end")
     return ComponentTLS(*(str(Path(folder, name)) for name in ("authority.crt", "end.crt", "end.key")))
+
+
+def _gloo(token: str, _: StagingPool) -> Transport:
+    from kv_transfer.collective_transport import CollectiveTransport  # with torch, most of the start of other peers
+
+    return CollectiveTransport("gloo", token)
 
 
 TRANSPORTS = {
@@ -80,7 +86,7 @@ TRANSPORTS = {
     "grpc": Case(lambda token, _: GrpcTransport(_no_control, token=token)),
     "grpc-tls": Case(lambda token, _: GrpcTransport(_no_control, token=token, tls=_certificates())),
     "shm": Case(lambda token, staging: ShmTransport(token, staging, Path(tempfile.gettempdir())), dial_unix),
-    "gloo": Case(lambda token, _: CollectiveTransport("gloo", token)),
+    "gloo": Case(_gloo),
     "nixl": Case(lambda token, staging: NixlTransport(token, staging), missing=missing_nixl()),
 }
 CASES = [
