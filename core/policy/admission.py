@@ -58,6 +58,7 @@ class Admission:
         """Take what is to be refused, whether requests may be held, and the costs of both roles."""
         self._context = context
         self._pools = pools
+        self._protected_tpot_s = promises.protected_tpot_s
         self._depth_s = {
             role: max(min(pool.batch_s, _DEPTH_SHARE * promises.tightest_ttft_s), pool.prompt_s(1))
             for role, pool in pools.items()
@@ -96,7 +97,9 @@ class Admission:
         limit_s = self.tpot_limit_s(case.request, promise, option)
         if option.tpot_s > limit_s and context.admit_by_tpot and not is_firm:
             return self._too_slow(case, option, limit_s)
-        forecast = option.if_it_goes().forecast(self._pools, case.request.margins)
+        if context.may_hold and option.ahead_s > 0.0:  # it would take the place that they wait for
+            return self._held("others are held before it", case, option, _SOONEST_S)
+        forecast = option.forecast(self._pools, case.request.margins)
         return Route(option.decode, option.prefill, option.reason, forecast)
 
     def _by_measure(self, case: Case) -> Rejection | None:
@@ -121,36 +124,38 @@ class Admission:
         )
 
     def tpot_limit_s(self, request: RequestShape, promise: Promise, option: Option) -> float:
-        """Tell the TPOT up to which a request may join: of protected classes its own target alone.
+        """Tell the TPOT up to which a request may join; a protected one looks at protected classes' targets alone.
 
-        Others keep a margin on what the rest of the batch adds to the request's own decoding, which is certain.
+        There is a margin on what the rest of the batch adds to the request's own decoding, which is certain.
         """
-        if promise.is_protected:
-            return promise.tpot_s
         limit_s = promise.share * option.limit_s
+        if promise.is_protected:
+            limit_s = max(limit_s, min(promise.tpot_s, self._protected_tpot_s))
         pool, view = self._pools[option.decode_view.record.role], option.decode_view
         alone_s = pool.alone_s(request.prompt_tokens) * option.batch.factor
         if limit_s <= alone_s:
             return limit_s
-        spread, margins = view.speed.decode_spread or pool.decode_spread, request.margins
-        # What came of predictions tells of growth too.
-        margin = _GROWTH_MARGIN + spread if margins is None else max(_GROWTH_MARGIN, _over(spread, margins.tpot_high))
+        margin = _GROWTH_MARGIN
+        if not promise.is_protected:
+            spread, margins = view.speed.decode_spread or pool.decode_spread, request.margins
+            # What came of predictions tells of growth too.
+            margin = margin + spread if margins is None else max(margin, _over(spread, margins.tpot_high))
         return alone_s + (limit_s - alone_s) / (1.0 + margin)
 
     def _ttft_margin_s(self, request: RequestShape, promise: Promise, option: Option, *, edge: float = _EDGE) -> float:
         """Tell what waiting may take beyond its prediction: its interval, and what yet joins the step waited for.
 
         Prompts of one step end together; while one waits no more joins than comes meanwhile, or than a worker is given
-        at once. Without waiting there is no margin.
+        at once. Without waiting there is no margin. Protected requests are not refused for what is not known.
         """
-        if promise.is_protected:
-            return 0.0
         role = option.view.record.role
         waits_s = option.queue_s + option.blocks_s
         if not waits_s:
             return 0.0
-        spread, margins = option.view.speed.prefill_spread or self._pools[role].prefill_spread, request.margins
         joining_s = min(option.wait_s, self._depth_s[role])
+        if promise.is_protected:
+            return joining_s
+        spread, margins = option.view.speed.prefill_spread or self._pools[role].prefill_spread, request.margins
         if margins is None:
             return spread * waits_s + joining_s
         return max(_over(spread, margins.waiting_high, edge) * waits_s, joining_s)  # what came tells of what joins, too

@@ -47,10 +47,6 @@ class Option(NamedTuple):
     batch: Batch  # of the worker that decodes
     decode_view: WorkerView
 
-    def if_it_goes(self) -> Option:
-        """Leave out what held requests would take: one that goes now is before them on its worker."""
-        return self._replace(queue_s=self.queue_s - self.ahead_s) if self.ahead_s else self
-
     def forecast(self, pools: Mapping[Role, PoolForecast], margins: Margins | None) -> Forecast:
         """Write down the prediction with its interval."""
         prompting, decoding = pools[self.view.record.role], pools[self.decode_view.record.role]
@@ -197,7 +193,8 @@ class Options:
         # Blocks are asked for when the prompt is sent, so its time in the queue counts for that wait, too.
         full_s = receiving.blocks_s(batch, tokens) if tokens >= batch.room_tokens else 0.0
         blocks_s = full_s - queue_s if full_s > queue_s else 0.0
-        step_s = receiving.joined_step_s(batch, tokens, queue_s + blocks_s + prefill_s)
+        # Those held before it join the batch, too: by their time it is as full as it is now.
+        step_s = receiving.joined_step_s(batch, tokens, wait_s + blocks_s + prefill_s)
         first_s = handover_s(self._context, is_decoding=batch.running > 0, step_s=step_s)
         ttft_s = queue_s + prefill_s + sent_s + blocks_s + first_s
         own_s, tight_s = asked.promise.tpot_s, receivers.tightest_s[receiver]
@@ -229,7 +226,7 @@ class Options:
         pool, tokens, queue_s = self._pools[view.record.role], asked.tokens, wait_s + asked.ahead_s
         full_s = pool.blocks_s(batch, tokens) if tokens >= batch.room_tokens else 0.0
         blocks_s = full_s - queue_s if full_s > queue_s else 0.0
-        step_s = pool.joined_step_s(batch, tokens, queue_s + blocks_s + prefill_s)
+        step_s = pool.joined_step_s(batch, tokens, wait_s + blocks_s + prefill_s)
         first_s = self._context.request_overhead_s
         ttft_s = queue_s + prefill_s + blocks_s + first_s
         limit_s, tight_s = asked.promise.tpot_s, view.tightest_tpot_s

@@ -90,6 +90,8 @@ class Promises:
         firm = [target for target in context.targets.values() if target.tier is not Tier.BEST_EFFORT]
         self.tightest_ttft_s = min((target.ttft_s for target in firm), default=math.inf)
         self.tightest_tpot_s = min((target.tpot_s for target in firm), default=math.inf)
+        protected = [target.tpot_s for target in firm if target.tier is Tier.PROTECTED]
+        self.protected_tpot_s = min(protected, default=math.inf)  # the tightest of theirs
 
     def stall_limit_s(self, promise: Promise) -> float:
         """Tell how long outputs may stand still: no longer than anyone's time for a token."""

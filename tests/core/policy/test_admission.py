@@ -123,16 +123,32 @@ def test_held_work_with_lesser_keys_is_waited_for() -> None:
     assert first.forecast.queue_s == pytest.approx(0.160 + ahead_s, rel=1e-6)
 
 
-def test_what_goes_now_does_not_wait_for_what_is_held() -> None:
+def test_nothing_goes_before_what_is_held_with_a_lesser_key() -> None:
     held = HeldWork((TIER_S + 0.1,), (0, 500))  # 50 ms of it, which wait for room in a batch perhaps
-    kept_back = decide(owing(1500), worker("d0", D), held=held)
-    assert isinstance(kept_back, Hold)
-    assert kept_back.forecast is not None
-    assert kept_back.forecast.queue_s == pytest.approx(0.160 + 500 * (0.0001 + 0.010 / 4096), rel=1e-6)
-    gone = decide(owing(1000), worker("d0", D), held=held)
-    assert isinstance(gone, Route)
-    assert gone.forecast is not None
-    assert gone.forecast.queue_s == pytest.approx(0.110)
+    behind = decide(owing(1000), worker("d0", D), held=held)
+    assert isinstance(behind, Hold)
+    assert behind.reason == "others are held before it"
+    assert behind.forecast is not None
+    assert behind.forecast.queue_s == pytest.approx(0.110 + 500 * (0.0001 + 0.010 / 4096), rel=1e-6)
+    urgent = decide(owing(1000), worker("d0", D), held=held, tokens=100, ttft_s=0.35, waited_s=0.1)
+    assert isinstance(urgent, Hold)
+    assert isinstance(decide(owing(1000), worker("d0", D), held=held, slo_class="gold"), Route)
+    assert isinstance(decide(owing(1000), worker("d0", D), held=HeldWork((TIER_S + 0.5,), (0, 500))), Route)
+
+
+def test_what_is_held_before_a_request_does_not_make_the_batch_look_emptier() -> None:
+    """Whoever has time to wait must not find room in a batch where the urgent, who are held before it, find none."""
+    batch = worker("d0", D, num_running=20, kv_blocks_used=10, kv_blocks_total=9000)
+    held = HeldWork((TIER_S + 0.1,), (0, 9000))
+    settings: dict[str, Any] = {"tpot_s": 0.036, "ttft_s": 10.0}
+    alone = decide(worker("p0", P), batch, **settings)
+    among = decide(worker("p0", P), batch, held=held, **settings)
+    assert isinstance(alone, Hold)
+    assert isinstance(among, Hold)
+    assert alone.reason == among.reason == "the outputs in progress would be too slow"
+    assert alone.forecast is not None
+    assert among.forecast is not None
+    assert among.forecast.tpot_s == pytest.approx(alone.forecast.tpot_s)
 
 
 def test_outputs_in_progress_keep_their_target() -> None:
@@ -221,7 +237,8 @@ def test_only_what_is_uncertain_has_a_margin() -> None:
     # 480 ms alone: nothing is waited for. Of 340 ms beside 122 ms of its own, 125 ms more would be too late.
     assert isinstance(decide(worker("p0", P), worker("d0", D), tokens=4550), Route)
     assert isinstance(decide(owing(3300), worker("d0", D)), Rejection)
-    assert isinstance(decide(owing(3300), worker("d0", D), slo_class="gold"), Hold)
+    assert isinstance(decide(owing(3300), worker("d0", D), slo_class="gold"), Rejection)  # for its own sake
+    assert isinstance(decide(owing(2400), worker("d0", D), slo_class="gold"), Hold)
     assert isinstance(decide(owing(3300), worker("d0", D), is_reserved=True), Hold)
     known = {"may_hold": False}
     assert isinstance(decide(owing(2400), worker("d0", D), known=known), Route)
@@ -243,6 +260,23 @@ def test_a_batch_grows_to_where_its_growth_leaves_a_margin() -> None:
     wide = AS_CLAIMED._replace(tpot_high=8.0)
     assert isinstance(decide(worker("p0", P), batch, tpot_s=0.0200, margins=wide), Hold)
     assert isinstance(decide(worker("p0", P), unsure, tpot_s=0.0200, slo_class="gold"), Route)
+
+
+def test_protected_classes_keep_each_others_targets_and_nobody_elses() -> None:
+    classes = {
+        "quick": ClassTarget(0.5, 0.030, Tier.PROTECTED),
+        "gold": ClassTarget(0.5, 0.1, Tier.PROTECTED),
+        "interactive": ClassTarget(0.5, 0.02),
+    }
+    known = {"targets": classes}
+
+    def batch(tightest_tpot_s: float, running: int = 20) -> WorkerView:
+        return replace(worker("d0", D, num_running=running), tightest_tpot_s=tightest_tpot_s)
+
+    assert isinstance(decide(worker("p0", P), batch(0.1), slo_class="gold", known=known), Route)
+    assert not isinstance(decide(worker("p0", P), batch(0.030), slo_class="gold", known=known), Route)
+    few = decide(worker("p0", P), batch(0.02, running=12), slo_class="gold", known=known)
+    assert isinstance(few, Route)  # 24 ms: too slow for the standard class alone
 
 
 held_work = st.lists(st.tuples(st.floats(0, 5), st.integers(1, 5000)), max_size=5).map(sorted)
