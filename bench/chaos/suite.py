@@ -42,7 +42,8 @@ class Round:
         back = "never back" if self.recovery_s is None else f"back after {self.recovery_s:.1f} s"
         verdicts = Counter(answer.verdict for answer in self.answers)
         answers = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.most_common()) or "none"
-        return f"{self.done}, {back}; answers: {answers}; hand-overs settled after {self.settled_s:.1f} s"
+        error = next((f" ({a.detail})" for a in self.answers if a.verdict is Verdict.ERROR), "")
+        return f"{self.done}, {back}; answers: {answers}{error}; hand-overs settled after {self.settled_s:.1f} s"
 
 
 @dataclass(frozen=True, slots=True)
