@@ -84,16 +84,18 @@ def run(options: argparse.Namespace) -> int:
     if options.running:
         if not options.yes:
             raise ConfigError("--running kills and freezes processes of a cluster in use; add --yes if that is wanted")
-        outcome = asyncio.run(_break(running(os.environ), faults, options))
-    else:
-        if options.own_network:
-            enter_own_network()
-        load_config(options.config, overrides=(*_OWN, *options.overrides), environ=os.environ)  # before all else
-        with (
-            tempfile.TemporaryDirectory(prefix="baton-chaos-") as folder,
-            started(options.config, (*_OWN, *options.overrides), Path(folder)) as target,
-        ):
-            outcome = asyncio.run(_break(target, faults, options))
+        return _tell(asyncio.run(_break(running(os.environ), faults, options)), options)
+    if options.own_network:
+        enter_own_network()
+    load_config(options.config, overrides=(*_OWN, *options.overrides), environ=os.environ)  # before all else
+    with (
+        tempfile.TemporaryDirectory(prefix="baton-chaos-") as folder,
+        started(options.config, (*_OWN, *options.overrides), Path(folder)) as target,
+    ):
+        return _tell(asyncio.run(_break(target, faults, options)), options)  # before it ends, which takes its time
+
+
+def _tell(outcome: _Outcome, options: argparse.Namespace) -> int:
     if options.out is not None:
         write_result("--out", options.out, outcome.table)
     _say(json.dumps(outcome.values, indent=2) if options.as_json else outcome.table)
@@ -126,7 +128,8 @@ async def _break(target: Target, faults: tuple[Fault, ...], options: argparse.Na
         say(f"learning {len(load.prompts)} answers")
         await traffic.learn()
         is_own_network = options.own_network and not options.running
-        scene = Scene(target, traffic, random.Random(options.seed), is_own_network)
+        may_lose_nodes = "lose-node" in options.fault
+        scene = Scene(target, traffic, random.Random(options.seed), is_own_network, may_lose_nodes)
         return await (_soak if options.action == "soak" else _run)(scene, faults, options, say)
     finally:
         await traffic.close()

@@ -1,8 +1,8 @@
 """`python -m bench.flip_live`: what flips cost on real engines, and one that the controller decides by itself.
 
 One prefill and two decode workers of the demonstration model serve a steady load while one of them is flipped and
-flipped back by `baton flip`; then `scaling.mode: auto` is applied without a profile and long prompts come. Prints
-Markdown for docs/benchmarks.md. Owns the load and the table; flips and decisions are Baton's.
+flipped back by `baton flip`, again and again; then `scaling.mode: auto` is applied without a profile and long prompts
+come. Prints Markdown for docs/benchmarks.md. Owns the load and the table; flips and decisions are Baton's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from bench import stacks
 from bench.load import LoadSession, Prompts, Timing, open_session, quantile, stream_completion
@@ -41,14 +41,15 @@ SETTINGS: Final = (
     "scaling.interval_s=2",
 )
 
+Span: TypeAlias = tuple[float, float]  # from and to, by time.perf_counter()
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A part of the run, and what was asked in it."""
+    """Parts of the run that are alike, and what was asked in them."""
 
     name: str
-    began_s: float
-    ended_s: float
+    took_s: float
     asked: tuple[Timing, ...]
 
     def row(self) -> str:
@@ -58,7 +59,7 @@ class Window:
         share = f"{kept / len(self.asked):.0%}" if self.asked else "-"
         ttft, tpot = (quantile([getattr(t, name) for t in done], 0.9) for name in ("ttft_ms", "tpot_ms"))
         cells = (
-            f"{self.ended_s - self.began_s:.1f}",
+            f"{self.took_s:.1f}",
             str(len(self.asked)),
             str(len(self.asked) - len(done)),
             share,
@@ -76,20 +77,27 @@ class Loaded:
     session: LoadSession
     timings: list[Timing] = field(default_factory=list)
     lengths: tuple[int, int] = STEADY
+    asking: list[asyncio.Task[None]] = field(default_factory=list)
+    _stops: bool = False
 
     async def ask_on(self, number: int) -> None:
-        """Be one client, for ever."""
+        """Be one client, until told to stop."""
         prompts = Prompts(number)
-        while True:
+        while not self._stops:
             tokens, output = self.lengths
             self.timings.append(
                 await stream_completion(self.session, self.url, prompts.make(tokens), model=MODEL, max_tokens=output)
             )
 
-    def window(self, name: str, began_s: float) -> Window:
-        """Take what was sent since `began_s` and has ended."""
-        asked = tuple(timing for timing in self.timings if timing.sent_s >= began_s)
-        return Window(name, began_s, time.perf_counter(), asked)
+    async def drained(self) -> None:
+        """Ask nothing more, and wait for what is under way."""
+        self._stops = True
+        await asyncio.gather(*self.asking)
+
+    def window(self, name: str, *spans: Span) -> Window:
+        """Take what was under way in any of these spans of time; all of it must have ended."""
+        asked = tuple(t for t in self.timings if any(t.sent_s < to_s and t.ended_s > from_s for from_s, to_s in spans))
+        return Window(name, sum(to_s - from_s for from_s, to_s in spans), asked)
 
 
 class Cluster:
@@ -121,36 +129,48 @@ async def loaded(url: str, clients: int) -> AsyncIterator[Loaded]:
     """Keep so many clients busy."""
     async with open_session() as session:
         found = Loaded(url, session)
-        asking = [asyncio.create_task(found.ask_on(number)) for number in range(clients)]
+        found.asking = [asyncio.create_task(found.ask_on(number)) for number in range(clients)]
         try:
             yield found
         finally:
-            for task in asking:
+            for task in found.asking:
                 task.cancel()
-            await asyncio.gather(*asking, return_exceptions=True)
+            await asyncio.gather(*found.asking, return_exceptions=True)
 
 
 async def measure(cluster: Cluster, url: str, options: argparse.Namespace) -> Iterator[str]:
     """Flip by hand, then let the controller; return the lines of the report."""
-    windows, flips = [], []
+    flips: list[dict[str, Any]] = []
+    flipping: list[Span] = []
     async with loaded(url, options.clients) as load:
         await asyncio.sleep(options.seconds)  # engines meet their first sizes
-        began_s = time.perf_counter()
-        await asyncio.sleep(options.seconds)
-        windows.append(load.window("steady", began_s))
-        for role in ("prefill", "decode"):
+        steady = [await _pause(options.seconds)]
+        for role in ("prefill", "decode") * options.flips:
             began_s = time.perf_counter()
             flips.append(await cluster.verb("flip", FLIPPED, role))
-            await asyncio.sleep(options.seconds)
-            windows.append(load.window(f"{FLIPPED} becomes {role}", began_s))
+            flipping.append((began_s, time.perf_counter()))
+            steady.append(await _pause(options.seconds / 2))
         await cluster.apply("scaling.mode=auto")
         load.lengths = LONG
         began_s = time.perf_counter()
-        decided = await _decided(cluster, options.patience)
-        await asyncio.sleep(options.seconds)
-        windows.append(load.window("long prompts, the controller decides", began_s))
+        decided_s = await _decided(cluster, options.patience)
+        before = (began_s, time.perf_counter())
+        after = await _pause(2 * options.seconds)
         status = await cluster.verb("status")
-    return _report(windows, flips, decided, status)
+        await load.drained()
+        windows = [
+            load.window("no flip", *steady),
+            load.window(f"`baton flip` runs, {len(flips)} times", *flipping),
+            load.window("long prompts, until a flip was decided", before),
+            load.window("long prompts, afterwards", after),
+        ]
+    return _report(windows, flips, decided_s, status)
+
+
+async def _pause(seconds: float) -> Span:
+    began_s = time.perf_counter()
+    await asyncio.sleep(seconds)
+    return began_s, time.perf_counter()
 
 
 async def _decided(cluster: Cluster, patience_s: float) -> float | None:
@@ -167,7 +187,7 @@ async def _decided(cluster: Cluster, patience_s: float) -> float | None:
 def _report(
     windows: list[Window], flips: list[dict[str, Any]], decided: float | None, status: dict[str, Any]
 ) -> Iterator[str]:
-    took_s = ", ".join(f"{flip['took_s']:.1f} s" for flip in flips)
+    took_s = ", ".join(f"{flip['took_s']:.2f} s" for flip in flips)
     yield f"flips by hand took {took_s}"
     yield f"a flip was decided after {decided:.0f} s" if decided is not None else "no flip was decided"
     yield ""
@@ -186,6 +206,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.flip_live", description=__doc__)
     parser.add_argument("--clients", type=int, default=4, help="(default: %(default)d)")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each part (default: %(default)g)")
+    parser.add_argument("--flips", type=int, default=3, help="there and back (default: %(default)d)")
     parser.add_argument("--patience", type=float, default=60.0, help="for the controller (default: %(default)g s)")
     options = parser.parse_args()
     cpus = len(os.sched_getaffinity(0)) / 3.3  # there is room for three workers, and not for a fourth

@@ -43,6 +43,7 @@ class Member:
     reason: str = ""  # why it ended last
     last_log_lines: tuple[str, ...] = ()
     wished_s: float = 0.0  # when the start it is in, or had, was wanted
+    placeless_since_s: float | None = None  # since when it has found no place; None: it has one, or did not look yet
     since_s: float = 0.0  # when it came into its phase
     role_since_s: float = 0.0
     took_s: float | None = None  # its latest start or change of role, since it was wanted

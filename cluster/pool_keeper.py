@@ -196,19 +196,32 @@ class PoolKeeper:
         self.want_flipped(change.worker_id, change.to, FLIP_WITHIN_S, why)
 
     async def limits(self) -> SizeLimits:
-        """Say how far the pools may be resized: by the configuration, and by the room there is."""
+        """Say how far the pools may be resized: by the configuration, and by the room there is or will be made.
+
+        How many nodes Ray's autoscaler could make it tells nobody, so that only pools with a `max` grow onto them.
+        """
         scaling = self._order.config.scaling
         count = sum(not m.leaves for m in self._members.table.values())
         places = self._keeper.places
         room = {role: await places.room(role, at_most=ROOM_COUNTED) for role in Role}
-        most = {
-            role: min(count + room[role], pool.max or count + room[role])
-            for role, pool in ((Role.PREFILL, scaling.prefill), (Role.DECODE, scaling.decode))
-        }
+        is_made = self._is_room_made()
+        most = {}
+        for role, limit in ((Role.PREFILL, scaling.prefill.max), (Role.DECODE, scaling.decode.max)):
+            fits = count + room[role]
+            most[role] = fits if limit is None else limit if is_made else min(fits, limit)
         return SizeLimits(
             PoolSizes(scaling.prefill.min, max(1, scaling.decode.min)),
             PoolSizes(most[Role.PREFILL], most[Role.DECODE]),
-            count + max(room.values()),
+            None if is_made else count + max(room.values()),
+        )
+
+    def _is_room_made(self) -> bool:
+        """Whether Ray's autoscaler may be counted on: it is asked for nodes, and leaves nobody waiting for too long."""
+        wait_s = self._order.config.ray.wait_for_nodes_s
+        now_s = time.monotonic()
+        return wait_s > 0 and not any(
+            m.placeless_since_s is not None and now_s - m.placeless_since_s > wait_s
+            for m in self._members.table.values()
         )
 
     async def check_room(self, sizes: PoolSizes, order: StartOrder) -> None:

@@ -84,7 +84,8 @@ class WorkerKeeper:
 
     def start(self, member: Member) -> None:
         """Bring a member up, from wherever it is; returns at once."""
-        member.wished_s = time.monotonic()
+        if member.placeless_since_s is None:  # the wait for a node is part of a start
+            member.wished_s = time.monotonic()
         member.revision = self._revisions[member.role]  # what comes in place of others is known by it from now on
         self._enter(member, Phase.PLACING)
         self._do(member, self._bring_up(member))
@@ -95,6 +96,7 @@ class WorkerKeeper:
             if member.host is None:
                 await self.places.place(member, min(timeout_s, RESERVE_S))
                 await self.places.settle_cores(member)
+                member.placeless_since_s = None
             self.begin(member)
             assert member.ready is not None
             async with asyncio.timeout(timeout_s):
@@ -116,7 +118,10 @@ class WorkerKeeper:
         if member.reason != why:
             self._log.note(member.worker_id, f"has no place yet: {why.splitlines()[0]}", is_failure=True)
         member.reason = why
-        member.retry_at_s = time.monotonic() + NO_ROOM_RETRY_S
+        now_s = time.monotonic()
+        member.retry_at_s = now_s + NO_ROOM_RETRY_S
+        if member.placeless_since_s is None:
+            member.placeless_since_s = now_s
         self._enter(member, Phase.ENDED)
 
     # -- end ----------------------------------------------------------------------------------------------------------

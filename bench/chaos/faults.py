@@ -18,7 +18,7 @@ from typing import Final, TypeAlias
 
 from bench.chaos.links import SLOW_RATE, CannotCut, cut_connections, slow_links
 from bench.chaos.process_limits import few_descriptors, limited, no_disk, no_memory
-from bench.chaos.processes import controller_of
+from bench.chaos.processes import controller_of, is_baton, is_head, node_of
 from bench.chaos.target import Member, Target
 from bench.chaos.traffic import Answer, Traffic
 from cluster.child import parent_of, process_tree
@@ -49,13 +49,20 @@ class Scene:
     traffic: Traffic
     chance: random.Random
     is_own_network: bool = False  # slowing its links slows nobody else
+    may_lose_nodes: bool = False  # of Ray, for good, with all that runs there
 
     def victim(self, role: str | None) -> Member:
         """Choose a ready member of a role; None: the router. Raises CannotBreak."""
+        return self.chance.choice(self.ready(role))
+
+    def ready(self, role: str | None) -> list[Member]:
+        """List the ready members of a role that run on this machine; None: the router. Raises CannotBreak for none."""
         ready = [member for member in self.target.members() if member.role == role and member.is_ready]
-        if not ready:
-            raise CannotBreak(f"no ready {role or 'router'}")
-        return self.chance.choice(ready)
+        here = [member for member in ready if is_baton(member.pid)]
+        if not here:
+            where = " on this machine" if ready else ""
+            raise CannotBreak(f"no ready {role or 'router'}{where}")
+        return here
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,7 @@ class Broken:
     """What was done."""
 
     what: str
-    victim: str | None = None  # worker whose life it ends; None: what is broken passes, or is no worker
+    victims: tuple[str, ...] = ()  # workers whose lives it ends; none: what is broken passes, or is no worker
 
 
 Make: TypeAlias = Callable[[Scene], Awaitable[Broken]]
@@ -85,7 +92,7 @@ def kill(role: str | None) -> Make:
     async def make(scene: Scene) -> Broken:
         member = await asyncio.to_thread(scene.victim, role)
         _signal_all(process_tree(member.pid), signal.SIGKILL)
-        return Broken(f"SIGKILL to {member.name}", member.name if role else None)
+        return Broken(f"SIGKILL to {member.name}", (member.name,) if role else ())
 
     return make
 
@@ -99,7 +106,7 @@ def kill_engine(role: str) -> Make:
         if not below:
             raise CannotBreak(f"{member.name} has no engine process of its own")
         _signal_all(below, signal.SIGKILL)
-        return Broken(f"SIGKILL to the engine core of {member.name}", member.name)
+        return Broken(f"SIGKILL to the engine core of {member.name}", (member.name,))
 
     return make
 
@@ -110,7 +117,7 @@ def terminate(role: str) -> Make:
     async def make(scene: Scene) -> Broken:
         member = await asyncio.to_thread(scene.victim, role)
         _signal_all([member.pid], signal.SIGTERM)
-        return Broken(f"SIGTERM to {member.name}", member.name)
+        return Broken(f"SIGTERM to {member.name}", (member.name,))
 
     return make
 
@@ -138,7 +145,7 @@ def hang(role: str | None, *, engine_only: bool = False) -> Make:
         member = await asyncio.to_thread(scene.victim, role)
         what, frozen = _processes(member, engine_only=engine_only)
         _signal_all(frozen, signal.SIGSTOP)
-        return Broken(f"{what} stands still for good", member.name if role else None)
+        return Broken(f"{what} stands still for good", (member.name,) if role else ())
 
     return make
 
@@ -149,7 +156,7 @@ def kill_host(role: str) -> Make:
     async def make(scene: Scene) -> Broken:
         member = await asyncio.to_thread(scene.victim, role)
         _signal_all([parent_of(member.pid)], signal.SIGKILL)
-        return Broken(f"SIGKILL to the Ray actor of {member.name}", member.name)
+        return Broken(f"SIGKILL to the Ray actor of {member.name}", (member.name,))
 
     return make
 
@@ -164,13 +171,32 @@ async def kill_controller(scene: Scene) -> Broken:
     return Broken("SIGKILL to the controller")
 
 
+async def lose_node(scene: Scene) -> Broken:
+    """Kill a node of Ray with all that runs there, as a machine that loses power; it does not come back.
+
+    Neither the node of Ray's head nor that of the router or the controller.
+    """
+    workers = await asyncio.to_thread(lambda: [m for role in ("prefill", "decode") for m in scene.ready(role)])
+    router = (await asyncio.to_thread(scene.ready, None))[0]
+    by_node: dict[int, list[str]] = {}
+    for member in workers:
+        node = node_of(member.pid)
+        if node is not None and not is_head(node) and node != node_of(router.pid) and controller_of(member.pid) is None:
+            by_node.setdefault(node, []).append(member.name)
+    if not by_node:
+        raise CannotBreak("no node of Ray here has workers and neither Ray's head nor the router or the controller")
+    if not scene.may_lose_nodes:
+        raise CannotBreak("a node of Ray would be gone, with all that runs there: name it, `--fault lose-node`")
+    node, names = scene.chance.choice(sorted(by_node.items()))
+    _signal_all(process_tree(node), signal.SIGKILL)
+    return Broken(f"SIGKILL to all of a node of Ray, with {', '.join(names)}", tuple(names))
+
+
 def limit(role: str | None, kind: Callable[[int], tuple[int, int]], what: str) -> Make:
     """Hold all workers of a role, None: the router, to a limit for some seconds."""
 
     async def make(scene: Scene) -> Broken:
-        members = [m for m in await asyncio.to_thread(scene.target.members) if m.role == role and m.is_ready]
-        if not members:
-            raise CannotBreak(f"no ready {role or 'router'}")
+        members = await asyncio.to_thread(scene.ready, role)
         pids = [pid for member in members for pid in process_tree(member.pid)]
         with limited(pids, kind):
             await asyncio.sleep(LIMITED_S)
@@ -253,6 +279,7 @@ SUITES: Final[Mapping[str, tuple[Fault, ...]]] = {
             hang("decode", engine_only=True),
         ),
         Fault("kill-host", "the Ray actor of a decode worker is killed", kill_host("decode")),
+        Fault("lose-node", "a node of Ray is killed, with its workers (only if named)", lose_node),
         Fault("kill-controller", "the controller's process is killed", kill_controller),
         Fault("cut-links", "the connections to all workers break", cut_links),
         Fault("slow-links", "all links are slow (--own-network)", slow_down),

@@ -9,8 +9,8 @@ import asyncio
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from bench.chaos.faults import CannotBreak, Fault, Scene
@@ -24,6 +24,7 @@ MIN_SAMPLES: Final = 8  # after them, for a verdict on a process
 GROWTH_SHARE: Final = 0.10  # of what it had, that a process may grow
 GROWTH_MB: Final = 16.0  # and beyond that
 GROWTH_DESCRIPTORS: Final = 16
+REASONS_TOLD: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Series:
     name: str
     pid: int
     usages: tuple[Usage, ...]
+    seen_s: float = 0.0  # from the first of them to the last
 
     @property
     def is_judged(self) -> bool:
@@ -68,6 +70,7 @@ class SoakResult:
     series: tuple[Series, ...]
     ledger: tuple[str, ...]  # what is amiss with hand-overs at the end
     cut_clients: int  # connections that a fault may cut
+    reasons: Mapping[str, int] = field(default_factory=dict)  # of answers that are not right, with how many had each
 
     def failures(self) -> list[str]:
         """Say what was not as it must be; empty: passed."""
@@ -90,7 +93,10 @@ class Soak:
         self._scene = scene
         self._say = say
         self._usages: dict[tuple[str, int], list[Usage]] = defaultdict(list)  # by name and process
+        self._seen_s: dict[tuple[str, int], float] = {}  # when each was sampled first
+        self._last_s: dict[tuple[str, int], float] = {}  # and last
         self._answers: Counter[Verdict] = Counter()
+        self._reasons: Counter[str] = Counter()
         self._made: Counter[str] = Counter()
         self._cut_clients = 0
 
@@ -113,9 +119,12 @@ class Soak:
             await traffic.stop()
         self._count_answers()
         ledger = await asyncio.to_thread(self._scene.target.wait_balanced, LEDGER_S)
-        series = tuple(Series(name, pid, tuple(found)) for (name, pid), found in sorted(self._usages.items()))
+        series = tuple(
+            Series(*key, tuple(found), self._last_s[key] - self._seen_s[key])
+            for key, found in sorted(self._usages.items())
+        )
         took_s = time.monotonic() - began_s
-        return SoakResult(took_s, self._answers, self._made, series, ledger, self._cut_clients)
+        return SoakResult(took_s, self._answers, self._made, series, ledger, self._cut_clients, self._reasons)
 
     async def _make(self, fault: Fault, num_workers: int) -> None:
         if len(await asyncio.to_thread(self._workers)) < num_workers:
@@ -137,6 +146,7 @@ class Soak:
     def _count_answers(self) -> None:
         answers = self._scene.traffic.answers
         self._answers.update(answer.verdict for answer in answers)
+        self._reasons.update(f"{answer.verdict}: {answer.detail}" for answer in answers if answer.detail)
         answers.clear()
 
     async def _sample_forever(self) -> None:
@@ -153,6 +163,8 @@ class Soak:
         for name, pid in pids.items():
             if (usage := usage_of(pid)) is not None:
                 self._usages[name, pid].append(usage)
+                self._last_s[name, pid] = time.monotonic()
+                self._seen_s.setdefault((name, pid), self._last_s[name, pid])
 
 
 def soak_report(result: SoakResult) -> str:
@@ -168,10 +180,11 @@ def soak_report(result: SoakResult) -> str:
     for one in result.series:
         if one.is_judged:
             first, last = one.ends()
-            seen_s = len(one.usages) * SAMPLE_S
             memory = f"{first.rss_mb:.0f}, {last.rss_mb:.0f} MiB"
-            lines.append(f"| {one.name} | {seen_s:.0f} s | {memory} | {first.descriptors}, {last.descriptors} |")
+            lines.append(f"| {one.name} | {one.seen_s:.0f} s | {memory} | {first.descriptors}, {last.descriptors} |")
     lines += ["", *(f"- {failure}" for failure in result.failures())]
+    most = sorted(result.reasons.items(), key=lambda reason: -reason[1])[:REASONS_TOLD]
+    lines += [f"- {number} times: {reason}" for reason, number in most]
     return "\n".join(lines).rstrip() + "\n"
 
 

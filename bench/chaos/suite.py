@@ -35,6 +35,15 @@ class Round:
     answers: tuple[Answer, ...]  # from the fault until after recovery
     recovery_s: float | None  # from the kill, or the end of a passing fault, until all were back; None: not in time
     ledger: tuple[str, ...]  # what is amiss with hand-overs afterwards
+    settled_s: float = 0.0  # after the traffic, until no hand-over was held, or time was up
+
+    def told(self) -> str:
+        """Sum it up in a line."""
+        back = "never back" if self.recovery_s is None else f"back after {self.recovery_s:.1f} s"
+        verdicts = Counter(answer.verdict for answer in self.answers)
+        answers = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.most_common()) or "none"
+        error = next((f" ({a.detail})" for a in self.answers if a.verdict is Verdict.ERROR), "")
+        return f"{self.done}, {back}; answers: {answers}{error}; hand-overs settled after {self.settled_s:.1f} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +108,7 @@ class Suite:
                 done.append(await self._round(fault))
             except CannotBreak as exc:
                 return Result(fault, tuple(done), f"not made: {exc}")
-            self._say(
-                f"{fault.name} {number + 1}/{rounds}: {done[-1].done}, back after {_seconds(done[-1].recovery_s)}"
-            )
+            self._say(f"{fault.name} {number + 1}/{rounds}: {done[-1].told()}")
             if done[-1].recovery_s is None:
                 break  # what is broken already proves nothing more
         return Result(fault, tuple(done))
@@ -116,31 +123,28 @@ class Suite:
             began_s = time.monotonic()
             broken = await fault.make(self._scene)
             broken_s = time.monotonic()
-            back = await self._wait_recovered(before, broken.victim)
+            back = await self._wait_recovered(before, broken.victims)
             recovery_s = time.monotonic() - broken_s if back else None
             await asyncio.sleep(AFTER_S)
         finally:
             await traffic.stop()
         answers = tuple(answer for answer in traffic.answers if answer.ended_s >= began_s)
+        ended_s = time.monotonic()
         ledger = await asyncio.to_thread(self._scene.target.wait_balanced, LEDGER_S)
-        return Round(fault.name, broken.what, answers, recovery_s, ledger)
+        return Round(fault.name, broken.what, answers, recovery_s, ledger, time.monotonic() - ended_s)
 
-    async def _wait_recovered(self, before: Lives, victim: str | None) -> bool:
-        """Wait until there are as many workers of each role as before, and the victim lives a new life."""
+    async def _wait_recovered(self, before: Lives, victims: Sequence[str]) -> bool:
+        """Wait until there are as many workers of each role as before, and the victims live new lives."""
         deadline_s = time.monotonic() + self._recovery_s
         await asyncio.sleep(SETTLE_S)
         while time.monotonic() < deadline_s:
             await asyncio.sleep(_POLL_S)
             now = await asyncio.to_thread(ask_lives, self._scene.target.front)
-            is_old = victim is not None and now.get(victim) == before.get(victim)
-            if not is_old and _by_role(now) == _by_role(before):
+            has_old = any(now.get(victim) == before.get(victim) for victim in victims)
+            if not has_old and _by_role(now) == _by_role(before):
                 return True
         return False
 
 
 def _by_role(lives: Lives) -> Counter[str]:
     return Counter(role for role, _ in lives.values())
-
-
-def _seconds(value: float | None) -> str:
-    return "never" if value is None else f"{value:.1f} s"

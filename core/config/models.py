@@ -354,7 +354,11 @@ class PoolRange(Section):
 
     min: int = Field(default=1, ge=0, le=4096, description="least workers, whatever the traffic")
     max: int | None = Field(
-        default=None, ge=1, le=4096, description="most workers; null: as many as the cluster has room for"
+        default=None,
+        ge=1,
+        le=4096,
+        description="most workers; null: as many as the nodes there are have room for; with ray.wait_for_nodes_s a "
+        "pool that has a max grows to it on nodes that Ray's autoscaler makes",
     )
 
 

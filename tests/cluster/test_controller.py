@@ -278,6 +278,20 @@ async def test_a_decider_is_told_of_the_traffic_and_obeyed(cluster: Cluster) -> 
     assert (status.decisions[-1].by, status.decisions[-1].reason) == ("decider", "7 tokens")
 
 
+async def test_pools_grow_to_their_configured_size_on_nodes_that_are_made_for_them(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def request(bundles: Sequence[Bundle]) -> None:
+        cluster.ray.nodes.append(Node("n2", HERE, {"CPU": 1.0}, {"CPU": 1.0}))
+
+    monkeypatch.setattr(node_request, "request_nodes", request)
+    cluster.ray.nodes[:] = [Node("n1", HERE, {"CPU": 4.0}, {"CPU": 4.0})]
+    await cluster.apply("ray.wait_for_nodes_s=60", "scaling.mode=auto", "scaling.interval_s=1", "scaling.decode.max=3")
+    with steady_load(cluster.url, clients=2, tokens=7):
+        await cluster.wait(decode_2="decode 1")
+    assert (await cluster.status()).wanted == PoolSizes(2, 3)
+
+
 async def test_a_flip_is_a_decision_with_its_time_in_status_record_and_at_the_router(cluster: Cluster) -> None:
     epoch = await cluster.controller.flip("decode-1", Role.PREFILL, 0.0, "a test")
     await cluster.done("decode-1", epoch)

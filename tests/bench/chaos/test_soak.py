@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -16,7 +17,7 @@ LONG = WARM_UP_SAMPLES + MIN_SAMPLES
 
 def series(rss_mb: Sequence[float], descriptors: Sequence[int] | None = None) -> Series:
     counts = descriptors or [40] * len(rss_mb)
-    return Series("router", 7, tuple(Usage(mb, n) for mb, n in zip(rss_mb, counts, strict=True)))
+    return Series("router", 7, tuple(Usage(mb, n) for mb, n in zip(rss_mb, counts, strict=True)), 110.0)
 
 
 def result(*found: Series, ledger: tuple[str, ...] = (), cut_clients: int = 0, **answers: int) -> SoakResult:
@@ -65,3 +66,9 @@ def test_the_report_names_what_was_done_and_what_grew() -> None:
     assert "10.0 minutes, 3 faults (kill-decode 3); answers: 10 right." in text
     assert "| router | 110 s | 135, 195 MiB | 40, 40 |" in text
     assert "- router (7): memory grew" in text
+
+
+def test_the_report_says_why_answers_were_not_right() -> None:
+    found = replace(result(right=8, error=3), reasons={"error: it broke": 1, "error: it is full": 2})
+    lines = soak_report(found).splitlines()
+    assert lines[-2:] == ["- 2 times: error: it is full", "- 1 times: error: it broke"]

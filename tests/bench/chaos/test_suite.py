@@ -68,3 +68,9 @@ def test_the_table_and_the_values_say_the_same() -> None:
     assert values["ok"] is False
     assert isinstance(values["faults"], list)
     assert values["faults"][0]["answers"]["wrong"] == 1
+
+
+def test_a_round_is_told_with_what_its_clients_got() -> None:
+    done = Round("kill-it", "killed", answers(Verdict.ERROR, *[Verdict.RIGHT] * 2), 3.04, (), 0.26)
+    assert done.told() == "killed, back after 3.0 s; answers: 2 right, 1 error (why); hand-overs settled after 0.3 s"
+    assert "never back; answers: none" in Round("kill-it", "killed", (), None, ()).told()
