@@ -83,10 +83,10 @@ async def test_without_a_rate_about_one_request_at_a_time_is_shown() -> None:
 
 
 async def test_overload_is_not_kept() -> None:
-    # 6 tokens of 15 ms for each sequence: 11 requests a second can be served, each token of 60 at once takes 0.9 s.
-    site = await started("--step-ms-per-seq", "15")
+    # 6 tokens of 40 ms for each sequence: 4 requests a second can be served, each token of 20 at once takes 0.8 s.
+    site = await started("--step-ms-per-seq", "40")
     try:
-        found = await proven(site, rate=40, seconds=2)
+        found = await proven(site, rate=15, seconds=2)  # few: a client that is late on a busy machine proves nothing
     finally:
         await site.stop()
     assert found.verdict is Verdict.NOT_KEPT, found.classes
