@@ -34,6 +34,7 @@ _LEAST_HOLD_S: Final = 0.001  # a policy that holds until now is asked again a l
 
 
 _T = TypeVar("_T")
+_NOTHING_HELD: Final = HeldWork()
 _BY_COUNT: Final = LeastLoaded()
 
 
@@ -260,14 +261,14 @@ class Placer:
     def _pump(self) -> None:
         """Let the first in turn go if there is room; what follows from that wakes this again.
 
-        All else that is held counts as behind it: it goes first, and they may join it.
+        Nothing counts as held before it: with lanes of their own, short prompts go before long ones of a lesser key.
         """
         self._pump_due = False
         first = self._queue.peek(monotonic())
         if first is None or self._going is not None:
             return
         held = first.payload
-        decision = self._decide_for(held, self._seen(self._queue.behind(first)))
+        decision = self._decide_for(held, self._seen(_NOTHING_HELD))
         if decision is None:
             self._wake()  # the next one is the first in turn
         elif not isinstance(decision, Hold):

@@ -276,7 +276,7 @@ class Gear:
             attainment=self._calibration.measured_attainment(target.name) if self._calibration else None,
         )
         self._decisions += 1
-        held = self._queue.behind(self._waiting[request]) if is_next else self._queue.held()
+        held = _NOTHING if is_next else self._queue.held()
         decision = self._policy.decide(shape, self._views.view(now_s, held, self._promised), now_s)
         if isinstance(decision, Hold) and now_s - arrived_s < LONGEST_HOLD_S:
             self._hold(request, decision, now_s)

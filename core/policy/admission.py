@@ -97,9 +97,9 @@ class Admission:
         limit_s = self.tpot_limit_s(case.request, promise, option)
         if option.tpot_s > limit_s and context.admit_by_tpot and not is_firm:
             return self._too_slow(case, option, limit_s)
-        if context.may_hold and option.ahead_s > 0.0:  # it would take the place that they wait for
+        if context.may_hold and option.ahead_s > 0.0 and promise.gives_way:  # it would take the place they wait for
             return self._held("others are held before it", case, option, _SOONEST_S)
-        forecast = option.forecast(self._pools, case.request.margins)
+        forecast = option.if_it_goes().forecast(self._pools, case.request.margins)
         return Route(option.decode, option.prefill, option.reason, forecast)
 
     def _by_measure(self, case: Case) -> Rejection | None:

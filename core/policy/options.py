@@ -47,6 +47,10 @@ class Option(NamedTuple):
     batch: Batch  # of the worker that decodes
     decode_view: WorkerView
 
+    def if_it_goes(self) -> Option:
+        """Leave out what held requests would take: one that goes now is before them on its worker."""
+        return self._replace(queue_s=self.queue_s - self.ahead_s) if self.ahead_s else self
+
     def forecast(self, pools: Mapping[Role, PoolForecast], margins: Margins | None) -> Forecast:
         """Write down the prediction with its interval."""
         prompting, decoding = pools[self.view.record.role], pools[self.decode_view.record.role]
@@ -193,8 +197,7 @@ class Options:
         # Blocks are asked for when the prompt is sent, so its time in the queue counts for that wait, too.
         full_s = receiving.blocks_s(batch, tokens) if tokens >= batch.room_tokens else 0.0
         blocks_s = full_s - queue_s if full_s > queue_s else 0.0
-        # Those held before it join the batch, too: by their time it is as full as it is now.
-        step_s = receiving.joined_step_s(batch, tokens, wait_s + blocks_s + prefill_s)
+        step_s = receiving.joined_step_s(batch, tokens, _until_joined_s(asked, wait_s) + blocks_s + prefill_s)
         first_s = handover_s(self._context, is_decoding=batch.running > 0, step_s=step_s)
         ttft_s = queue_s + prefill_s + sent_s + blocks_s + first_s
         own_s, tight_s = asked.promise.tpot_s, receivers.tightest_s[receiver]
@@ -226,7 +229,7 @@ class Options:
         pool, tokens, queue_s = self._pools[view.record.role], asked.tokens, wait_s + asked.ahead_s
         full_s = pool.blocks_s(batch, tokens) if tokens >= batch.room_tokens else 0.0
         blocks_s = full_s - queue_s if full_s > queue_s else 0.0
-        step_s = pool.joined_step_s(batch, tokens, wait_s + blocks_s + prefill_s)
+        step_s = pool.joined_step_s(batch, tokens, _until_joined_s(asked, wait_s) + blocks_s + prefill_s)
         first_s = self._context.request_overhead_s
         ttft_s = queue_s + prefill_s + blocks_s + first_s
         limit_s, tight_s = asked.promise.tpot_s, view.tightest_tpot_s
@@ -267,6 +270,14 @@ def strain(option: Option, promise: Promise) -> tuple[float, str, str]:
 def _claimed_s(predicted_s: float, spread: float) -> tuple[float, float]:
     """Place the ends where the spread says."""
     return max(0.0, predicted_s - predicted_s * spread), predicted_s + predicted_s * spread
+
+
+def _until_joined_s(asked: Asked, wait_s: float) -> float:
+    """Tell when the first batch ends that a request may find: those held before it end by their turn, and others come.
+
+    One that gives way finds it as full as it is now, or whoever has the time to wait would find the emptiest.
+    """
+    return wait_s if asked.promise.gives_way else wait_s + asked.ahead_s
 
 
 def _cached_on(asked: Asked, worker_id: str) -> int:

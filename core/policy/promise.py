@@ -42,6 +42,7 @@ class Promise(NamedTuple):
     share: float  # of headroom, that this tier may fill
     latest_s: float  # when the prompt must be begun; finite
     key_s: float  # its place in the queue
+    gives_way: bool  # somebody was promised more, and may take the place that it has the time to wait for
 
     @property
     def is_protected(self) -> bool:
@@ -126,4 +127,5 @@ class Promises:
             share,
             latest_s,
             key_s,
+            ttft_s > self.tightest_ttft_s or tpot_s > self.tightest_tpot_s,
         )

@@ -17,14 +17,11 @@ import sys
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from core.policy.promise import LATE_S
 from core.types import HeldWork
 
 T = TypeVar("T")
-_BEHIND_S: Final = 1.0  # by so much all that is behind an item counts as later than it
-_NOTHING: Final = HeldWork()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,16 +155,6 @@ class SlackQueue(Generic[T]):
         if self._held is None:
             self._held = HeldWork(tuple(self._keys_s), tuple(accumulate(self._tokens, initial=0)))
         return self._held
-
-    def behind(self, item: Waiting[T]) -> HeldWork:
-        """Describe what else waits to the one whose turn it is: all of it is behind, and of its tier.
-
-        For whatever the keys say, short prompts may go before long ones of a lesser key. Lower tiers are left out.
-        """
-        own = self._entries[item]
-        last = bisect_left(self._keys_s, own[0] + LATE_S)
-        tokens = sum(self._tokens[:last]) - item.prompt_tokens
-        return HeldWork((own[0] + _BEHIND_S,), (0, tokens)) if tokens > 0 else _NOTHING
 
     def _is_long(self, item: Waiting[T]) -> bool:
         return item.prompt_tokens >= self._rules.long_from_tokens

@@ -62,9 +62,11 @@ def test_goodput_of_both_together_does_not_fall() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(POLICIES) - {"slo-aware"}))
-def test_no_baseline_keeps_more_of_either_class_under_overload(name: str) -> None:
-    for ours, theirs in zip(kept(1.5), kept(1.5, name=name), strict=True):
-        assert ours >= theirs
+def test_no_baseline_keeps_more_under_overload(name: str) -> None:
+    (tight, loose), (their_tight, their_loose) = kept(1.5), kept(1.5, name=name)
+    assert tight >= their_tight
+    assert loose >= 0.95 * their_loose  # which have the place of those that are refused
+    assert goodput(1.5) >= 1.2 * goodput(1.5, name)
     assert goodput(1.0) >= 0.985 * goodput(1.0, name)
 
 

@@ -26,29 +26,25 @@ PEAK_RATES = (20.0, 25.0, 30.0)
 WARM_UP = 100
 
 
-def workload(draw: int = 0, count: int = 1500) -> Workload:
-    random = np.random.default_rng(draw)
+def workload(count: int = 1500) -> Workload:
+    random = np.random.default_rng(0)
     arrived = np.cumsum(random.exponential(1.0, count))
     return Workload("chat", arrived - arrived[0], random.integers(1, 1500, count), random.integers(1, 100, count))
 
 
 @cache
-def run(
-    rate: float, name: str = "slo-aware", refused: Refused = Refused.GIVE_UP, *, follows: bool = False, draw: int = 0
-) -> Outcome:
+def run(rate: float, name: str = "slo-aware", refused: Refused = Refused.GIVE_UP, *, follows: bool = False) -> Outcome:
     """With `follows` the router's intervals follow what comes of its predictions, as a live one's do."""
     known = replace(context_of(CLUSTER, TARGETS, may_hold=True), mean_output_tokens=50.0)
     policy = policy_named(name, known)
     calibration = Calibration(target.name for target in TARGETS) if follows else None
     return simulate_with_policy(
-        CLUSTER, workload(draw).at_rate(rate), TARGETS, policy, refused=refused, calibration=calibration
+        CLUSTER, workload().at_rate(rate), TARGETS, policy, refused=refused, calibration=calibration
     )
 
 
 def goodput(rate: float, name: str = "slo-aware", *, follows: bool = False) -> float:
-    """Of two draws: which of the prompts of one fit in under overload is chance, 2 % of goodput."""
-    runs = (run(rate, name, follows=follows, draw=draw) for draw in (0, 1))
-    return rate * float(np.mean([outcome.attainment(TARGETS, skip=WARM_UP)[0] for outcome in runs]))
+    return rate * run(rate, name, follows=follows).attainment(TARGETS, skip=WARM_UP)[0]
 
 
 @pytest.mark.parametrize("overload", [1.5, 3.0])

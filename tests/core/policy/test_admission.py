@@ -123,17 +123,26 @@ def test_held_work_with_lesser_keys_is_waited_for() -> None:
     assert first.forecast.queue_s == pytest.approx(0.160 + ahead_s, rel=1e-6)
 
 
-def test_nothing_goes_before_what_is_held_with_a_lesser_key() -> None:
+def test_what_goes_now_does_not_wait_for_what_is_held() -> None:
     held = HeldWork((TIER_S + 0.1,), (0, 500))  # 50 ms of it, which wait for room in a batch perhaps
-    behind = decide(owing(1000), worker("d0", D), held=held)
+    kept_back = decide(owing(1500), worker("d0", D), held=held)
+    assert isinstance(kept_back, Hold)
+    assert kept_back.forecast is not None
+    assert kept_back.forecast.queue_s == pytest.approx(0.160 + 500 * (0.0001 + 0.010 / 4096), rel=1e-6)
+    gone = decide(owing(1000), worker("d0", D), held=held)
+    assert isinstance(gone, Route)
+    assert gone.forecast is not None
+    assert gone.forecast.queue_s == pytest.approx(0.110)
+
+
+def test_who_has_more_time_than_the_tightest_class_gives_way_to_what_is_held() -> None:
+    held = HeldWork((TIER_S + 0.1,), (0, 500))
+    assert isinstance(decide(owing(1000), worker("d0", D), held=held), Route)
+    behind = decide(owing(1000), worker("d0", D), held=held, ttft_s=0.6)
     assert isinstance(behind, Hold)
     assert behind.reason == "others are held before it"
-    assert behind.forecast is not None
-    assert behind.forecast.queue_s == pytest.approx(0.110 + 500 * (0.0001 + 0.010 / 4096), rel=1e-6)
-    urgent = decide(owing(1000), worker("d0", D), held=held, tokens=100, ttft_s=0.35, waited_s=0.1)
-    assert isinstance(urgent, Hold)
-    assert isinstance(decide(owing(1000), worker("d0", D), held=held, slo_class="gold"), Route)
-    assert isinstance(decide(owing(1000), worker("d0", D), held=HeldWork((TIER_S + 0.5,), (0, 500))), Route)
+    assert isinstance(decide(owing(1000), worker("d0", D), held=held, ttft_s=0.6, slo_class="gold"), Route)
+    assert isinstance(decide(owing(1000), worker("d0", D), held=HeldWork((TIER_S + 0.6,), (0, 500)), ttft_s=0.6), Route)
 
 
 def test_what_is_held_before_a_request_does_not_make_the_batch_look_emptier() -> None:

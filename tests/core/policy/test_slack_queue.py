@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.policy.promise import TIER_S
 from core.policy.slack_queue import QueueRules, SlackQueue, Waiting
 from core.types import HeldWork
 
@@ -186,16 +185,3 @@ def test_what_does_not_fit_is_waited_for() -> None:
     queue = queue_of(Waiting(0.0, 90, 1), Waiting(1.0, 10, 2))
     assert queue.take(50, 0.0, at_least=0) == ()
     assert payloads(queue.take(50, 0.0)) == [1]
-
-
-def test_all_of_its_tier_is_behind_the_one_whose_turn_it_is() -> None:
-    long, short = Waiting(3.0, 150, 0), Waiting(9.0, 10, 1)
-    queue = queue_of(long, short, Waiting(4.0 + TIER_S, 99, 2))
-    first = queue.peek(0.0)
-    assert first is short
-    behind = queue.behind(short)
-    assert behind.keys_s[0] > short.key_s > long.key_s
-    assert behind.tokens_before == (0, 150)
-    assert queue.behind(long).tokens_before == (0, 10)
-    queue.remove(long)
-    assert queue.behind(short) == HeldWork()
