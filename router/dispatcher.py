@@ -15,7 +15,15 @@ from typing import Final
 
 from cluster.pool import WorkerPool
 from core.engine import HttpCall
-from core.errors import BatonError, DeadlineExceeded, InvalidRequest, Overloaded, PayloadTooLarge, WorkerError
+from core.errors import (
+    BatonError,
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    PayloadTooLarge,
+    RequestRejected,
+    WorkerError,
+)
 from core.policy.breaker import Breakers
 from core.router_spec import RouterSpec
 from core.types import Route
@@ -251,15 +259,26 @@ class Dispatcher:
                 failure = exc
 
     async def _place(self, life: Life, failure: WorkerError | None) -> Route:
-        """Find the next route. What the last worker failed with says more than that there is no further one."""
+        """Find the next route. What the last worker failed with says more than that there is no further one.
+
+        A request that was taken is not refused for what the loss of its worker has cost it.
+        """
         try:
             return await self._placer.place(life)
         except BatonError as exc:
             if failure is not None:
+                if isinstance(exc, RequestRejected) and life.operation.generates:
+                    return await self._place_again(life, failure)
                 raise failure from exc
             if isinstance(exc, Overloaded) and exc.earliest_s is not None:
                 life.reservation = self._knowledge.promise(life, exc)
             raise
+
+    async def _place_again(self, life: Life, failure: WorkerError) -> Route:
+        try:
+            return await self._placer.place_again(life)
+        except BatonError as exc:
+            raise failure from exc
 
     async def _tell(self, life: Life, failure: BatonError) -> None:
         """Answer with the error: as a response of its own, or as the last event of a stream that has begun."""

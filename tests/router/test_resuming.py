@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from core.engine import HttpCall, ReplySink, Resume
 from core.errors import EngineFailed
 from core.router_spec import SLOTarget
+from core.types import ClusterView, Decision, Rejection, RequestShape, Route
 from engine import simulated_openai as simulated
 from router.resuming import MAX_RESUMES
 from tests.support.router_site import MODEL, Site
@@ -258,6 +259,34 @@ async def test_tokens_made_for_a_stream_that_left_are_not_made_again(site: Site,
 
 
 # -- nobody there ----------------------------------------------------------------------------------------------------
+
+
+class OnceOnly:
+    """Takes each request once, and refuses it ever after: what it has waited has broken its promise."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def decide(self, request: RequestShape, cluster: ClusterView, now_s: float) -> Decision:
+        if request.request_id in self._taken:
+            return Rejection("slo_infeasible", "its first token cannot come in time any more")
+        self._taken.add(request.request_id)
+        return Route("decode-0", None, "the first")
+
+
+@pytest.mark.parametrize("has_head", [False, True], ids=["before its head", "before its first token"])
+async def test_what_was_taken_is_not_refused_when_its_worker_is_lost(
+    site: Site, client: httpx.AsyncClient, has_head: bool
+) -> None:
+    async def lost(call: HttpCall, sink: ReplySink) -> None:
+        if has_head:
+            sink.start(200, simulated.SSE_HEADERS)
+        raise EngineFailed("broken on purpose")
+
+    site.router._policy._policy = OnceOnly()
+    await site.add_worker("decode-0", script=lost)
+    await site.add_worker("decode-1")
+    assert await read(client, STREAM) == b"".join(undisturbed(STREAM, ()))
 
 
 async def test_requests_wait_for_a_worker_to_come_back(site: Site, client: httpx.AsyncClient) -> None:
