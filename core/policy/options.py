@@ -197,7 +197,9 @@ class Options:
         # Blocks are asked for when the prompt is sent, so its time in the queue counts for that wait, too.
         full_s = receiving.blocks_s(batch, tokens) if tokens >= batch.room_tokens else 0.0
         blocks_s = full_s - queue_s if full_s > queue_s else 0.0
-        step_s = receiving.joined_step_s(batch, tokens, _until_joined_s(asked, wait_s) + blocks_s + prefill_s)
+        step_s = receiving.joined_step_s(
+            batch, tokens, _until_joined_s(asked.promise, wait_s, queue_s) + blocks_s + prefill_s
+        )
         first_s = handover_s(self._context, is_decoding=batch.running > 0, step_s=step_s)
         ttft_s = queue_s + prefill_s + sent_s + blocks_s + first_s
         own_s, tight_s = asked.promise.tpot_s, receivers.tightest_s[receiver]
@@ -229,7 +231,9 @@ class Options:
         pool, tokens, queue_s = self._pools[view.record.role], asked.tokens, wait_s + asked.ahead_s
         full_s = pool.blocks_s(batch, tokens) if tokens >= batch.room_tokens else 0.0
         blocks_s = full_s - queue_s if full_s > queue_s else 0.0
-        step_s = pool.joined_step_s(batch, tokens, _until_joined_s(asked, wait_s) + blocks_s + prefill_s)
+        step_s = pool.joined_step_s(
+            batch, tokens, _until_joined_s(asked.promise, wait_s, queue_s) + blocks_s + prefill_s
+        )
         first_s = self._context.request_overhead_s
         ttft_s = queue_s + prefill_s + blocks_s + first_s
         limit_s, tight_s = asked.promise.tpot_s, view.tightest_tpot_s
@@ -272,12 +276,13 @@ def _claimed_s(predicted_s: float, spread: float) -> tuple[float, float]:
     return max(0.0, predicted_s - predicted_s * spread), predicted_s + predicted_s * spread
 
 
-def _until_joined_s(asked: Asked, wait_s: float) -> float:
-    """Tell when the first batch ends that a request may find: those held before it end by their turn, and others come.
+def _until_joined_s(promise: Promise, wait_s: float, queue_s: float) -> float:
+    """Tell what time a request's batch has to become emptier until it joins.
 
-    One that gives way finds it as full as it is now, or whoever has the time to wait would find the emptiest.
+    To one that gives way those held before it do not count: they will be in that batch, and whoever has the most time
+    to wait would find the emptiest.
     """
-    return wait_s if asked.promise.gives_way else wait_s + asked.ahead_s
+    return wait_s if promise.gives_way else queue_s
 
 
 def _cached_on(asked: Asked, worker_id: str) -> int:
