@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -102,7 +103,18 @@ def started(
             raise StartFailed(f"the cluster to be broken did not start: {answer.get('message')}")
         yield Target(state_dir, answer["url"], Path(answer["run_dir"]), answer["model"], command)
     finally:
-        _ask(command, state_dir, "down", timeout_s=2 * COMMAND_S)
+        with _undisturbed():
+            _ask(command, state_dir, "down", timeout_s=2 * COMMAND_S)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let Ctrl-C stop neither this process nor those that it starts, so that no cluster stays behind."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _amiss(answer: Mapping[str, Any]) -> tuple[str, ...]:
