@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 MAX_ATTEMPTS: Final = 3  # streams that one hand-over may use up
-_BATCH_BYTES: Final = 4 << 20  # frames are handed on together up to this size: each hand-on costs 30-60 us
+_BATCH_BYTES: Final = 1 << 20  # frames are handed on together up to this size: each hand-on costs 30-60 us
 _LAST_WORD_S: Final = 0.5  # how long the peer's verdict may follow the break of its stream
 
 Withdraw = Callable[[str, str, str], Awaitable[None]]  # peer, transfer id, reason; never raises a KVTransferError
