@@ -16,14 +16,13 @@ import httpx
 import pytest
 
 from cluster import node_request
-from cluster.cluster_status import StartOrder
 from cluster.controller import Controller
 from cluster.node_request import Bundle
-from cluster.placement import Node, place_workers
+from cluster.placement import Node
 from core.control.actions import Decider, Decision, Observation, PoolSizes
 from core.errors import ConfigError, StartFailed
 from core.types import Role
-from tests.support.controlled_cluster import BACK_S, START_S, Cluster, config
+from tests.support.controlled_cluster import BACK_S, START_S, Cluster, config, order_of
 from tests.support.local_actors import HERE, LocalRay
 from tests.support.steady_load import steady_load
 
@@ -35,19 +34,7 @@ async def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     ray = LocalRay(cpus=5)  # room for one more than the four that there are
     ray.install(monkeypatch)
     made = config(tmp_path)
-    order = StartOrder(
-        config=made,
-        placements=place_workers(made, ray.nodes),
-        engine_kind="simulated",
-        engine_args=(),
-        base=str(tmp_path),
-        run_dir=str(tmp_path),
-        node_id="n1",
-        address=HERE,
-        token="secret",
-        env_vars={},
-        decider=lambda _: Growing(),
-    )
+    order = order_of(made, ray.nodes, tmp_path, decider=lambda _: Growing())
     found = Cluster(order, ray, tmp_path)
     try:
         await found.start()
@@ -346,10 +333,7 @@ async def test_a_worker_that_cannot_start_fails_the_start_with_its_log(
     ray = LocalRay(cpus=5)
     ray.install(monkeypatch)
     made = config(tmp_path)
-    order = StartOrder(
-        made, place_workers(made, ray.nodes), "simulated", ("--no-such-flag",), str(tmp_path), str(tmp_path), "n1",
-        HERE, "secret", {},
-    )  # fmt: skip
+    order = order_of(made, ray.nodes, tmp_path, engine_args=("--no-such-flag",))
     controller = Controller(order)
     try:
         with pytest.raises(StartFailed, match="unknown flags --no-such-flag"):

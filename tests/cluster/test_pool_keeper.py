@@ -9,15 +9,14 @@ import pytest
 
 from cluster import ray_runtime
 from cluster.cluster_events import EventLog
-from cluster.cluster_status import StartOrder
 from cluster.members import Member, Members
-from cluster.placement import Node, place_workers
+from cluster.placement import Node
 from cluster.pool_keeper import PoolKeeper
 from cluster.worker_keeper import WorkerKeeper
 from core.control.actions import PoolSizes, SizeLimits
 from core.control.reconcile import Phase
 from core.types import Role
-from tests.support.controlled_cluster import config
+from tests.support.controlled_cluster import config, order_of
 from tests.support.local_actors import HERE
 
 NODE = Node("n1", HERE, {"CPU": 5.0}, {"CPU": 5.0})  # room for one more than the four that there are
@@ -30,18 +29,7 @@ class Pools:
 
     def __init__(self, folder: Path, *changes: str) -> None:
         made = config(folder, *changes)
-        order = StartOrder(
-            config=made,
-            placements=place_workers(made, [NODE]),
-            engine_kind="simulated",
-            engine_args=(),
-            base=str(folder),
-            run_dir=str(folder),
-            node_id="n1",
-            address=HERE,
-            token="secret",
-            env_vars={},
-        )
+        order = order_of(made, [NODE], folder)
         self.members = Members(lambda _: None)
         log = EventLog(time.monotonic)
         self.keeper = WorkerKeeper(order, self.members, log, lambda: None)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
 
-from cluster.cluster_status import ClusterStatus, MemberStatus, StartOrder
+from cluster.cluster_status import ClusterStatus, DeciderFactory, MemberStatus, StartOrder
 from cluster.controller import Controller
+from cluster.placement import Node, place_workers
 from core.config.load import load_config
 from core.config.models import BatonConfig
-from tests.support.local_actors import LocalRay
+from tests.support.local_actors import HERE, LocalRay
 
 START_S = 60.0
 BACK_S = 60.0  # a machine that is busy with other tests starts a worker in this time
@@ -32,6 +34,30 @@ def config(folder: Path, *changes: str) -> BatonConfig:
         "slo.classes.interactive.tpot_ms=60000",
     )
     return load_config(None, overrides=[*settings, *changes], environ={})
+
+
+def order_of(
+    made: BatonConfig,
+    nodes: Sequence[Node],
+    folder: Path,
+    *,
+    engine_args: tuple[str, ...] = (),
+    decider: DeciderFactory | None = None,
+) -> StartOrder:
+    """Order simulated workers on these nodes; all that runs keeps its files in `folder`."""
+    return StartOrder(
+        config=made,
+        placements=place_workers(made, nodes),
+        engine_kind="simulated",
+        engine_args=engine_args,
+        base=str(folder),
+        run_dir=str(folder),
+        node_id="n1",
+        address=HERE,
+        token="secret",
+        env_vars={},
+        decider=decider,
+    )
 
 
 class Cluster:
