@@ -15,7 +15,7 @@ check test: export PYTHONDONTWRITEBYTECODE :=
 PROTOS = $(shell find proto -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev serve model fmt lint type test check proto bench-smoke bench-router bench-kv bench-fleet bench-pd-or-pool torture clean clean-all
+.PHONY: help setup setup-dev compile serve model fmt lint type test check proto bench-smoke bench-router bench-kv bench-fleet bench-pd-or-pool torture clean clean-all
 
 help: ## list the targets
 	@echo "make serve is all you need to start; it sets up the checkout first."
@@ -27,6 +27,9 @@ setup: ## make .venv with the engine that fits this machine (once; then instant)
 
 setup-dev: ## as setup, with what tests and checks need
 	@$(PYTHON) deploy/setup.py --engine $(ENGINE) --dev
+
+compile: setup ## make machine code of the router's hot modules again, after changes (set-up has done it once)
+	$(VENV)/python -m router.compile
 
 serve: setup ## serve an OpenAI-compatible API here (CONFIG=, MODEL=, ARGS=)
 	@exec $(VENV)/python baton.py up $(if $(CONFIG),"$(CONFIG)") --foreground $(if $(MODEL),--model "$(MODEL)") $(ARGS)
@@ -58,7 +61,7 @@ proto: setup-dev ## generate the protobuf modules again
 bench-smoke: setup ## a short benchmark that shows all is well
 	$(VENV)/python -m bench.smoke
 
-bench-router: setup ## the router beside sglang-router and vllm-router (ARGS='--rounds 5 --nice -15')
+bench-router: compile ## the router beside sglang-router and vllm-router (ARGS='--rounds 5 --nice -15')
 	$(VENV)/python -m bench.router $(ARGS)
 
 bench-kv: setup ## the KV hand-over beside memcpy, sockets and NIXL (ARGS='--rounds 5 --sizes 64 512')

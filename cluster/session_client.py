@@ -17,6 +17,7 @@ from cluster.connection import Connection
 from cluster.inflight import InflightWork
 from cluster.pb import worker_pb2 as pb
 from cluster.reply import OpenCall, Reply
+from core.bounded import within
 from core.component_tls import CLOSED_PLAIN, CLOSED_TLS, ClientTLS, tls_remedy
 from core.engine import HttpCall
 from core.errors import BatonError, Overloaded, PayloadTooLarge, Unauthorized, WorkerLost
@@ -112,27 +113,32 @@ class WorkerSession:
         """
         loop = asyncio.get_running_loop()
         self._greeted = loop.create_future()
+        failure: Exception | None = None
         try:
-            async with asyncio.timeout(timeout_s):
-                host, _, port = self._record.address.rpartition(":")
-                await loop.create_connection(
-                    self._open,
-                    host.strip("[]"),
-                    int(port),
-                    ssl=self._tls.context if self._tls else None,
-                    server_hostname=self._tls.server_name if self._tls else None,
-                )
-                await self._greeted
+            await within(timeout_s, self._meet(self._greeted))
             if not self._alive:
                 raise WorkerLost(self.lost_reason)
         except (TimeoutError, OSError, BatonError) as exc:
-            await self.close()
-            raise self._connect_failure(exc, timeout_s) from exc
+            failure = exc
         except BaseException:
-            await self.close()
+            self._lose("the session was closed")
             raise
+        if failure is not None:
+            await self.close()
+            raise self._connect_failure(failure, timeout_s) from failure
         self._timer = loop.call_later(_TICK_S, self._tick)
         return self.hello
+
+    async def _meet(self, greeted: asyncio.Future[None]) -> None:
+        host, _, port = self._record.address.rpartition(":")
+        await asyncio.get_running_loop().create_connection(
+            self._open,
+            host.strip("[]"),
+            int(port),
+            ssl=self._tls.context if self._tls else None,
+            server_hostname=self._tls.server_name if self._tls else None,
+        )
+        await greeted
 
     def submit(
         self, leg: Leg, call: HttpCall, handover: Handover | None, *, prompt_tokens: int = 0, slack_s: float = 0.0

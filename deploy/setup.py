@@ -180,7 +180,9 @@ class Environment:
         self._stamp_file.write_text("\n".join(stamps) + "\n", encoding="utf-8")
 
     def _wait(self, command: Sequence[str], log: TextIO) -> int:
-        with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_clean_environ()) as process:
+        with subprocess.Popen(
+            command, cwd=CHECKOUT, stdout=log, stderr=subprocess.STDOUT, env=_clean_environ()
+        ) as process:
             while True:
                 try:
                     return process.wait(timeout=_HEARTBEAT_S)
@@ -246,6 +248,13 @@ def drop_broken_companions(environment: Environment) -> None:
             environment.pip(f"removing {name}: this build does not load here", "uninstall", "--yes", name)
 
 
+def compile_router(environment: Environment, progress: Progress) -> None:
+    """Make machine code of the router's hot modules; where that cannot be done, it runs their sources."""
+    progress.say("compiling the router")
+    if not environment.succeeds("-m", "router.compile"):
+        progress.say("    ... it could not be compiled and will run its sources; the log says why (make compile)")
+
+
 def set_up(*, requested_engine: str, dev: bool) -> bool:
     """Bring .venv up to date; return whether there was anything to do. Raises SetupError."""
     requirements = read_requirements(CHECKOUT / "pyproject.toml")
@@ -264,6 +273,7 @@ def set_up(*, requested_engine: str, dev: bool) -> bool:
         # With the runtime ones named again, so that no tool moves one out of its bounds.
         names = requirements.runtime + requirements.dev
         environment.pip("installing what tests and checks need", "install", *names)
+    compile_router(environment, progress)
     environment.finish(stamps)
     progress.say("ready")
     return True

@@ -14,6 +14,7 @@ from time import monotonic as _now_s
 from typing import Final
 
 from cluster.pool import WorkerPool
+from core.bounded import within
 from core.engine import HttpCall
 from core.errors import (
     BatonError,
@@ -223,10 +224,12 @@ class Dispatcher:
         """Answer, and see a stream to its end even when the worker that makes it is lost."""
         try:
             await self._try_until_answered(life, call, worker_id)
+            return
         except WorkerError as exc:
             if worker_id is not None or not life.exchange.sent:
                 raise
-            await self._resumer.go_on(life, call, exc)
+            failure = exc
+        await self._resumer.go_on(life, call, failure)
 
     async def _try_until_answered(self, life: Life, call: HttpCall, worker_id: str | None) -> None:
         """Try routes until one answers; once a byte of a body is out there is no other try."""
@@ -266,13 +269,13 @@ class Dispatcher:
         try:
             return await self._placer.place(life)
         except BatonError as exc:
-            if failure is not None:
-                if isinstance(exc, RequestRejected) and life.operation.generates:
-                    return await self._place_again(life, failure)
+            if failure is None:
+                if isinstance(exc, Overloaded) and exc.earliest_s is not None:
+                    life.reservation = self._knowledge.promise(life, exc)
+                raise
+            if not (isinstance(exc, RequestRejected) and life.operation.generates):
                 raise failure from exc
-            if isinstance(exc, Overloaded) and exc.earliest_s is not None:
-                life.reservation = self._knowledge.promise(life, exc)
-            raise
+        return await self._place_again(life, failure)
 
     async def _place_again(self, life: Life, failure: WorkerError) -> Route:
         try:
@@ -295,8 +298,7 @@ class Dispatcher:
             exchange.respond(life.status, block, body)
             return
         try:
-            async with asyncio.timeout(LAST_WORDS_S):
-                await exchange.respond_unread(life.status, block, body)
+            await within(LAST_WORDS_S, exchange.respond_unread(life.status, block, body))
         except (TimeoutError, ClientGone):
             exchange.give_up()
 

@@ -54,7 +54,7 @@ class EventLog:
         self._waiting_bytes = 0
         self._skipped = 0
         self._broken = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="event-log")  # one: batches stay in order
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="event-log")  # one: batches stay in order
         try:
             self._file = begin_file(path)
         except OSError as exc:
@@ -108,7 +108,7 @@ class EventLog:
         if not self._waiting:
             return
         lines, self._waiting, num_bytes = self._waiting, [], self._waiting_bytes
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._write, lines)
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._write, lines)
         self._waiting_bytes -= num_bytes
 
     async def close(self) -> None:
@@ -116,8 +116,8 @@ class EventLog:
         if self._skipped and not self._broken:
             self._add(Skipped(self._skipped))
         await self.write()
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._file.close)
-        self._thread.shutdown()
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._file.close)
+        self._writer.shutdown()
 
     def _add(self, event: Event) -> None:
         line = orjson.dumps(fields_of(event), option=orjson.OPT_APPEND_NEWLINE)

@@ -50,7 +50,7 @@ class KnownHead(NamedTuple):
         head = data[: end + len(_HEAD_END)]
         at = head.lower().find(_LENGTH)
         start = head.find(b":", at) + 1
-        stop = head.find(_LINE_END, start)
+        stop = head.find(_LINE_END, start)  # a head has a line end at its end at least
         start += len(head[start:stop]) - len(head[start:stop].lstrip(b" "))
         if head.lower().count(_LENGTH) != 1 or not _is_length(head[start:stop]):
             return None
@@ -62,8 +62,10 @@ class KnownHead(NamedTuple):
             return None
         start = len(self.before)
         stop = data.find(_LINE_END, start, start + _MAX_DIGITS + len(_LINE_END))
+        if stop < start:  # found nowhere; see router.compiled about slices
+            return None
         length = data[start:stop]
-        if stop < 0 or not _is_length(length) or not data.startswith(self.after, stop):
+        if not _is_length(length) or not data.startswith(self.after, stop):
             return None
         body = data[stop + len(self.after) :]
         return Whole(length, body) if len(body) == int(length) else None

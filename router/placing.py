@@ -147,12 +147,10 @@ class Placer:
             try:
                 return find(life)
             except NoWorker:
-                if not self._pool.is_worker_missing:
+                if not self._pool.is_worker_missing or monotonic() >= until_s:
                     raise
-                while self._pool.num_joined == num_joined:
-                    if (left_s := until_s - monotonic()) <= 0:
-                        raise
-                    await self._pool.wait_changed(left_s)
+            while self._pool.num_joined == num_joined and (left_s := until_s - monotonic()) > 0:
+                await self._pool.wait_changed(left_s)
 
     def _any_worker(self, life: Life) -> Route:
         """Find a worker for a request that makes no tokens: it has no SLO to be held or refused for."""

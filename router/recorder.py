@@ -85,7 +85,7 @@ class TrafficRecorder:
         self._told: tuple[PolicyContext, tuple[RecordedWorker, ...]] | None = None  # in this file
         self._skipped = 0
         self._is_broken = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="recorder")  # one: lines stay in order
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="recorder")  # one: lines stay in order
         try:
             self._file: FileIO = begin_file(path)
         except OSError as exc:
@@ -119,7 +119,7 @@ class TrafficRecorder:
         if not self._waiting:
             return
         lines, self._waiting, num_bytes = self._waiting, [], self._waiting_bytes
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._write, lines)
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._write, lines)
         self._waiting_bytes -= num_bytes
         if self._skipped:
             log.warning("the recording cannot keep up: %d requests are not in it", self._skipped)
@@ -128,8 +128,8 @@ class TrafficRecorder:
     async def close(self) -> None:
         """Write the rest and close the file; call it when `keep_writing` has ended."""
         await self.write()
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._file.close)
-        self._thread.shutdown()
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._file.close)
+        self._writer.shutdown()
 
     def _recorded(self, record: RequestRecord, life: Life) -> Recorded:
         facts = record.answering_facts or record.prefill_facts

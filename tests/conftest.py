@@ -14,8 +14,14 @@ from typing import Any, Final
 import pytest
 from hypothesis import settings
 
+from router.compiled import prefer_compiled
+
 # Read when gRPC is first imported. Its handlers of fork write into what a child says, and no child here speaks gRPC.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+# Tests run the sources, which are what changes; but those that tests/router/test_compiled.py starts.
+if os.environ.get("BATON_TEST_COMPILED") == "1":
+    print(f"the router {prefer_compiled()}")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what it starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -136,7 +136,7 @@ class PoolForecast:
         token_s = self._s_per_token[after] / stages * factor
         room = math.inf
         if state.kv_blocks_total:
-            room = state.kv_blocks_total * worker.hello.fingerprint.block_size - context
+            room = float(state.kv_blocks_total * worker.hello.fingerprint.block_size - context)
         if seqs >= self.pool.max_num_seqs:
             room = -1.0
         joined_s = self._fixed_s[after] * factor + token_s * context + beside_s

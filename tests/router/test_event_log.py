@@ -149,7 +149,7 @@ async def test_nothing_follows_a_line_that_could_not_be_written_whole(
     writing.cancel()  # as when the router stops while its disk is busy
     await asyncio.gather(writing, return_exceptions=True)
     writer.decide(5)
-    await asyncio.get_running_loop().run_in_executor(writer.log._thread, lambda: None)  # that write is over
+    await asyncio.get_running_loop().run_in_executor(writer.log._writer, lambda: None)  # that write is over
     monkeypatch.setattr(event_log, "write_all", whole)  # and there is room again
     await writer.log.close()
     assert replay(tmp_path / "events.jsonl").decisions == 4

@@ -211,10 +211,9 @@ def test_header_that_would_be_two_is_refused(header: tuple[bytes, bytes]) -> Non
         header_block([header])
 
 
-def test_client_is_behind_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "MAX_UNREAD_BYTES", 300)
+def test_client_is_behind_beyond_the_limit() -> None:
     request, _ = on_wire()
     request.start(200, b"")
     assert not request.is_behind
-    request.write(b"x" * 300)
+    request.write(b"x" * exchange.MAX_UNREAD_BYTES)
     assert request.is_behind

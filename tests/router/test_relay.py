@@ -122,13 +122,13 @@ async def test_worker_that_fails_is_better_than_none(site: Site, client: httpx.A
 # -- what must not end the router ------------------------------------------------------------------------------------
 
 
-class Faulty(LeastLoaded):
+class Faulty:
     """Fails on prompts it does not like."""
 
     def decide(self, request: RequestShape, cluster: ClusterView, now_s: float) -> Decision:
         if request.max_tokens == 13:
             raise ZeroDivisionError("unlucky")
-        return super().decide(request, cluster, now_s)
+        return LeastLoaded().decide(request, cluster, now_s)
 
 
 async def test_policy_that_fails_costs_its_request_only(pair: Site, client: httpx.AsyncClient) -> None:

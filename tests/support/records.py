@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 from core.router_spec import SLOTarget
@@ -81,9 +82,21 @@ def streamed(record: RequestRecord, *, tokens: int = 20) -> RequestRecord:
     return record
 
 
+class Nowhere:
+    """A connection on which nothing is ever written."""
+
+    transport: asyncio.Transport
+
+    def default_headers(self) -> bytes:
+        raise NotImplementedError
+
+    def on_response_complete(self) -> None:
+        raise NotImplementedError
+
+
 def life(path: str = "/v1/completions") -> Life:
     """A request that arrived at 10 s and has no connection."""
-    exchange = Exchange.__new__(Exchange)
+    exchange = Exchange(Nowhere(), method="POST", path=path)
     exchange.request_id = "r1"
     made = Life(exchange, OPERATIONS[path], SLO, 10.0)
     made.facts = BodyFacts(500, stream=True)

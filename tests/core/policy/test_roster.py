@@ -44,7 +44,8 @@ def views(draw: st.DrawFn) -> ClusterView:
 
 
 def columns(side: Senders | Receivers) -> dict[str, object]:
-    return {name: getattr(side, name) for name in side.__slots__}
+    fields = {name: getattr(side, name) for name in dir(side) if not name.startswith("_")}
+    return {name: value for name, value in fields.items() if not callable(value)}
 
 
 def all_columns(roster: Roster) -> list[tuple[dict[str, object], dict[str, object]]]:
