@@ -43,8 +43,7 @@ _NAMED: Final = (
 
 def module_names() -> tuple[str, ...]:
     """List the modules that are compiled, sorted: those named above and all policies, also ones that you add."""
-    policies = (path.stem for path in (ROOT / "core" / "policy").glob("*.py"))
-    return tuple(sorted({*_NAMED, *(f"core.policy.{name}" for name in policies if name not in _SOURCE_ONLY)}))
+    return tuple(sorted({*_NAMED, *(name for name in _policies() if name.rpartition(".")[2] not in _SOURCE_ONLY)}))
 
 
 def source_of(name: str) -> Path:
@@ -55,9 +54,13 @@ def source_of(name: str) -> Path:
 def folder() -> Path:
     """Return where the modules that are compiled of the present sources lie, or would: beside the libraries."""
     digest = hashlib.sha256(f"{sys.implementation.cache_tag} {platform.machine()}".encode())
-    for name in module_names():
+    for name in sorted({*module_names(), *_policies()}):  # a policy may build on any other, as on the table of them
         digest.update(name.encode() + b"\0" + source_of(name).read_bytes() + b"\0")
     return Path(sys.prefix) / "compiled" / digest.hexdigest()[:16]
+
+
+def _policies() -> list[str]:
+    return [f"core.policy.{path.stem}" for path in (ROOT / "core" / "policy").glob("*.py")]
 
 
 def prefer_compiled() -> str:
