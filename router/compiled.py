@@ -11,6 +11,8 @@ tests/router/test_compiled.py looks for:
   keep the exception that it is handling while other tasks run, so that a cancellation may be lost.
 - No slice of bytes whose end may lie before its beginning: compiled code raises SystemError instead of giving b"".
 - Annotations that are literally true: compiled code checks them.
+
+`python -m router.compiled MODULE ARGUMENTS` runs another module as a router would: a benchmark of decisions, say.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import runpy
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
@@ -94,3 +97,16 @@ class _Finder:
         if name not in self._names and not name.endswith("__mypyc"):
             return None
         return PathFinder.find_spec(name, [str(self._place.joinpath(*name.split(".")[:-1]))])
+
+
+def main() -> None:
+    """Run the module that the command line names, with its arguments."""
+    del sys.argv[0]
+    if not sys.argv:
+        sys.exit("name a module to run, for instance: python -m router.compiled bench.router decision")
+    sys.stderr.write(f"{sys.argv[0]} {prefer_compiled()}\n")
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -67,6 +67,15 @@ def run_python(code: str, **environ: str) -> str:
     return ended.stdout
 
 
+def test_another_module_runs_with_its_arguments() -> None:
+    command = [sys.executable, "-m", "router.compiled", "json.tool", "--help"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert "JSON" in ended.stdout
+    assert ended.stderr.startswith("json.tool runs ")
+    nothing = subprocess.run(command[:3], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (nothing.returncode, nothing.stderr[:13]) == (1, "name a module")
+
+
 def test_what_changed_since_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(compiled.SWITCH, raising=False)
     before = compiled.folder()
