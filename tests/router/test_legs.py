@@ -141,6 +141,7 @@ async def test_stream_taken_over_by_a_refusal_ends_with_an_error(site: Site, cli
     first.engine.script, second.engine.script = promise, refuse
     async with client.stream("POST", "/v1/completions", json=LONG) as reply:
         await first.kill()
+        site.announced.set(second.record)  # it is not to be waited for
         body = await reply.aread()
     assert json.loads(body.removeprefix(b"data: "))["error"]["type"] == "engine_failed"
 
