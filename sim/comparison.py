@@ -5,12 +5,13 @@ Owns how a placement is named. Must not know the rest of the report, nor how a p
 
 from __future__ import annotations
 
+import math
 from textwrap import wrap
 
 from sim.cluster import ClusterSpec, Mode, PoolSpec
 from sim.faster_link import BUSY_LINK, FasterLink, link_busy, room_for_two, slowest, strictest, transfer_s
 from sim.figures import decimals_known, figure, plain, with_interval
-from sim.plan import Candidate, Interval, Plan, PlanQuestion
+from sim.plan import Candidate, Interval, Plan, PlanQuestion, Verdict
 
 WIDTH = 100
 _MODE_NAMES = {
@@ -49,36 +50,34 @@ def comparison(plan: Plan, question: PlanQuestion, faster: FasterLink | None = N
     if apart is None and together is None:
         return []
     lines = [*_kind("prefill and decode", apart, _why_not_apart(question, together)), *_kind("one pool", together, "")]
-    if apart is not None and together is not None and min(apart.goodput.high, together.goodput.high) > 0:
-        lines.append(f"{'':<20}{_difference(plan, apart, together)}")
+    if plan.ratio is not None:
+        lines += wrap(f"{'':<20}{_difference(plan.ratio, plan.verdict)}", WIDTH, subsequent_indent=" " * 20)
     if apart is not None:
         lines += _busy_link(apart, question)
     return lines + _with_faster_link(faster, together)
 
 
-def alike(plan: Plan) -> bool:
-    """Whether the intervals of both kinds overlap."""
-    if plan.best_disaggregated is None or plan.best_one_pool is None:
-        return False
-    a, b = plan.best_disaggregated.goodput, plan.best_one_pool.goodput
-    return a.low <= b.high and b.low <= a.high
+def steps(cluster: ClusterSpec) -> str:
+    """Write how many tokens a step may compute: of prefill, and where prompts share steps with decode."""
+    limits = [] if cluster.prefill is None else [str(cluster.prefill.max_num_batched_tokens)]
+    if cluster.mode in (Mode.ONE_POOL_CHUNKED, Mode.HYBRID):
+        limits.append(str(cluster.decode.max_num_batched_tokens))
+    return " + ".join(limits)
 
 
 def _kind(name: str, candidate: Candidate | None, why_not: str) -> list[str]:
     text = f"keeps the promise at no rate{why_not}"
     if candidate is not None and candidate.goodput.high > 0:
         goodput = f"{with_interval(candidate.goodput)} requests/s, {per_gpu(candidate)} per GPU"
-        text = f"{goodput}, {placement(candidate.cluster)}"
+        text = f"{goodput}, {placement(candidate.cluster)} in steps of {steps(candidate.cluster)} tokens"
     return wrap(f"{name:<20}{text}", WIDTH, subsequent_indent=" " * 20)
 
 
-def _difference(plan: Plan, apart: Candidate, together: Candidate) -> str:
-    if alike(plan):
-        return "the intervals overlap: no clear difference"
-    ends = (apart.goodput.mid, "apart", together.goodput.mid, "together")
-    more, name, less, _ = ends if ends[0] > ends[2] else (*ends[2:], *ends[:2])
-    times = f"{plain(more / less, 2)} times as much" if less > 0 else "something only"
-    return f"they carry {times} {name}; the intervals do not touch"
+def _difference(ratio: Interval, verdict: Verdict) -> str:
+    if math.isinf(ratio.mid):
+        return "only apart do they carry something"
+    text = f"apart they carry {with_interval(ratio)} times as much as together, in equal draws of error and traffic"
+    return f"{text}: no clear difference" if verdict is Verdict.UNCLEAR else text
 
 
 def _why_not_apart(question: PlanQuestion, together: Candidate | None) -> str:

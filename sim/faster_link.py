@@ -95,8 +95,10 @@ def room_for_two(question: PlanQuestion) -> bool:
 
 
 def _may_bind(plan: Plan, question: PlanQuestion) -> bool:
-    """Whether one pool wins, and the way of the KV takes a good part of the TTFT target or of the time."""
-    if question.fixed is not None or plan.best_one_pool is None or plan.verdict is not Verdict.ONE_POOL:
+    """Whether one pool is chosen, and the way of the KV takes a good part of the TTFT target or of the time."""
+    if question.fixed is not None or plan.best_one_pool is None or plan.best is not plan.best_one_pool:
+        return False
+    if plan.verdict is Verdict.INFEASIBLE:
         return False
     if not room_for_two(question) or not set(question.modes) & set(_APART):
         return False

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from core.errors import ConfigError
-from sim.plan import Candidate, Interval, Plan, PlanQuestion, Progress, SearchStats, Shortfall, Verdict
+from sim.plan import CLEAR, Candidate, Interval, Plan, PlanQuestion, Progress, SearchStats, Shortfall, Verdict
 from sim.policy_gear import gears_differ
 from sim.search.bounds import Bounds, Demand
 from sim.search.cells import is_large, search_in_cells
@@ -20,13 +20,13 @@ from sim.search.families import Bests, climb
 from sim.search.fixed import fixed_placement
 from sim.search.goodput import Judge, Scenario, Simulate, resampled, step_below
 from sim.search.infeasible import Loosening
-from sim.search.intervals import Spread, Worlds, draws_of, goodput_interval, interval, separate
+from sim.search.intervals import Spread, Worlds, draws_of, goodput_interval, interval, is_clear, ratio
 from sim.search.notes import Findings, notes_on, refereed
 from sim.search.pareto import front
 from sim.search.placements import ONE_POOL_MODES, Placement, fits_of, levels
 from sim.search.race import Found, Race
 from sim.search.recheck import Recheck, gears_apart
-from sim.search.referee import CLEAR, Referee
+from sim.search.referee import Referee
 from sim.simulate import simulate
 from sim.workload import Workload
 
@@ -98,16 +98,18 @@ class _Search:
         ceilings = {found: self.race.ceiling(found.placement) for found in finalists}
         spreads = {f: self._spread(f, bests.best, ceilings[f]) for f in finalists}
         own = self._own_rates(finalists)
-        best, doubtful = self._choose(climbed, spreads, own)
+        compared = _compared(bests, spreads, own)
+        best = self._choose(climbed, compared)
         shortfall = self._shortfall(tuple(f.placement for f in finalists), wanted or best.rate, best) if short else None
         candidates = {found: self._candidate(found, found, spreads[found]) for found in finalists}
         front_of = tuple(self._candidate(f, best, spreads[best]) for b in climbed if (f := b.best) is not None)
         verdict = Verdict.ONE_POOL if best is bests.one_pool else Verdict.DISAGGREGATE
+        if compared is not None and not is_clear(compared):
+            verdict = Verdict.UNCLEAR
         rate = wanted or best.rate
         apart = gears_apart(self.recheck, self.scenario, best.placement, rate)
-        overlap = len(finalists) > 1 and _overlap(*(candidates[f].goodput for f in finalists))
         limited = best.step >= step_below(ceilings[best])
-        findings = Findings(len(self.scenario.workloads), doubtful, overlap, limited, apart is None)
+        findings = Findings(len(self.scenario.workloads), limited, apart is None)
         return Plan(
             verdict=Verdict.INFEASIBLE if shortfall else verdict,
             best=candidates[best],
@@ -120,7 +122,8 @@ class _Search:
             shortfall=shortfall,
             gears_differ=apart,
             stats=self._stats(),
-            notes=(*notes_on(self.question, best, bests, findings), *refereed(own)),
+            notes=(*notes_on(self.question, best, findings), *refereed(own)),
+            ratio=compared,
         )
 
     def _spread(self, found: Found, best: Found, ceiling: float) -> Spread:
@@ -148,31 +151,25 @@ class _Search:
         known = {found: rate for found, rate in own.items() if rate is not None}
         return known if len(known) == len(finalists) else {}
 
-    def _choose(
-        self, climbed: list[Bests], spreads: dict[Found, Spread], own: dict[Found, float]
-    ) -> tuple[Found, bool]:
-        """Return the best, and whether the other family might do as well.
+    def _choose(self, climbed: list[Bests], compared: Interval | None) -> Found:
+        """Return what carries more, by the ratio of P/D to one pool.
 
-        The referee decides where it sees a clear difference. In doubt the simpler one is chosen, one pool; but never
-        for less goodput than a smaller budget gives, and never where only the other one carries the rate.
+        Where that is nearly 1, clear or not, the simpler one is chosen, one pool; but never for less goodput than a
+        smaller budget gives, and never what does not carry the rate where the other one does.
         """
-        bests = climbed[-1]
+        bests, wanted = climbed[-1], self.question.rate
         best, one_pool, disaggregated = bests.best, bests.one_pool, bests.disaggregated
         if best is None:
             raise AssertionError("a choice needs something found")
-        if one_pool is None or disaggregated is None:
-            return best, False
-        if own:
-            ahead, behind = sorted((one_pool, disaggregated), key=lambda found: own[found], reverse=True)
-            carried = self.question.rate is None or ahead.step >= step_below(self.question.rate)
-            if own[ahead] > CLEAR * own[behind] and carried:
-                return ahead, False
-        elif separate(spreads[one_pool], spreads[disaggregated]):
-            return best, False
-        enough = max((b.best.step for b in climbed[:-1] if b.best is not None), default=one_pool.step)
-        if self.question.rate is not None and best.step >= step_below(self.question.rate):
-            enough = max(enough, step_below(self.question.rate))
-        return (one_pool if one_pool.step >= enough else best), True
+        if one_pool is None or disaggregated is None or compared is None:
+            return best
+        ahead = disaggregated if compared.mid >= CLEAR else one_pool
+        enough = 0
+        if wanted is not None and best.step >= step_below(wanted):
+            enough = step_below(wanted)
+        if CLEAR > compared.mid > 1 / CLEAR:
+            enough = max((enough, *(b.best.step for b in climbed[:-1] if b.best is not None)))
+        return ahead if ahead.step >= enough else best
 
     def _candidate(self, found: Found, like: Found, spread: Spread) -> Candidate:
         """Describe a finalist; the intervals of others have the relative width of the one that they are `like`."""
@@ -268,5 +265,10 @@ class _Search:
         )
 
 
-def _overlap(a: Interval, b: Interval) -> bool:
-    return a.low <= b.high and b.low <= a.high
+def _compared(bests: Bests, spreads: dict[Found, Spread], own: dict[Found, float]) -> Interval | None:
+    """Return the ratio of P/D to one pool: what the referee saw, where it did, and how the draws spread."""
+    apart, together = bests.disaggregated, bests.one_pool
+    if apart is None or together is None:
+        return None
+    rates = own or {apart: apart.rate, together: together.rate}
+    return ratio(spreads[apart], spreads[together], (rates[apart], rates[together]))
