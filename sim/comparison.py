@@ -51,7 +51,7 @@ def comparison(plan: Plan, question: PlanQuestion, faster: FasterLink | None = N
         return []
     lines = [*_kind("prefill and decode", apart, _why_not_apart(question, together)), *_kind("one pool", together, "")]
     if plan.ratio is not None:
-        lines += wrap(f"{'':<20}{_difference(plan.ratio, plan.verdict)}", WIDTH, subsequent_indent=" " * 20)
+        lines += wrap(f"{'':<20}{_difference(plan, plan.ratio)}", WIDTH, subsequent_indent=" " * 20)
     if apart is not None:
         lines += _busy_link(apart, question)
     return lines + _with_faster_link(faster, together)
@@ -73,11 +73,16 @@ def _kind(name: str, candidate: Candidate | None, why_not: str) -> list[str]:
     return wrap(f"{name:<20}{text}", WIDTH, subsequent_indent=" " * 20)
 
 
-def _difference(ratio: Interval, verdict: Verdict) -> str:
+def _difference(plan: Plan, ratio: Interval) -> str:
+    """Tell the ratio of both kinds, in draws of error and traffic that are equal for them, and what it is about."""
+    text = ""
+    if plan.own_policy is not None:
+        apart, together = plan.own_policy
+        text = f"the router's own policy keeps {plain(apart)} apart and {plain(together)} together: "
     if math.isinf(ratio.mid):
-        return "only apart do they carry something"
-    text = f"apart they carry {with_interval(ratio)} times as much as together, in equal draws of error and traffic"
-    return f"{text}: no clear difference" if verdict is Verdict.UNCLEAR else text
+        return text + "something only apart"
+    text += f"{with_interval(ratio)} times as much apart, in equal draws"
+    return f"{text}; no clear difference" if plan.verdict is Verdict.UNCLEAR else text
 
 
 def _why_not_apart(question: PlanQuestion, together: Candidate | None) -> str:

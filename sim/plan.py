@@ -60,6 +60,11 @@ class Interval:
     high: float
 
 
+def is_clear(ratio: Interval) -> bool:
+    """Say whether a ratio is one to choose by: on one side of 1 in nearly all draws, and far enough from it."""
+    return (ratio.low > 1 and ratio.mid >= CLEAR) or (ratio.high < 1 and ratio.mid <= 1 / CLEAR)
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One placement that was simulated to the end."""
@@ -131,6 +136,7 @@ class Plan:
     stats: SearchStats
     notes: tuple[str, ...] = ()
     ratio: Interval | None = None  # goodput of P/D over that of one pool, draw by draw; None: one of them keeps nothing
+    own_policy: tuple[float, float] | None = None  # what the router's own policy keeps of P/D and of one pool, if asked
 
 
 class Progress(Protocol):

@@ -15,10 +15,9 @@ from core.latency.profile import EngineProfile
 from sim.cluster import LinkSpec
 from sim.device_groups import GRPC_BYTES_PER_S, GRPC_LATENCY_S
 from sim.outcome import Target
-from sim.plan import DeviceGroup, Interval, Plan, PlanQuestion, Verdict
+from sim.plan import DeviceGroup, Interval, Plan, PlanQuestion, Verdict, is_clear
 from sim.search import search
 from sim.search.beside import Beside, beside
-from sim.search.intervals import is_clear
 from sim.search.referee import own_policy_rate
 
 _CORES: Final = 2

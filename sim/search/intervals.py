@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sim.cluster import PoolSpec
-from sim.plan import CLEAR, DeviceGroup, Interval
+from sim.plan import DeviceGroup, Interval
 from sim.search.crossing import STRIDE, highest_kept
 from sim.search.goodput import BLOCK, Judge, Scenario, Simulate, rate_of, step_below
 from sim.search.placements import Placement
@@ -156,8 +156,3 @@ def _times(ours: float, other: float) -> float:
     if other > 0:
         return ours / other
     return math.inf if ours > 0 else 1.0
-
-
-def is_clear(found: Interval) -> bool:
-    """Say whether a ratio is one to choose by: on one side of 1 in nearly all draws, and far enough from it."""
-    return (found.low > 1 and found.mid >= CLEAR) or (found.high < 1 and found.mid <= 1 / CLEAR)

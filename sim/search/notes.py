@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sim.cluster import Admission, Order
@@ -50,12 +49,3 @@ def notes_on(question: PlanQuestion, best: Found, findings: Findings) -> tuple[s
             "give a longer trace for a firmer answer"
         )
     return tuple(notes)
-
-
-def refereed(own: Mapping[Found, float]) -> tuple[str, ...]:
-    """Tell what the router's own policy keeps on the best of either family, where that was asked."""
-    if not own:
-        return ()
-    rates = {"one pool" if found.placement.cluster.prefill is None else "P/D": rate for found, rate in own.items()}
-    words = ", ".join(f"{name} {rate:.3g}/s" for name, rate in rates.items())
-    return (f"with the router's own policy on the first requests: {words}; where that differs clearly, it decides",)

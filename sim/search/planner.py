@@ -10,7 +10,18 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from core.errors import ConfigError
-from sim.plan import CLEAR, Candidate, Interval, Plan, PlanQuestion, Progress, SearchStats, Shortfall, Verdict
+from sim.plan import (
+    CLEAR,
+    Candidate,
+    Interval,
+    Plan,
+    PlanQuestion,
+    Progress,
+    SearchStats,
+    Shortfall,
+    Verdict,
+    is_clear,
+)
 from sim.policy_gear import gears_differ
 from sim.search.bounds import Bounds, Demand
 from sim.search.cells import is_large, search_in_cells
@@ -20,8 +31,8 @@ from sim.search.families import Bests, climb
 from sim.search.fixed import fixed_placement
 from sim.search.goodput import Judge, Scenario, Simulate, resampled, step_below
 from sim.search.infeasible import Loosening
-from sim.search.intervals import Spread, Worlds, draws_of, goodput_interval, interval, is_clear, ratio
-from sim.search.notes import Findings, notes_on, refereed
+from sim.search.intervals import Spread, Worlds, draws_of, goodput_interval, interval, ratio
+from sim.search.notes import Findings, notes_on
 from sim.search.pareto import front
 from sim.search.placements import ONE_POOL_MODES, Placement, fits_of, levels
 from sim.search.race import Found, Race
@@ -102,7 +113,9 @@ class _Search:
         best = self._choose(climbed, compared)
         shortfall = self._shortfall(tuple(f.placement for f in finalists), wanted or best.rate, best) if short else None
         candidates = {found: self._candidate(found, found, spreads[found]) for found in finalists}
-        front_of = tuple(self._candidate(f, best, spreads[best]) for b in climbed if (f := b.best) is not None)
+        known = {found.placement for found in finalists}
+        lesser = {f: None for b in climbed if (f := b.best) is not None and f.placement not in known}
+        front_of = tuple(self._candidate(f, best, spreads[best]) for f in lesser)
         verdict = Verdict.ONE_POOL if best is bests.one_pool else Verdict.DISAGGREGATE
         if compared is not None and not is_clear(compared):
             verdict = Verdict.UNCLEAR
@@ -122,8 +135,9 @@ class _Search:
             shortfall=shortfall,
             gears_differ=apart,
             stats=self._stats(),
-            notes=(*notes_on(self.question, best, findings), *refereed(own)),
+            notes=notes_on(self.question, best, findings),
             ratio=compared,
+            own_policy=(own[finalists[1]], own[finalists[0]]) if own else None,
         )
 
     def _spread(self, found: Found, best: Found, ceiling: float) -> Spread:

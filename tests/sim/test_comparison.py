@@ -92,9 +92,11 @@ def test_names_and_figures_of_a_placement() -> None:
 
 def test_the_ratio_is_told_with_its_interval_and_what_it_comes_to() -> None:
     found = plan(p_d=P_D, one=ONE, ratio=Interval(1.1, 1.3, 1.5))
-    assert "apart they carry 1.30 (1.10..1.50) times as much as together" in said(found)
-    assert "no clear difference" not in said(found)
-    doubtful = replace(found, verdict=Verdict.UNCLEAR, ratio=Interval(0.7, 1.3, 1.5))
-    assert "1.3 (0.7..1.5) times as much as together" in said(doubtful)
-    assert said(doubtful).endswith("no clear difference")
-    assert "only apart do they carry something" in said(replace(found, ratio=Interval(1.1, math.inf, math.inf)))
+    assert said(found).endswith("1.30 (1.10..1.50) times as much apart, in equal draws")
+    doubtful = replace(found, verdict=Verdict.UNCLEAR, ratio=Interval(0.7, 1.3, 1.5), own_policy=(13.0, 10.0))
+    assert said(doubtful).endswith(
+        "the router's own policy keeps 13 apart and 10 together: 1.3 (0.7..1.5) times as much apart, in equal draws; "
+        "no clear difference"
+    )
+    only = replace(found, ratio=Interval(1.1, math.inf, math.inf), own_policy=(13.0, 0.0))
+    assert said(only).endswith("keeps 13 apart and 0 together: something only apart")

@@ -36,7 +36,7 @@ def test_both_kinds_stand_beside_each_other_with_their_ratio() -> None:
     apart_text = "prefill and decode 14.2 (13.1..15.0) requests/s, 1.77 per GPU, P/D 3 x tp1 + 5 x tp1 in steps of 8192"
     assert apart_text in text
     assert "one pool 11.8 (10.9..12.6) requests/s, 1.48 per GPU, one pool 8 x tp1 in steps of 2048 tokens" in text
-    assert "apart they carry 1.20 (1.15..1.25) times as much as together" in text
+    assert "1.20 (1.15..1.25) times as much apart, in equal draws" in text
 
 
 def test_a_link_that_holds_prefill_and_decode_back_is_named() -> None:

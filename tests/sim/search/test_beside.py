@@ -8,8 +8,8 @@ import pytest
 
 from sim.cluster import ClusterSpec, Mode, PoolSpec
 from sim.outcome import Target
+from sim.plan import is_clear
 from sim.search.beside import beside
-from sim.search.intervals import is_clear
 from tests.sim.search.queue_model import group, question, queue_model, shape
 
 ROUGH = replace(shape(), prefill_error=0.3, decode_error=0.3)

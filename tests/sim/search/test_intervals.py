@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sim.cluster import ClusterSpec, Mode, PoolSpec
 from sim.outcome import Target
-from sim.plan import DeviceGroup, Interval
+from sim.plan import DeviceGroup, Interval, is_clear
 from sim.search.goodput import Scenario, rate_of, resampled, step_below
 from sim.search.intervals import (
     DRAWS,
@@ -23,7 +23,6 @@ from sim.search.intervals import (
     goodput_interval,
     in_world,
     interval,
-    is_clear,
     ratio,
 )
 from sim.search.placements import Placement
