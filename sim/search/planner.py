@@ -6,7 +6,7 @@ Owns what is done in which order and what the plan says of it. Must not know how
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from core.errors import ConfigError
@@ -100,7 +100,7 @@ class _Search:
     def plan(self) -> Plan:
         """Climb the budgets, then judge the finalists with their intervals."""
         climbed = self._climb()
-        bests = climbed[-1] if climbed else Bests(0.0)
+        bests, own = self._refereed(climbed[-1] if climbed else Bests(0.0))
         if bests.best is None:
             return self._nothing_kept()
         wanted = self.question.rate
@@ -108,9 +108,8 @@ class _Search:
         finalists = tuple(f for f in (bests.one_pool, bests.disaggregated) if f is not None)
         ceilings = {found: self.race.ceiling(found.placement) for found in finalists}
         spreads = {f: self._spread(f, bests.best, ceilings[f]) for f in finalists}
-        own = self._own_rates(finalists)
         compared = _compared(bests, spreads, own)
-        best = self._choose(climbed, compared)
+        best = self._choose(bests, tuple(climbed[:-1]), compared)
         shortfall = self._shortfall(tuple(f.placement for f in finalists), wanted or best.rate, best) if short else None
         candidates = {found: self._candidate(found, found, spreads[found]) for found in finalists}
         known = {found.placement for found in finalists}
@@ -157,22 +156,33 @@ class _Search:
             climbed.append(bests)
         return climbed
 
-    def _own_rates(self, finalists: tuple[Found, ...]) -> dict[Found, float]:
-        """Ask the referee what the router's own policy keeps on both families; empty where it does not say."""
-        if self.referee is None or len(finalists) < 2:
-            return {}
-        own = {found: self.referee(found.placement, self.scenario, found.rate) for found in finalists}
-        known = {found: rate for found, rate in own.items() if rate is not None}
-        return known if len(known) == len(finalists) else {}
+    def _refereed(self, bests: Bests) -> tuple[Bests, dict[Found, float]]:
+        """Return the bests, P/D with the prefill steps that suit it, and what the router's own policy keeps on both.
 
-    def _choose(self, climbed: list[Bests], compared: Interval | None) -> Found:
+        Whether other steps are better the policy says too, where it is asked; the rates are empty where it is not.
+        """
+        one_pool, apart = bests.one_pool, bests.disaggregated
+        if apart is None or self.question.fixed is not None:
+            return bests, {}
+        stepped = self.race.stepped(apart)
+        if self.referee is not None and one_pool is not None:
+            own = {
+                f: self.referee(f.placement, self.scenario, f.rate) for f in dict.fromkeys((one_pool, apart, stepped))
+            }
+            rates = {found: rate for found, rate in own.items() if rate is not None}
+            if len(rates) == len(own):
+                chosen = max((apart, stepped), key=lambda found: rates[found])
+                return replace(bests, disaggregated=chosen), rates
+        return replace(bests, disaggregated=stepped), {}
+
+    def _choose(self, bests: Bests, lesser: tuple[Bests, ...], compared: Interval | None) -> Found:
         """Return what carries more, by the ratio of P/D to one pool.
 
         Where that is nearly 1, clear or not, the simpler one is chosen, one pool; but never for less goodput than a
         smaller budget gives, and never what does not carry the rate where the other one does.
         """
-        bests, wanted = climbed[-1], self.question.rate
-        best, one_pool, disaggregated = bests.best, bests.one_pool, bests.disaggregated
+        best, wanted = bests.best, self.question.rate
+        one_pool, disaggregated = bests.one_pool, bests.disaggregated
         if best is None:
             raise AssertionError("a choice needs something found")
         if one_pool is None or disaggregated is None or compared is None:
@@ -182,7 +192,7 @@ class _Search:
         if wanted is not None and best.step >= step_below(wanted):
             enough = step_below(wanted)
         if CLEAR > compared.mid > 1 / CLEAR:
-            enough = max((enough, *(b.best.step for b in climbed[:-1] if b.best is not None)))
+            enough = max((enough, *(b.best.step for b in lesser if b.best is not None)))
         return ahead if ahead.step >= enough else best
 
     def _candidate(self, found: Found, like: Found, spread: Spread) -> Candidate:

@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from sim.cluster import Admission, Mode
+from sim.cluster import Admission, Mode, Routing
 from sim.plan import PlanQuestion
 from sim.search.bounds import Bounds
 from sim.search.crossing import FLOOR_STEPS
 from sim.search.estimate import Estimates
 from sim.search.goodput import Judge, rate_of
 from sim.search.placements import Placement
-from sim.search.routings import Settings, neighbours
+from sim.search.routings import neighbours, prefill_steps
 
 BEHIND = 0.02  # of attainment, on a third of the first seed's requests
 _MAX_ROUNDS = 4  # of settings after placements after settings; each round but the last found something better
@@ -54,7 +54,7 @@ class Race:
     considered: dict[Placement, None] = field(default_factory=dict)  # all ever raced, settings included, in order
     simulated: set[Placement] = field(default_factory=set)  # those of them that were simulated
     _calibration: dict[Mode, float] = field(default_factory=dict)  # the last rate found over its estimate
-    _settings: dict[Mode, Settings] = field(default_factory=dict)  # of the best found
+    _settings: dict[Mode, tuple[Routing, int]] = field(default_factory=dict)  # the best found, and the decode chunk
     _beaten: list[Found] = field(default_factory=list)  # in the race under way
 
     def best(self, placements: Iterable[Placement], given: Found | None, *, thorough: bool) -> Found | None:
@@ -74,7 +74,8 @@ class Race:
             if not thorough and best.placement.cluster.mode in self._settings:
                 break
             best = self._refined(best)
-            self._settings[best.placement.cluster.mode] = Settings.of(best.placement.cluster)
+            cluster = best.placement.cluster
+            self._settings[cluster.mode] = (cluster.routing, cluster.decode.max_num_batched_tokens)
         return best
 
     def judged(self, placement: Placement) -> Found | None:
@@ -84,6 +85,14 @@ class Race:
     def nearby(self, placements: Iterable[Placement], best: Found | None) -> Found | None:
         """Return the best of `placements`, as they are, and `best`; it has still to be confirmed."""
         return self._first(map(self._with_settings, placements), best)
+
+    def stepped(self, found: Found) -> Found:
+        """Return `found` with the tokens in a prefill step that keep most, its settings refined for them; confirmed."""
+        self._beaten.clear()
+        best = self._first(prefill_steps(self.question, found.placement), found)
+        if best is None or best is found:
+            return found
+        return self.confirmed(self._refined(best), found, thorough=True) or found
 
     def confirmed(self, found: Found | None, given: Found | None, *, thorough: bool) -> Found | None:
         """Return `found` at the step that all seeds and a second pass confirm; `given` when that is no better.
@@ -175,8 +184,14 @@ class Race:
         return any(own < share and own < other - BEHIND for (own, other), share in zip(pairs, shares, strict=True))
 
     def _with_settings(self, placement: Placement) -> Placement:
-        settings = self._settings.get(placement.cluster.mode)
-        return placement if settings is None else settings.given_to(placement)
+        mode = placement.cluster.mode
+        if mode not in self._settings:
+            return placement
+        routing, chunk = self._settings[mode]
+        decode = placement.cluster.decode
+        if mode is Mode.HYBRID:
+            decode = replace(decode, max_num_batched_tokens=chunk)
+        return replace(placement, cluster=replace(placement.cluster, routing=routing, decode=decode))
 
 
 def _refusing(placement: Placement) -> Placement:

@@ -6,11 +6,11 @@ Owns which settings are next to which. Must not know how they do.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from sim.cluster import Admission, ClusterSpec, Mode, Order, PoolSpec, Routing
+from sim.cluster import Admission, Mode, Order
 from sim.plan import PlanQuestion
 from sim.search.placements import Placement, whole_prompts
 
@@ -26,16 +26,8 @@ def neighbours(question: PlanQuestion, placement: Placement) -> Iterator[Placeme
     for order in Order:
         if order is not routing.order:
             yield placement.routed(replace(routing, order=order))
-    if placement.cluster.prefill is not None:
-        yield from _prefill_neighbours(question, placement, placement.cluster.prefill)
     if placement.cluster.mode is Mode.HYBRID:
         yield from _hybrid_neighbours(question, placement)
-
-
-def _prefill_neighbours(question: PlanQuestion, placement: Placement, prefill: PoolSpec) -> Iterator[Placement]:
-    """Limit a prefill step to fewer tokens: prompts that share a step end with it, and reach decode all at once."""
-    for tokens in sorted({*question.chunk_tokens, whole_prompts(question)} - {prefill.max_num_batched_tokens}):
-        yield replace(placement, cluster=replace(placement.cluster, prefill=_limited(prefill, tokens)))
 
 
 def _hybrid_neighbours(question: PlanQuestion, placement: Placement) -> Iterator[Placement]:
@@ -47,36 +39,22 @@ def _hybrid_neighbours(question: PlanQuestion, placement: Placement) -> Iterator
         yield placement.routed(replace(routing, overflow=not routing.overflow))
     for chunk in question.chunk_tokens:
         if chunk != decode.max_num_batched_tokens:
-            yield replace(placement, cluster=replace(placement.cluster, decode=_limited(decode, chunk)))
+            chunked = replace(decode, max_num_batched_tokens=chunk)
+            yield replace(placement, cluster=replace(placement.cluster, decode=chunked))
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What one placement of a mode may take over from another."""
+def prefill_steps(question: PlanQuestion, placement: Placement) -> Iterator[Placement]:
+    """List the placements whose prefill steps take another number of tokens.
 
-    routing: Routing
-    prefill_tokens: int | None  # in a step; None: there is no prefill pool
-    decode_tokens: int | None  # in a step; None: the placement's own, for one pool is listed with each
-
-    @classmethod
-    def of(cls, cluster: ClusterSpec) -> Settings:
-        """Read them off a cluster."""
-        prefill = cluster.prefill.max_num_batched_tokens if cluster.prefill is not None else None
-        decode = cluster.decode.max_num_batched_tokens if cluster.mode is Mode.HYBRID else None
-        return cls(cluster.routing, prefill, decode)
-
-    def given_to(self, placement: Placement) -> Placement:
-        """Return a placement of the same mode with them."""
-        cluster = replace(placement.cluster, routing=self.routing)
-        if cluster.prefill is not None and self.prefill_tokens is not None:
-            cluster = replace(cluster, prefill=_limited(cluster.prefill, self.prefill_tokens))
-        if self.decode_tokens is not None:
-            cluster = replace(cluster, decode=_limited(cluster.decode, self.decode_tokens))
-        return replace(placement, cluster=cluster)
-
-
-def _limited(pool: PoolSpec, tokens: int) -> PoolSpec:
-    return replace(pool, max_num_batched_tokens=tokens)
+    Prompts that share a step end with it and reach decode all at once: a router that does not hold prompts back may
+    keep more with small steps, one that does has few of them in a step anyway.
+    """
+    prefill = placement.cluster.prefill
+    if prefill is None:
+        return
+    for tokens in sorted({*question.chunk_tokens, whole_prompts(question)} - {prefill.max_num_batched_tokens}):
+        limited = replace(prefill, max_num_batched_tokens=tokens)
+        yield replace(placement, cluster=replace(placement.cluster, prefill=limited))
 
 
 def thresholds(question: PlanQuestion) -> tuple[int, ...]:

@@ -14,7 +14,8 @@ from core.latency.step import StepCost, Table
 from sim.cluster import ClusterSpec, Mode
 from sim.outcome import Outcome, Target
 from sim.plan import Candidate, DeviceGroup, Plan, PlanQuestion, Verdict, is_clear
-from sim.search.goodput import RESOLUTION
+from sim.search.goodput import RESOLUTION, Scenario
+from sim.search.placements import Placement
 from sim.search.planner import search
 from sim.search.referee import Referee
 from sim.workload import Workload
@@ -291,6 +292,27 @@ def test_the_referee_cannot_choose_what_does_not_carry_the_rate() -> None:
     asked = replace(question(), rate=most.goodput.mid)
     plan = search(asked, run=half, recheck=None, referee=by_family(1.0, 9.0))
     assert plan.verdict is Verdict.ONE_POOL
+
+
+def test_prefill_steps_are_those_that_the_routers_own_policy_keeps_more_with() -> None:
+    def helped(cluster: ClusterSpec, workload: Workload, targets: tuple[Target, ...], *, seed: int = 0) -> Outcome:
+        """Let prefill steps of few tokens help in the search."""
+        small = cluster.prefill is not None and cluster.prefill.max_num_batched_tokens < 1000
+        return queue_model(cluster, workload.at_rate(workload.rate * (0.8 if small else 1.0)), targets, seed=seed)
+
+    def policy(small: float, whole: float) -> Referee:
+        def rate(placement: Placement, scenario: Scenario, hint: float) -> float:
+            prefill = placement.cluster.prefill
+            return 1.0 if prefill is None else small if prefill.max_num_batched_tokens < 1000 else whole
+
+        return rate
+
+    for referee, expected in ((None, True), (policy(3.0, 2.0), True), (policy(2.0, 3.0), False)):
+        found = search(question(), run=helped, recheck=None, referee=referee)
+        assert found.best_disaggregated is not None
+        assert found.best_disaggregated.cluster.prefill is not None
+        assert (found.best_disaggregated.cluster.prefill.max_num_batched_tokens < 1000) is expected
+        assert found.own_policy == (None if referee is None else (3.0, 1.0))
 
 
 def test_prompts_that_would_reach_decode_together_are_prefilled_one_by_one() -> None:
