@@ -113,8 +113,7 @@ def _with_faster_link(faster: FasterLink | None, together: Candidate | None) -> 
         carried = f"{placement(found.cluster)} would carry {with_interval(found.goodput)} requests/s"
         text = f"{links} {carried} and pay; --inner-bandwidth and --bandwidth plan for it"
         if not faster.pays:
-            less = found.goodput.mid <= together.goodput.mid
-            text = f"even {links} {carried}, " + ("no more than one pool" if less else "not clearly more")
+            text = f"even {links} {carried}, not clearly more"
     return wrap(f"{'':<20}{text}", WIDTH, subsequent_indent=" " * 20)
 
 
