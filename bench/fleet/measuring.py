@@ -10,7 +10,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 
 from bench.fleet.goodput import Judged, Measured, measure
@@ -69,17 +69,19 @@ def find_all(
     context = multiprocessing.get_context("spawn")  # numba's threads do not survive a fork
     with ProcessPoolExecutor(max(1, min(processes, len(missing))), mp_context=context) as pool:
         running = {pool.submit(find, scene, run): scene for scene in missing}
+        left, number = set(running), 0
         try:
-            for number, future in enumerate(as_completed(running), 1):
-                if future.cancelled():
-                    continue
-                found, scene = future.result(), running[future]
-                write(files[scene], found)
-                taken_s = time.monotonic() - began_s
-                left_s = taken_s / number * (len(missing) - number)
-                say(f"{number}/{len(missing)}, {taken_s:.0f} s, about {left_s:.0f} s left: {_summary(found)}")
-                if taken_s > 60 * minutes:
-                    pool.shutdown(wait=False, cancel_futures=True)
+            while left:
+                ended, left = wait(left, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    number += 1
+                    found, scene = future.result(), running[future]
+                    write(files[scene], found)
+                    taken_s = time.monotonic() - began_s
+                    left_s = taken_s / number * (len(missing) - number)
+                    say(f"{number}/{len(missing)}, {taken_s:.0f} s, about {left_s:.0f} s left: {_summary(found)}")
+                if time.monotonic() - began_s > 60 * minutes:  # a cancelled one would be waited for in vain
+                    left = {future for future in left if not future.cancel()}
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -62,7 +62,10 @@ def test_one_pool_without_a_figure_is_told_too() -> None:
             "requests/s and pay; --inner-bandwidth and --bandwidth plan for it",
         ),
         (FasterLink(50e9, P_D, pays=False), "would carry 14.2 (13.1..15.0) requests/s, not clearly more"),
-        (FasterLink(50e9, candidate(apart(), (4.0, 5.0, 6.0)), pays=False), "5.0 (4.0..6.0) requests/s, not clearly more"),
+        (
+            FasterLink(50e9, candidate(apart(), (4.0, 5.0, 6.0)), pays=False),
+            "5.0 (4.0..6.0) requests/s, not clearly more",
+        ),
         (FasterLink(50e9, None, pays=False), "not even with 50 GB/s (400 Gbit/s) of KV from each worker would"),
     ],
 )
