@@ -5,12 +5,13 @@ Owns how a placement is named. Must not know the rest of the report, nor how a p
 
 from __future__ import annotations
 
+import math
 from textwrap import wrap
 
 from sim.cluster import ClusterSpec, Mode, PoolSpec
 from sim.faster_link import BUSY_LINK, FasterLink, link_busy, room_for_two, slowest, strictest, transfer_s
 from sim.figures import decimals_known, figure, plain, with_interval
-from sim.plan import Candidate, Interval, Plan, PlanQuestion
+from sim.plan import Candidate, Interval, Plan, PlanQuestion, Verdict
 
 WIDTH = 100
 _MODE_NAMES = {
@@ -49,36 +50,39 @@ def comparison(plan: Plan, question: PlanQuestion, faster: FasterLink | None = N
     if apart is None and together is None:
         return []
     lines = [*_kind("prefill and decode", apart, _why_not_apart(question, together)), *_kind("one pool", together, "")]
-    if apart is not None and together is not None and min(apart.goodput.high, together.goodput.high) > 0:
-        lines.append(f"{'':<20}{_difference(plan, apart, together)}")
+    if plan.ratio is not None:
+        lines += wrap(f"{'':<20}{_difference(plan, plan.ratio)}", WIDTH, subsequent_indent=" " * 20)
     if apart is not None:
         lines += _busy_link(apart, question)
     return lines + _with_faster_link(faster, together)
 
 
-def alike(plan: Plan) -> bool:
-    """Whether the intervals of both kinds overlap."""
-    if plan.best_disaggregated is None or plan.best_one_pool is None:
-        return False
-    a, b = plan.best_disaggregated.goodput, plan.best_one_pool.goodput
-    return a.low <= b.high and b.low <= a.high
+def steps(cluster: ClusterSpec) -> str:
+    """Write how many tokens a step may compute: of prefill, and where prompts share steps with decode."""
+    limits = [] if cluster.prefill is None else [str(cluster.prefill.max_num_batched_tokens)]
+    if cluster.mode in (Mode.ONE_POOL_CHUNKED, Mode.HYBRID):
+        limits.append(str(cluster.decode.max_num_batched_tokens))
+    return " + ".join(limits)
 
 
 def _kind(name: str, candidate: Candidate | None, why_not: str) -> list[str]:
     text = f"keeps the promise at no rate{why_not}"
     if candidate is not None and candidate.goodput.high > 0:
         goodput = f"{with_interval(candidate.goodput)} requests/s, {per_gpu(candidate)} per GPU"
-        text = f"{goodput}, {placement(candidate.cluster)}"
+        text = f"{goodput}, {placement(candidate.cluster)} in steps of {steps(candidate.cluster)} tokens"
     return wrap(f"{name:<20}{text}", WIDTH, subsequent_indent=" " * 20)
 
 
-def _difference(plan: Plan, apart: Candidate, together: Candidate) -> str:
-    if alike(plan):
-        return "the intervals overlap: no clear difference"
-    ends = (apart.goodput.mid, "apart", together.goodput.mid, "together")
-    more, name, less, _ = ends if ends[0] > ends[2] else (*ends[2:], *ends[:2])
-    times = f"{plain(more / less, 2)} times as much" if less > 0 else "something only"
-    return f"they carry {times} {name}; the intervals do not touch"
+def _difference(plan: Plan, ratio: Interval) -> str:
+    """Tell the ratio of both kinds, in draws of error and traffic that are equal for them, and what it is about."""
+    text = ""
+    if plan.own_policy is not None:
+        apart, together = plan.own_policy
+        text = f"the router's own policy keeps {plain(apart)} apart and {plain(together)} together: "
+    if math.isinf(ratio.mid):
+        return text + "something only apart"
+    text += f"{with_interval(ratio)} times as much apart, in equal draws"
+    return f"{text}; no clear difference" if plan.verdict is Verdict.UNCLEAR else text
 
 
 def _why_not_apart(question: PlanQuestion, together: Candidate | None) -> str:
@@ -109,8 +113,7 @@ def _with_faster_link(faster: FasterLink | None, together: Candidate | None) -> 
         carried = f"{placement(found.cluster)} would carry {with_interval(found.goodput)} requests/s"
         text = f"{links} {carried} and pay; --inner-bandwidth and --bandwidth plan for it"
         if not faster.pays:
-            less = found.goodput.mid <= together.goodput.mid
-            text = f"even {links} {carried}, " + ("no more than one pool" if less else "not clearly more")
+            text = f"even {links} {carried}, not clearly more"
     return wrap(f"{'':<20}{text}", WIDTH, subsequent_indent=" " * 20)
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from sim.cluster import ClusterSpec, LinkSpec, Mode
 from sim.outcome import Target
-from sim.plan import Candidate, DeviceGroup, Plan, PlanQuestion, Progress, Verdict
+from sim.plan import Candidate, DeviceGroup, Interval, Plan, PlanQuestion, Progress, Verdict, is_clear
 
 BUSY_LINK = 0.5  # of the time; beyond it, transfers wait for each other long enough to be felt in TTFT
 LINKS_BYTES_PER_S = (3.125e9, 6.25e9, 12.5e9, 25e9, 50e9)  # 25 to 400 Gbit/s, as Ethernet and InfiniBand are sold
@@ -45,17 +45,16 @@ def try_faster_link(
     faster = [speed for speed in LINKS_BYTES_PER_S if speed > slowest(question).bytes_per_s]
     if not faster:
         return None
-    modes = tuple(mode for mode in question.modes if mode in _APART)
-    answer = search(replace(_linked(question, faster[-1]), modes=modes), progress=progress)
+    answer = search(_linked(question, faster[-1]), progress=progress)
     found = answer.best_disaggregated
     if found is None or found.goodput.high <= 0:
         return FasterLink(faster[-1], None, pays=False)
-    best = FasterLink(faster[-1], found, pays=_beats(answer, plan, question))
+    best = FasterLink(faster[-1], found, pays=_pays(answer, answer, plan, question))
     for speed in faster[:-1] if best.pays else ():
         cluster = replace(found.cluster, link=replace(found.cluster.link, bytes_per_s=speed))
-        answer = search(replace(question, fixed=cluster))
-        if _beats(answer, plan, question):
-            return FasterLink(speed, answer.best_disaggregated, pays=True)
+        slower = search(replace(question, fixed=cluster))
+        if _pays(slower, answer, plan, question):
+            return FasterLink(speed, slower.best_disaggregated, pays=True)
     return best
 
 
@@ -95,8 +94,10 @@ def room_for_two(question: PlanQuestion) -> bool:
 
 
 def _may_bind(plan: Plan, question: PlanQuestion) -> bool:
-    """Whether one pool wins, and the way of the KV takes a good part of the TTFT target or of the time."""
-    if question.fixed is not None or plan.best_one_pool is None or plan.verdict is not Verdict.ONE_POOL:
+    """Whether one pool is chosen, and the way of the KV takes a good part of the TTFT target or of the time."""
+    if question.fixed is not None or plan.best_one_pool is None or plan.best is not plan.best_one_pool:
+        return False
+    if plan.verdict is Verdict.INFEASIBLE:
         return False
     if not room_for_two(question) or not set(question.modes) & set(_APART):
         return False
@@ -108,14 +109,21 @@ def _may_bind(plan: Plan, question: PlanQuestion) -> bool:
     return apart is not None and link_busy(apart.cluster, apart.goodput.mid, question) >= BUSY_LINK
 
 
-def _beats(answer: Plan, plan: Plan, question: PlanQuestion) -> bool:
-    """Whether P/D clearly carries more than one pool, or the rate that was asked for at a lower price."""
-    apart, together = answer.best_disaggregated, plan.best_one_pool
-    if apart is None or together is None:
+def _pays(answer: Plan, fastest: Plan, plan: Plan, question: PlanQuestion) -> bool:
+    """Whether P/D clearly carries more than one pool, or the rate that was asked for at a lower price.
+
+    With a slower link than the `fastest` the ratio to one pool is less by as much as P/D carries less.
+    """
+    apart, most, together = answer.best_disaggregated, fastest.best_disaggregated, plan.best_one_pool
+    if apart is None or most is None or together is None:
         return False
     if question.rate is not None:
         return answer.verdict is not Verdict.INFEASIBLE and apart.price_per_hour < together.price_per_hour
-    return apart.goodput.low > together.goodput.high
+    if fastest.ratio is None:
+        return fastest.verdict is Verdict.DISAGGREGATE and apart.goodput.low > 0
+    left = apart.goodput.mid / most.goodput.mid
+    ratio = Interval(*(left * end for end in (fastest.ratio.low, fastest.ratio.mid, fastest.ratio.high)))
+    return ratio.mid > 1 and is_clear(ratio)
 
 
 def _ways(group: DeviceGroup, groups: int) -> tuple[LinkSpec, ...]:

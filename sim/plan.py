@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from core.latency.profile import EngineProfile
 from sim.cluster import ClusterSpec, LinkSpec, Mode
 from sim.outcome import Target
 from sim.workload import Workload
+
+CLEAR: Final = 1.05  # times as much goodput: less is no reason to choose
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,11 @@ class Interval:
     high: float
 
 
+def is_clear(ratio: Interval) -> bool:
+    """Say whether a ratio is one to choose by: on one side of 1 in nearly all draws, and far enough from it."""
+    return (ratio.low > 1 and ratio.mid >= CLEAR) or (ratio.high < 1 and ratio.mid <= 1 / CLEAR)
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One placement that was simulated to the end."""
@@ -80,6 +87,7 @@ class Verdict(enum.StrEnum):
 
     DISAGGREGATE = "P/D pays"
     ONE_POOL = "one pool is better here"
+    UNCLEAR = "no clear difference"
     INFEASIBLE = "cannot be met"
 
 
@@ -127,6 +135,8 @@ class Plan:
     gears_differ: float | None  # attainment of the best: search gear less the router's own policies; None: not checked
     stats: SearchStats
     notes: tuple[str, ...] = ()
+    ratio: Interval | None = None  # goodput of P/D over that of one pool, draw by draw; None: one of them keeps nothing
+    own_policy: tuple[float, float] | None = None  # what the router's own policy keeps of P/D and of one pool, if asked
 
 
 class Progress(Protocol):

@@ -39,6 +39,10 @@ def plan_json(
         "best": _candidate(plan.best, question),
         "best_one_pool": _candidate(plan.best_one_pool, question),
         "best_disaggregated": _candidate(plan.best_disaggregated, question),
+        "ratio": _interval(plan.ratio) if plan.ratio else None,  # goodput of P/D over that of one pool
+        "own_policy": None
+        if plan.own_policy is None
+        else {"disaggregated": plan.own_policy[0], "one_pool": plan.own_policy[1]},
         "faster_link": None
         if faster is None
         else {

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 
-from sim.cluster import ClusterSpec, Mode
-from sim.comparison import WIDTH, alike, comparison, per_gpu, placement
+from sim.cluster import ClusterSpec
+from sim.comparison import WIDTH, comparison, per_gpu, placement, steps
 from sim.faster_link import FasterLink
 from sim.figures import decimals_known, figure, floored, percent, plain, with_interval
 from sim.outcome import Target
 from sim.picture import ASCII, UNICODE, draw
-from sim.plan import Candidate, Interval, Plan, PlanQuestion, Verdict
+from sim.plan import CLEAR, Candidate, Interval, Plan, PlanQuestion, Verdict
 
 _MOST_ROWS = 8  # of candidates
 _MOST_CLASS_COLUMNS = 2
@@ -64,9 +64,7 @@ def verdict(plan: Plan, question: PlanQuestion) -> str:
         asked = f" at {plain(question.rate)} requests/s" if question.rate is not None else ""
         return f"The promise cannot be kept{asked} with {_devices(question)}; nearest is {placement(best.cluster)}."
     else:
-        begin = "P/D pays"
-        if plan.verdict is Verdict.ONE_POOL:
-            begin = "No clear difference, so the simpler" if alike(plan) else "One pool is better here"
+        begin = _begin(plan, best)
     if best.goodput.high <= 0:
         return f"{begin}: {placement(best.cluster)} keeps the promise at no rate."
     carries = f"carries {with_interval(best.goodput)} requests/s within the promise"
@@ -74,6 +72,15 @@ def verdict(plan: Plan, question: PlanQuestion) -> str:
     if plan.verdict is Verdict.INFEASIBLE:
         ending = ", which does not keep it" + (f" at {plain(question.rate)} requests/s" if question.rate else "")
     return f"{begin}: {placement(best.cluster)} {carries}, {per_gpu(best)} per GPU{ending}."
+
+
+def _begin(plan: Plan, best: Candidate) -> str:
+    if plan.verdict is not Verdict.UNCLEAR:
+        return "P/D pays" if plan.verdict is Verdict.DISAGGREGATE else "One pool is better here"
+    if best.cluster.prefill is not None:
+        return "No clear difference, but more is expected of"
+    more = plan.ratio is not None and plan.ratio.mid * CLEAR <= 1
+    return f"No clear difference, {'and more is expected of' if more else 'so'} the simpler"
 
 
 def shortfall_lines(plan: Plan, question: PlanQuestion) -> list[str]:
@@ -163,7 +170,7 @@ def _table(rows: Sequence[Candidate], plan: Plan, question: PlanQuestion, settin
     columns = [
         _Column("", tuple(">" if row is plan.best else "" for row in rows), left=True),
         _Column("placement", tuple(_where(row, question) for row in rows), left=True),
-        _Column("chunk", tuple(_chunk(row.cluster) for row in rows), dropped=1),
+        _Column("chunk", tuple(steps(row.cluster) for row in rows), dropped=1),
         _Column("GPUs", tuple(f"{row.cluster.gpus:,}" for row in rows)),
         _Column("goodput/s", tuple(with_interval(row.goodput) for row in rows)),
         _Column("per GPU", tuple(per_gpu(row) for row in rows), dropped=3),
@@ -201,13 +208,6 @@ def _lowest(candidate: Candidate, targets: Sequence[Target]) -> Interval:
     """Return the attainment of the class that is nearest to, or furthest under, its promise."""
     pairs = zip(candidate.attainment, targets, strict=True)
     return min(pairs, key=lambda pair: pair[0].mid - pair[1].attainment)[0]
-
-
-def _chunk(cluster: ClusterSpec) -> str:
-    """Write the step limit of the pool whose prompts share steps with decode; nothing where it does not bind."""
-    if cluster.mode in (Mode.ONE_POOL_CHUNKED, Mode.HYBRID):
-        return str(cluster.decode.max_num_batched_tokens)
-    return ""
 
 
 def _price(candidate: Candidate) -> str:

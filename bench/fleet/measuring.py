@@ -10,19 +10,16 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
-from typing import Final
 
 from bench.fleet.goodput import Judged, Measured, measure
 from bench.fleet.record import Run, SceneFound, SystemFound, file_of, read, write
 from bench.fleet.scenes import Scene, longest_of
 from bench.fleet.systems import BATON, ONE_POOL_BATON, System, described, enter
-from sim.plan import Verdict
+from sim.plan import Plan, Verdict
 from sim.search.goodput import resampled
 from sim.workload import Workload
-
-_PLANNED: Final = {Verdict.ONE_POOL: ONE_POOL_BATON, Verdict.DISAGGREGATE: BATON}
 
 
 def find(scene: Scene, run: Run) -> SceneFound:
@@ -34,18 +31,24 @@ def find(scene: Scene, run: Run) -> SceneFound:
     entry = enter(scene, whole.part(0, min(chosen_on, len(whole))), kv_gbit_s=run.kv_gbit_s)
     draws = resampled(whole, range(run.draws))
     systems = tuple(_measured(system, scene, draws) for system in entry.systems)
-    planned = _PLANNED.get(entry.plan.verdict, "")
     return SceneFound(
         scene.fleet.name,
         scene.fleet.gpus,
         scene.traffic.name if data else f"{scene.traffic.recipe} (made up)",
         str(scene.promise),
         str(entry.plan.verdict),
-        planned,
+        _planned(entry.plan),
         systems,
         time.process_time() - began_s,
         tuple(c.goodput.mid if c else 0.0 for c in (entry.plan.best_one_pool, entry.plan.best_disaggregated)),
     )
+
+
+def _planned(plan: Plan) -> str:
+    """Name the system that the planner chose; nothing where it keeps the promise with none."""
+    if plan.verdict is Verdict.INFEASIBLE or plan.best is None:
+        return ""
+    return ONE_POOL_BATON if plan.best.cluster.prefill is None else BATON
 
 
 def _measured(system: System, scene: Scene, draws: Sequence[Workload]) -> SystemFound:
@@ -66,17 +69,19 @@ def find_all(
     context = multiprocessing.get_context("spawn")  # numba's threads do not survive a fork
     with ProcessPoolExecutor(max(1, min(processes, len(missing))), mp_context=context) as pool:
         running = {pool.submit(find, scene, run): scene for scene in missing}
+        left, number = set(running), 0
         try:
-            for number, future in enumerate(as_completed(running), 1):
-                if future.cancelled():
-                    continue
-                found, scene = future.result(), running[future]
-                write(files[scene], found)
-                taken_s = time.monotonic() - began_s
-                left_s = taken_s / number * (len(missing) - number)
-                say(f"{number}/{len(missing)}, {taken_s:.0f} s, about {left_s:.0f} s left: {_summary(found)}")
-                if taken_s > 60 * minutes:
-                    pool.shutdown(wait=False, cancel_futures=True)
+            while left:
+                ended, left = wait(left, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    number += 1
+                    found, scene = future.result(), running[future]
+                    write(files[scene], found)
+                    taken_s = time.monotonic() - began_s
+                    left_s = taken_s / number * (len(missing) - number)
+                    say(f"{number}/{len(missing)}, {taken_s:.0f} s, about {left_s:.0f} s left: {_summary(found)}")
+                if time.monotonic() - began_s > 60 * minutes:  # a cancelled one would be waited for in vain
+                    left = {future for future in left if not future.cancel()}
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

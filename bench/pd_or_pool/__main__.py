@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ import yaml
 
 from bench.live_pools import MAX_SEQS, ONE_POOL_CHUNK, PREFILL_CHUNK
 from bench.pd_or_pool import cases
+from bench.pd_or_pool.choices import Choice, choices, table
 from bench.pd_or_pool.planning import Predicted, predict
 from bench.pd_or_pool.report import cases_of, picture, report
 from bench.pd_or_pool.serving import Seen, parts_of, read, stay
@@ -29,6 +31,7 @@ from core.config.load import load_config
 from core.errors import BatonError
 from core.latency.profile import EngineProfile, profile_to_json, read_profile
 from engine.demo_model.random_model import make_preset
+from sim.outcome import Target as PromisedTarget
 
 _OUT: Final = Path(".baton/bench-pd-or-pool")
 _DEMO: Final = Path(__file__).resolve().parents[2] / "deploy" / "models" / "baton-demo"
@@ -44,6 +47,7 @@ class Bench:
     seconds: float
     turns: int
     effort: Effort = QUICK  # of the profiles
+    planned: tuple[str, ...] = ()  # workloads for which the plan's own choices are served too
 
     def steps(self) -> Iterator[tuple[Path, Callable[[], None]]]:
         """List what makes each file, in order; the second half of the turns goes the other way round."""
@@ -53,6 +57,30 @@ class Bench:
             for name in (APART, POOL) if turn % 2 == 0 else (POOL, APART):
                 file = self.turn_file(name, turn)
                 yield file, lambda name=name, turn=turn, file=file: self._stay(name, turn, file)  # type: ignore[misc]
+
+    def choices(self) -> list[Choice]:
+        """List what the planner would run instead, of the workloads for which that is served; the profile is there."""
+        predicted = self.predicted(self.planned)
+        return [
+            choice
+            for (workload, target), each in predicted.items()
+            for choice in choices(workload, target, each, seconds=self.seconds)
+        ]
+
+    def choice_steps(self) -> Iterator[tuple[Path, Callable[[], None]]]:
+        """List what makes the file of each choice."""
+        for choice in self.choices() if self.planned else ():
+            yield self.choice_file(choice), partial(self._serve, choice)
+
+    def choice_file(self, choice: Choice) -> Path:
+        """What was seen of what the planner chose."""
+        return self.folder / f"plan-{choice.name}.json"
+
+    def predicted(self, workloads: Sequence[str]) -> dict[tuple[str, PromisedTarget], Predicted]:
+        """Ask the planner for each workload under each promise."""
+        profile = read_profile(self.profile_file)
+        targets = [(w, cases.target(w, promise, profile)) for w in workloads for promise in cases.PROMISES]
+        return {(workload, target): predict(profile, workload, target) for workload, target in targets}
 
     @property
     def profile_file(self) -> Path:
@@ -97,6 +125,11 @@ class Bench:
         rates = {workload: cases.rates(workload, profile) for workload in cases.WORKLOADS}
         stay(target, parts_of(rates, seconds=self.seconds, turn=turn), file)
 
+    def _serve(self, choice: Choice) -> None:
+        profile = read_profile(self.profile_file)
+        config = choice.config(self.config(), profile, self.folder / "plans")
+        stay(Target(choice.name, config=config), [choice.part], self.choice_file(choice))
+
     def lines(self, plot: Path | None) -> Iterator[str]:
         """Plan, judge and report what is there; both systems must have had a turn."""
         turns = [t for t in range(self.turns) if all(self.turn_file(n, t).exists() for n in (APART, POOL))]
@@ -104,19 +137,21 @@ class Bench:
             yield f"{self.model.name}: no whole turn of both systems yet"
             return
         seen: dict[str, list[list[Seen]]] = {n: [read(self.turn_file(n, t)) for t in turns] for n in (APART, POOL)}
-        profile = read_profile(self.profile_file)
-        targets = {w: [cases.target(w, promise, profile) for promise in cases.PROMISES] for w in cases.WORKLOADS}
-        predicted: dict[tuple[str, str], Predicted] = {
-            (workload, target.name): predict(profile, workload, target)
-            for workload, each in targets.items()
-            for target in each
-        }
-        found = cases_of(seen, targets, predicted)
+        predicted = self.predicted(cases.WORKLOADS)
+        targets = {w: [target for workload, target in predicted if workload == w] for w in cases.WORKLOADS}
+        found = cases_of(seen, targets, {(w, target.name): each for (w, target), each in predicted.items()})
         yield f"**{self.model.name}**, {len(turns)} turns of each system"
         yield ""
         yield from report(found, seen)
+        yield from self._of_choices()
         if plot is not None:
             plot.write_text(picture(found, seen), encoding="utf-8")
+
+    def _of_choices(self) -> Iterator[str]:
+        if not self.planned:
+            return
+        served = [(each, read(file)[0]) for each in self.choices() if (file := self.choice_file(each)).exists()]
+        yield from table(served, read_profile(self.profile_file))
 
 
 def main() -> int:
@@ -128,17 +163,21 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=QUICK.rounds, help="of each profile (default %(default)s)")
     parser.add_argument("--round-s", type=float, default=QUICK.round_s, help="length of a round (default %(default)g)")
     parser.add_argument("--steps", type=int, help="do so many steps at most: profiles, and turns of a system")
+    parser.add_argument(
+        "--plan",
+        action="append",
+        default=[],
+        choices=cases.WORKLOADS,
+        help="serve what the planner chooses for this workload too; may be repeated",
+    )
     parser.add_argument("--out", type=Path, default=_OUT, help="folder for what is done (%(default)s)")
     parser.add_argument("--plot", type=Path, help="write a picture to this SVG file")
     options = parser.parse_args()
-    bench = Bench(
-        *_model(options.model, options.out), options.seconds, options.turns, Effort(options.rounds, options.round_s)
-    )
-    missing = [(file, make) for file, make in bench.steps() if not file.exists()]
+    effort = Effort(options.rounds, options.round_s)
+    bench = Bench(*_model(options.model, options.out), options.seconds, options.turns, effort, tuple(options.plan))
     try:
-        for number, (file, make) in enumerate(missing[: options.steps], 1):
-            _say(f"step {number} of {len(missing)}: {file.name}")
-            make()
+        done = _do(bench.steps(), options.steps)
+        _do(bench.choice_steps(), None if options.steps is None else options.steps - done)
     except KeyboardInterrupt:
         _say("stopped; the same command goes on from here")
     except BatonError as exc:
@@ -147,6 +186,15 @@ def main() -> int:
     for line in bench.lines(options.plot):
         sys.stdout.write(line + "\n")
     return 0
+
+
+def _do(steps: Iterator[tuple[Path, Callable[[], None]]], most: int | None) -> int:
+    """Do the steps whose file is missing, in order and so many at most; return how many were done."""
+    missing = [(file, make) for file, make in steps if not file.exists()] if most != 0 else []
+    for number, (file, make) in enumerate(missing[:most], 1):
+        _say(f"step {number} of {len(missing)}: {file.name}")
+        make()
+    return len(missing[:most])
 
 
 def _model(given: Path | None, out: Path) -> tuple[Path, Path]:

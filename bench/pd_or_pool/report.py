@@ -61,9 +61,9 @@ def report(found: Sequence[Case], seen: Mapping[str, Sequence[Sequence[Seen]]]) 
     """Write the verdicts, the attainments they rest on, and what the client had to say."""
     yield (
         "| workload | promise, TTFT/TPOT ms | predicted: P/D | one pool | verdict | `baton plan` "
-        "| measured: P/D | one pool | verdict | agree |"
+        "| measured: P/D | one pool | verdict | agree: predicted | `baton plan` |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for case in found:
         predicted, measured = case.predicted, case.measured
         cells = (
@@ -72,11 +72,12 @@ def report(found: Sequence[Case], seen: Mapping[str, Sequence[Sequence[Seen]]]) 
             _rate(predicted.apart),
             _rate(predicted.pool),
             predicted.verdict,
-            predicted.plan,
+            _times(predicted),
             _rate(measured.apart, measured.top),
             _rate(measured.pool, measured.top),
             measured.verdict,
             agree(predicted.verdict, measured.verdict),
+            agree(predicted.family, measured.verdict),
         )
         yield f"| {' | '.join(cells)} |"
     yield ""
@@ -163,6 +164,12 @@ def _gap(parts: Sequence[Seen]) -> str:
 
 def _promise(target: Target) -> str:
     return f"{1e3 * target.ttft_s:.0f}/{1e3 * target.tpot_s:.0f}"
+
+
+def _times(predicted: Predicted) -> str:
+    """Write the planner's verdict, and how many times as much its best P/D keeps as its best pool."""
+    ratio = predicted.plan.ratio
+    return predicted.family + ("" if ratio is None else f", {ratio.mid:.2g} ({ratio.low:.2g}..{ratio.high:.2g}) times")
 
 
 def _rate(found: Interval, top: float | None = None) -> str:

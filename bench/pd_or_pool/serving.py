@@ -26,9 +26,10 @@ from bench.serving.load_shape import LoadShape
 from bench.serving.progress import Progress
 from bench.serving.session import BenchSpec, Session, opened
 from bench.serving.target import Target, reached
+from sim.workload import Workload
 
 _TIMEOUT_S: Final = 60.0  # of one request: an overloaded part must end
-_FEWEST: Final = 8  # requests of a part
+_FEWEST: Final = 12  # requests of a part
 _WARM_UP: Final = BenchSpec(
     DatasetSpec(RANDOM, num_requests=8, input_tokens=300, output_tokens=16),
     LoadShape(max_concurrency=4),
@@ -45,9 +46,13 @@ class Part:
     count: int
     seed: int
 
+    def requests(self) -> Workload:
+        """Make the requests."""
+        return cases.make(self.workload, rate=self.rate, count=self.count, seed=self.seed)
+
     def write(self, folder: Path) -> Path:
         """Write the requests as a trace; return its file."""
-        made = cases.make(self.workload, rate=self.rate, count=self.count, seed=self.seed)
+        made = self.requests()
         file = folder / f"{cases.WORKLOADS.index(self.workload)}-{self.rate:g}-{self.seed}.csv"
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("w", encoding="utf-8", newline="") as out:

@@ -77,15 +77,6 @@ def goodput(shares: Mapping[float, float], promised: float) -> float:
     return points[-1][0]
 
 
-def planned(apart: Interval, pool: Interval) -> str:
-    """Say what two predicted goodputs with their intervals come to, as the planner does: in doubt, no difference."""
-    if apart.low > pool.high:
-        return APART
-    if pool.low > apart.high:
-        return POOL
-    return UNCLEAR
-
-
 def agree(first: str, second: str) -> str:
     """Say how two verdicts go together: doubt of one contradicts nothing."""
     if first == second:

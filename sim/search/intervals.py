@@ -137,12 +137,22 @@ def goodput_interval(spread: Spread, mid: float) -> Interval:
     return interval(spread.goodput * (mid / spread.undisturbed), mid)
 
 
-def separate(a: Spread, b: Spread) -> bool:
-    """Say whether the goodput of one exceeds that of the other in at least 95 of 100 draws.
+def ratio(above: Spread, below: Spread, rates: tuple[float, float]) -> Interval:
+    """Return how many times as much one keeps as the other, with the 90 % interval of the draws that they share.
 
-    The draws are shared, so an error of the profile or an unlucky trace that hits both does not blur the comparison.
+    An error of the profile or an unlucky trace that hits both does not blur the comparison. `rates`: what both keep in
+    the undisturbed world, perhaps by a closer look than the search's; the draws spread about their ratio as they do
+    about the search's. A draw in which neither keeps anything tells nothing: 1.
     """
-    shared = min(len(a.goodput), len(b.goodput))
-    ahead = float(np.mean(a.goodput[:shared] > b.goodput[:shared]))
-    behind = float(np.mean(a.goodput[:shared] < b.goodput[:shared]))
-    return max(ahead, behind) >= _HIGH
+    mid, seen = _times(*rates), _times(above.undisturbed, below.undisturbed)
+    moved = mid / seen if 0 < seen < math.inf and 0 < mid < math.inf else 1.0
+    shared = zip(above.goodput.tolist(), below.goodput.tolist(), strict=False)  # one may have fewer
+    drawn = [_times(ours * moved, other) for ours, other in shared]
+    low, high = np.quantile(drawn, (_LOW, _HIGH), method="nearest").tolist()  # in between is nothing beside infinity
+    return Interval(min(low, mid), mid, max(high, mid))
+
+
+def _times(ours: float, other: float) -> float:
+    if other > 0:
+        return ours / other
+    return math.inf if ours > 0 else 1.0

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sim.cluster import Admission, Order
 from sim.plan import PlanQuestion
-from sim.search.families import Bests
 from sim.search.goodput import RESOLUTION
 from sim.search.race import Found
 
@@ -19,25 +17,14 @@ class Findings:
     """What the search noticed of its own answer."""
 
     seeds: int
-    doubtful: bool = False  # neither family leads in nearly all draws
-    overlap: bool = False  # their intervals do
     limited: bool = False  # the best keeps the promise up to what the devices can do at all
     unchecked: bool = False  # by the full gear
 
 
-def notes_on(question: PlanQuestion, best: Found, bests: Bests, findings: Findings) -> tuple[str, ...]:
+def notes_on(question: PlanQuestion, best: Found, findings: Findings) -> tuple[str, ...]:
     """List the notes for a plan that found something."""
     plural = "s" if findings.seeds > 1 else ""
     notes = [f"goodput is searched in steps of {RESOLUTION:.1%}, over {findings.seeds} seed{plural}"]
-    if bests.one_pool and bests.disaggregated:
-        both = f"one pool {bests.one_pool.rate:.3g}/s, P/D {bests.disaggregated.rate:.3g}/s"
-        if findings.doubtful:
-            notes.append(f"no clear difference: {both}; neither leads in 95 of 100 draws of fit error and trace")
-        elif findings.overlap:
-            notes.append(
-                f"the intervals overlap: {both}; in at least 95 of 100 draws of fit error and trace, which hit both "
-                "alike, the same one leads"
-            )
     if findings.limited:
         notes.append(
             f"{best.rate:.3g}/s is where the search stopped: by arithmetic the devices cannot do more for long, and "
@@ -62,12 +49,3 @@ def notes_on(question: PlanQuestion, best: Found, bests: Bests, findings: Findin
             "give a longer trace for a firmer answer"
         )
     return tuple(notes)
-
-
-def refereed(own: Mapping[Found, float]) -> tuple[str, ...]:
-    """Tell what the router's own policy keeps on the best of either family, where that was asked."""
-    if not own:
-        return ()
-    rates = {"one pool" if found.placement.cluster.prefill is None else "P/D": rate for found, rate in own.items()}
-    words = ", ".join(f"{name} {rate:.3g}/s" for name, rate in rates.items())
-    return (f"with the router's own policy on the first requests: {words}; where that differs clearly, it decides",)

@@ -6,11 +6,22 @@ Owns what is done in which order and what the plan says of it. Must not know how
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from core.errors import ConfigError
-from sim.plan import Candidate, Interval, Plan, PlanQuestion, Progress, SearchStats, Shortfall, Verdict
+from sim.plan import (
+    CLEAR,
+    Candidate,
+    Interval,
+    Plan,
+    PlanQuestion,
+    Progress,
+    SearchStats,
+    Shortfall,
+    Verdict,
+    is_clear,
+)
 from sim.policy_gear import gears_differ
 from sim.search.bounds import Bounds, Demand
 from sim.search.cells import is_large, search_in_cells
@@ -20,13 +31,13 @@ from sim.search.families import Bests, climb
 from sim.search.fixed import fixed_placement
 from sim.search.goodput import Judge, Scenario, Simulate, resampled, step_below
 from sim.search.infeasible import Loosening
-from sim.search.intervals import Spread, Worlds, draws_of, goodput_interval, interval, separate
-from sim.search.notes import Findings, notes_on, refereed
+from sim.search.intervals import Spread, Worlds, draws_of, goodput_interval, interval, ratio
+from sim.search.notes import Findings, notes_on
 from sim.search.pareto import front
 from sim.search.placements import ONE_POOL_MODES, Placement, fits_of, levels
 from sim.search.race import Found, Race
 from sim.search.recheck import Recheck, gears_apart
-from sim.search.referee import CLEAR, Referee
+from sim.search.referee import Referee
 from sim.simulate import simulate
 from sim.workload import Workload
 
@@ -89,7 +100,7 @@ class _Search:
     def plan(self) -> Plan:
         """Climb the budgets, then judge the finalists with their intervals."""
         climbed = self._climb()
-        bests = climbed[-1] if climbed else Bests(0.0)
+        bests, own = self._refereed(climbed[-1] if climbed else Bests(0.0))
         if bests.best is None:
             return self._nothing_kept()
         wanted = self.question.rate
@@ -97,17 +108,20 @@ class _Search:
         finalists = tuple(f for f in (bests.one_pool, bests.disaggregated) if f is not None)
         ceilings = {found: self.race.ceiling(found.placement) for found in finalists}
         spreads = {f: self._spread(f, bests.best, ceilings[f]) for f in finalists}
-        own = self._own_rates(finalists)
-        best, doubtful = self._choose(climbed, spreads, own)
+        compared = _compared(bests, spreads, own)
+        best = self._choose(bests, tuple(climbed[:-1]), compared)
         shortfall = self._shortfall(tuple(f.placement for f in finalists), wanted or best.rate, best) if short else None
         candidates = {found: self._candidate(found, found, spreads[found]) for found in finalists}
-        front_of = tuple(self._candidate(f, best, spreads[best]) for b in climbed if (f := b.best) is not None)
+        known = {found.placement for found in finalists}
+        lesser = {f: None for b in climbed if (f := b.best) is not None and f.placement not in known}
+        front_of = tuple(self._candidate(f, best, spreads[best]) for f in lesser)
         verdict = Verdict.ONE_POOL if best is bests.one_pool else Verdict.DISAGGREGATE
+        if compared is not None and not is_clear(compared):
+            verdict = Verdict.UNCLEAR
         rate = wanted or best.rate
         apart = gears_apart(self.recheck, self.scenario, best.placement, rate)
-        overlap = len(finalists) > 1 and _overlap(*(candidates[f].goodput for f in finalists))
         limited = best.step >= step_below(ceilings[best])
-        findings = Findings(len(self.scenario.workloads), doubtful, overlap, limited, apart is None)
+        findings = Findings(len(self.scenario.workloads), limited, apart is None)
         return Plan(
             verdict=Verdict.INFEASIBLE if shortfall else verdict,
             best=candidates[best],
@@ -120,7 +134,9 @@ class _Search:
             shortfall=shortfall,
             gears_differ=apart,
             stats=self._stats(),
-            notes=(*notes_on(self.question, best, bests, findings), *refereed(own)),
+            notes=notes_on(self.question, best, findings),
+            ratio=compared,
+            own_policy=(own[finalists[1]], own[finalists[0]]) if own else None,
         )
 
     def _spread(self, found: Found, best: Found, ceiling: float) -> Spread:
@@ -140,39 +156,44 @@ class _Search:
             climbed.append(bests)
         return climbed
 
-    def _own_rates(self, finalists: tuple[Found, ...]) -> dict[Found, float]:
-        """Ask the referee what the router's own policy keeps on both families; empty where it does not say."""
-        if self.referee is None or len(finalists) < 2:
-            return {}
-        own = {found: self.referee(found.placement, self.scenario, found.rate) for found in finalists}
-        known = {found: rate for found, rate in own.items() if rate is not None}
-        return known if len(known) == len(finalists) else {}
+    def _refereed(self, bests: Bests) -> tuple[Bests, dict[Found, float]]:
+        """Return the bests, P/D with the prefill steps that suit it, and what the router's own policy keeps on both.
 
-    def _choose(
-        self, climbed: list[Bests], spreads: dict[Found, Spread], own: dict[Found, float]
-    ) -> tuple[Found, bool]:
-        """Return the best, and whether the other family might do as well.
-
-        The referee decides where it sees a clear difference. In doubt the simpler one is chosen, one pool; but never
-        for less goodput than a smaller budget gives, and never where only the other one carries the rate.
+        Whether other steps are better the policy says too, where it is asked; the rates are empty where it is not.
         """
-        bests = climbed[-1]
-        best, one_pool, disaggregated = bests.best, bests.one_pool, bests.disaggregated
+        one_pool, apart = bests.one_pool, bests.disaggregated
+        if apart is None or self.question.fixed is not None:
+            return bests, {}
+        stepped = self.race.stepped(apart)
+        if self.referee is not None and one_pool is not None:
+            own = {
+                f: self.referee(f.placement, self.scenario, f.rate) for f in dict.fromkeys((one_pool, apart, stepped))
+            }
+            rates = {found: rate for found, rate in own.items() if rate is not None}
+            if len(rates) == len(own):
+                chosen = max((apart, stepped), key=lambda found: rates[found])
+                return replace(bests, disaggregated=chosen), rates
+        return replace(bests, disaggregated=stepped), {}
+
+    def _choose(self, bests: Bests, lesser: tuple[Bests, ...], compared: Interval | None) -> Found:
+        """Return what carries more, by the ratio of P/D to one pool.
+
+        Where that is nearly 1, clear or not, the simpler one is chosen, one pool; but never for less goodput than a
+        smaller budget gives, and never what does not carry the rate where the other one does.
+        """
+        best, wanted = bests.best, self.question.rate
+        one_pool, disaggregated = bests.one_pool, bests.disaggregated
         if best is None:
             raise AssertionError("a choice needs something found")
-        if one_pool is None or disaggregated is None:
-            return best, False
-        if own:
-            ahead, behind = sorted((one_pool, disaggregated), key=lambda found: own[found], reverse=True)
-            carried = self.question.rate is None or ahead.step >= step_below(self.question.rate)
-            if own[ahead] > CLEAR * own[behind] and carried:
-                return ahead, False
-        elif separate(spreads[one_pool], spreads[disaggregated]):
-            return best, False
-        enough = max((b.best.step for b in climbed[:-1] if b.best is not None), default=one_pool.step)
-        if self.question.rate is not None and best.step >= step_below(self.question.rate):
-            enough = max(enough, step_below(self.question.rate))
-        return (one_pool if one_pool.step >= enough else best), True
+        if one_pool is None or disaggregated is None or compared is None:
+            return best
+        ahead = disaggregated if compared.mid >= CLEAR else one_pool
+        enough = 0
+        if wanted is not None and best.step >= step_below(wanted):
+            enough = step_below(wanted)
+        if CLEAR > compared.mid > 1 / CLEAR:
+            enough = max((enough, *(b.best.step for b in lesser if b.best is not None)))
+        return ahead if ahead.step >= enough else best
 
     def _candidate(self, found: Found, like: Found, spread: Spread) -> Candidate:
         """Describe a finalist; the intervals of others have the relative width of the one that they are `like`."""
@@ -268,5 +289,10 @@ class _Search:
         )
 
 
-def _overlap(a: Interval, b: Interval) -> bool:
-    return a.low <= b.high and b.low <= a.high
+def _compared(bests: Bests, spreads: dict[Found, Spread], own: dict[Found, float]) -> Interval | None:
+    """Return the ratio of P/D to one pool: what the referee saw, where it did, and how the draws spread."""
+    apart, together = bests.disaggregated, bests.one_pool
+    if apart is None or together is None:
+        return None
+    rates = own or {apart: apart.rate, together: together.rate}
+    return ratio(spreads[apart], spreads[together], (rates[apart], rates[together]))

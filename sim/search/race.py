@@ -19,7 +19,7 @@ from sim.search.crossing import FLOOR_STEPS
 from sim.search.estimate import Estimates
 from sim.search.goodput import Judge, rate_of
 from sim.search.placements import Placement
-from sim.search.routings import neighbours
+from sim.search.routings import neighbours, prefill_steps
 
 BEHIND = 0.02  # of attainment, on a third of the first seed's requests
 _MAX_ROUNDS = 4  # of settings after placements after settings; each round but the last found something better
@@ -85,6 +85,14 @@ class Race:
     def nearby(self, placements: Iterable[Placement], best: Found | None) -> Found | None:
         """Return the best of `placements`, as they are, and `best`; it has still to be confirmed."""
         return self._first(map(self._with_settings, placements), best)
+
+    def stepped(self, found: Found) -> Found:
+        """Return `found` with the tokens in a prefill step that keep most, its settings refined for them; confirmed."""
+        self._beaten.clear()
+        best = self._first(prefill_steps(self.question, found.placement), found)
+        if best is None or best is found:
+            return found
+        return self.confirmed(self._refined(best), found, thorough=True) or found
 
     def confirmed(self, found: Found | None, given: Found | None, *, thorough: bool) -> Found | None:
         """Return `found` at the step that all seeds and a second pass confirm; `given` when that is no better.

@@ -22,7 +22,6 @@ from sim.workload import Workload
 
 _REQUESTS: Final = 1_500
 _WIDTH: Final = 4  # steps of the grid: 2 %
-CLEAR: Final = 1.05  # times as much: less is no reason to choose
 
 # The rate that is kept; None: not asked, the cluster is too large. `hint`: about which rate, in requests per second.
 Referee: TypeAlias = Callable[[Placement, Scenario, float], float | None]

@@ -1,4 +1,4 @@
-"""The settings of a placement that take no device: routing, admission, thresholds, chunk.
+"""The settings of a placement that take no device: routing, admission, thresholds, tokens in a step.
 
 Owns which settings are next to which. Must not know how they do.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from sim.cluster import Admission, Mode, Order
 from sim.plan import PlanQuestion
-from sim.search.placements import Placement
+from sim.search.placements import Placement, whole_prompts
 
 _PROMPT_QUANTILES = (0.25, 0.5, 0.75)
 
@@ -41,6 +41,20 @@ def _hybrid_neighbours(question: PlanQuestion, placement: Placement) -> Iterator
         if chunk != decode.max_num_batched_tokens:
             chunked = replace(decode, max_num_batched_tokens=chunk)
             yield replace(placement, cluster=replace(placement.cluster, decode=chunked))
+
+
+def prefill_steps(question: PlanQuestion, placement: Placement) -> Iterator[Placement]:
+    """List the placements whose prefill steps take another number of tokens.
+
+    Prompts that share a step end with it and reach decode all at once: a router that does not hold prompts back may
+    keep more with small steps, one that does has few of them in a step anyway.
+    """
+    prefill = placement.cluster.prefill
+    if prefill is None:
+        return
+    for tokens in sorted({*question.chunk_tokens, whole_prompts(question)} - {prefill.max_num_batched_tokens}):
+        limited = replace(prefill, max_num_batched_tokens=tokens)
+        yield replace(placement, cluster=replace(placement.cluster, prefill=limited))
 
 
 def thresholds(question: PlanQuestion) -> tuple[int, ...]:

@@ -9,9 +9,10 @@ import pytest
 
 from sim.cluster import LinkSpec, Mode
 from sim.faster_link import LINKS_BYTES_PER_S, link_busy, room_for_two, strictest, transfer_s, try_faster_link
-from sim.plan import Plan, PlanQuestion, Progress, Verdict
+from sim.plan import Interval, Plan, PlanQuestion, Progress, Verdict
 from tests.support.plans import BATCH, CHAT, apart, candidate, plan, question, together
 
+CLEARLY_MORE = Interval(1.7, 1.8, 1.9)
 ONE = candidate(together(), (10.0, 11.0, 12.0), group=(0,))
 
 
@@ -28,17 +29,21 @@ def slow(bytes_per_s: float = 2e9, *, prompt_tokens: int = 1000, kv_bytes_per_to
 
 @dataclass
 class Apart:
-    """A search whose prefill and decode carry 20 requests/s from a bandwidth on, and nothing beneath it."""
+    """A search whose prefill and decode carry 20 requests/s from a bandwidth on, and `beneath` that beneath it."""
 
     from_bytes_per_s: float
+    beneath: float = 0.0  # requests/s
+    ratio: Interval | None = CLEARLY_MORE  # to one pool, with the fastest link
     asked: list[PlanQuestion] = field(default_factory=list)
 
     def __call__(self, question: PlanQuestion, *, progress: Progress | None = None) -> Plan:
         self.asked.append(question)
         link = question.fixed.link if question.fixed else question.groups[0].inner_link
-        if link.bytes_per_s < self.from_bytes_per_s:
+        rate = self.beneath if link.bytes_per_s < self.from_bytes_per_s else 20.0
+        if not rate:
             return plan()
-        return plan(p_d=candidate(replace(apart(), link=link), (19.0, 20.0, 21.0)))
+        found = candidate(replace(apart(), link=link), (0.95 * rate, rate, 1.05 * rate))
+        return plan(p_d=found, ratio=None if question.fixed else self.ratio)
 
 
 def test_the_slowest_link_that_pays_is_named() -> None:
@@ -49,7 +54,7 @@ def test_the_slowest_link_that_pays_is_named() -> None:
     assert found.candidate is not None
     assert found.candidate.cluster.link.bytes_per_s == 12.5e9
     first = search.asked[0]
-    assert (first.modes, first.groups[0].inner_link.bytes_per_s) == ((Mode.DISAGGREGATED, Mode.HYBRID), 50e9)
+    assert (first.modes, first.groups[0].inner_link.bytes_per_s) == (slow().modes, 50e9)
     assert [q.fixed is None for q in search.asked] == [True, False, False, False]
 
 
@@ -57,10 +62,23 @@ def test_where_no_link_pays_the_fastest_is_told() -> None:
     found = try_faster_link(plan(verdict=Verdict.ONE_POOL, one=ONE), slow(), Apart(1e12))
     assert found is not None
     assert (found.bytes_per_s, found.candidate, found.pays) == (LINKS_BYTES_PER_S[-1], None, False)
-    better = replace(ONE, goodput=replace(ONE.goodput, low=20.5, mid=22.0, high=23.0))
-    found = try_faster_link(plan(verdict=Verdict.ONE_POOL, one=better), slow(), Apart(0.0))
+    for ratio in (Interval(0.6, 0.7, 0.8), Interval(0.9, 1.2, 1.5)):  # less than one pool; perhaps more
+        found = try_faster_link(plan(verdict=Verdict.ONE_POOL, one=ONE), slow(), Apart(0.0, ratio=ratio))
+        assert found is not None
+        assert (found.bytes_per_s, found.candidate is None, found.pays) == (LINKS_BYTES_PER_S[-1], False, False)
+
+
+def test_a_slower_link_pays_only_while_what_is_left_of_the_ratio_is_clear() -> None:
+    for beneath, slowest_that_pays in ((15.0, LINKS_BYTES_PER_S[0]), (11.0, 12.5e9)):  # 1.28 and 0.94 at the low end
+        found = try_faster_link(plan(verdict=Verdict.ONE_POOL, one=ONE), slow(), Apart(12.5e9, beneath))
+        assert found is not None
+        assert (found.bytes_per_s, found.pays) == (slowest_that_pays, True)
+
+
+def test_where_one_pool_keeps_nothing_any_link_pays_with_which_something_is_kept() -> None:
+    found = try_faster_link(plan(verdict=Verdict.ONE_POOL, one=ONE), slow(), Apart(25e9, ratio=None))
     assert found is not None
-    assert (found.bytes_per_s, found.candidate is None, found.pays) == (LINKS_BYTES_PER_S[-1], False, False)
+    assert (found.bytes_per_s, found.pays) == (25e9, True)
 
 
 def test_a_rate_that_is_asked_for_is_a_matter_of_price() -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from core.config.models import PoolsConfig
 from sim.cluster import LinkSpec
 from sim.faster_link import FasterLink
-from sim.plan import RatePoint, Shortfall, Verdict
+from sim.plan import Interval, RatePoint, Shortfall, Verdict
 from sim.plan_json import plan_json
 from tests.support.plans import BATCH, CHAT, SETTING, apart, candidate, plan, question, together
 
@@ -30,6 +30,16 @@ def test_a_plan_is_json_even_where_numbers_are_not_finite() -> None:
     assert text["curve"] == [{"rate": 2, "goodput": 2.0, "attainment": {"chat": 1.0, "batch": 0.9}}]
     assert text["pools"]["decode"]["replicas"] == 1
     assert text["promise"][1] == {"class": "batch", "ttft_ms": 10000.0, "tpot_ms": 200.0, "attainment": 0.8}
+
+
+def test_the_ratio_of_both_kinds_is_told_with_what_it_is_about() -> None:
+    found = plan(verdict=Verdict.UNCLEAR, ratio=Interval(0.8, 1.3, float("inf")), own_policy=(13.0, 10.0))
+    value = plan_json(found, question(), SETTING, None)
+    assert value["verdict"] == "no clear difference"
+    assert value["ratio"] == {"low": 0.8, "mid": 1.3, "high": None}
+    assert value["own_policy"] == {"disaggregated": 13.0, "one_pool": 10.0}
+    alone = plan_json(plan(), question(), SETTING, None)
+    assert (alone["ratio"], alone["own_policy"]) == (None, None)
 
 
 def test_a_shortfall_is_told_in_full() -> None:

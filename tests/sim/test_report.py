@@ -8,7 +8,7 @@ import pytest
 
 from sim.cluster import LinkSpec
 from sim.outcome import Target
-from sim.plan import RatePoint, Shortfall, Verdict
+from sim.plan import Interval, RatePoint, Shortfall, Verdict
 from sim.report import render
 from tests.support.plans import BATCH, CHAT, SETTING, apart, candidate, plan, question, together
 
@@ -31,14 +31,12 @@ def test_one_pool_is_said_to_be_better_where_it_is() -> None:
 
 
 def test_both_kinds_stand_beside_each_other_with_their_ratio() -> None:
-    lines = render(plan(p_d=P_D, one=ONE), question(), SETTING).splitlines()
-    assert "prefill and decode  14.2 (13.1..15.0) requests/s, 1.77 per GPU, P/D 3 x tp1 + 5 x tp1" in lines
-    assert "one pool            11.8 (10.9..12.6) requests/s, 1.48 per GPU, one pool 8 x tp1" in lines
-    assert " " * 20 + "they carry 1.2 times as much apart; the intervals do not touch" in lines
-    swapped = plan(
-        verdict=Verdict.ONE_POOL, p_d=replace(P_D, goodput=ONE.goodput), one=replace(ONE, goodput=P_D.goodput)
-    )
-    assert "they carry 1.2 times as much together" in render(swapped, question(), SETTING)
+    both = plan(p_d=P_D, one=ONE, ratio=Interval(1.15, 1.2, 1.25))
+    text = " ".join(render(both, question(), SETTING).split())
+    apart_text = "prefill and decode 14.2 (13.1..15.0) requests/s, 1.77 per GPU, P/D 3 x tp1 + 5 x tp1 in steps of 8192"
+    assert apart_text in text
+    assert "one pool 11.8 (10.9..12.6) requests/s, 1.48 per GPU, one pool 8 x tp1 in steps of 2048 tokens" in text
+    assert "1.20 (1.15..1.25) times as much apart, in equal draws" in text
 
 
 def test_a_link_that_holds_prefill_and_decode_back_is_named() -> None:
@@ -49,19 +47,22 @@ def test_a_link_that_holds_prefill_and_decode_back_is_named() -> None:
     assert "busy" not in render(plan(p_d=P_D, one=ONE), question(), SETTING)
 
 
-def test_overlapping_intervals_are_no_difference() -> None:
-    near = replace(ONE, goodput=replace(ONE.goodput, high=13.2))
-    text = render(plan(p_d=P_D, one=near), question(), SETTING)
-    assert "the intervals overlap: no clear difference" in text
-    assert "times as much" not in text
+def test_a_doubt_is_said_first_with_what_is_chosen_all_the_same() -> None:
+    doubtful = plan(verdict=Verdict.UNCLEAR, p_d=P_D, one=ONE, ratio=Interval(0.8, 1.2, 1.4))
+    text = render(doubtful, question(), SETTING)
+    assert text.startswith("No clear difference, but more is expected of: P/D 3 x tp1 + 5 x tp1 carries 14.2")
+    for ratio, words in ((1.0, "so the simpler"), (0.8, "and more is expected of the simpler")):
+        simpler = replace(doubtful, best=ONE, ratio=Interval(0.6, ratio, 1.4))
+        first = render(simpler, question(), SETTING).split("\n\n")[0].replace("\n", " ")
+        assert first.startswith(f"No clear difference, {words}: one pool 8 x tp1 carries 11.8")
 
 
 def test_the_table_marks_the_best_and_prices_a_million_requests() -> None:
     lines = render(plan(p_d=P_D, one=ONE), question(), SETTING).splitlines()
     head = next(i for i, line in enumerate(lines) if line.lstrip().startswith("placement"))
     # 8 devices for 1e6 / 14.2 seconds are 156 hours.
-    best = [">", "P/D", "3", "x", "tp1", "+", "5", "x", "tp1", "8", "14.2", "(13.1..15.0)", "1.77", "91", "%"]
-    assert lines[head + 1].split() == [*best, "(88..94)", "156"]
+    best = [">", "P/D", "3", "x", "tp1", "+", "5", "x", "tp1", "8192", "8", "14.2", "(13.1..15.0)"]
+    assert lines[head + 1].split() == [*best, "1.77", "91", "%", "(88..94)", "156"]
     assert lines[head + 2].split()[:5] == ["one", "pool", "8", "x", "tp1"]
     assert lines[head + 2].split()[5] == "2048"
 

@@ -67,6 +67,9 @@ def plan(
     curve: tuple[RatePoint, ...] = (),
     shortfall: Shortfall | None = None,
     notes: tuple[str, ...] = (),
+    ratio: Interval | None = None,
+    own_policy: tuple[float, float] | None = None,
 ) -> Plan:
     best = one if verdict is Verdict.ONE_POOL or p_d is None else p_d
-    return Plan(verdict, best, one, p_d, front, curve, shortfall, None, SearchStats(120, 100, 20, 90_000, 3.217), notes)
+    stats = SearchStats(120, 100, 20, 90_000, 3.217)
+    return Plan(verdict, best, one, p_d, front, curve, shortfall, None, stats, notes, ratio, own_policy)

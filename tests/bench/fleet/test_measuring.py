@@ -28,6 +28,14 @@ def test_a_scene_is_found_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "1 scenes, 1 of them already in" in capsys.readouterr().err
 
 
+def test_when_time_is_up_what_runs_is_kept_and_no_more_begins(tmp_path: Path) -> None:
+    scenes = [Scene(SMALL[0], CODE, Promise(1.0, 0.05 + share / 100)) for share in range(5)]
+    few = Run("", requests=60, draws=1, kv_gbit_s=400.0, chosen_on=30)
+    found = find_all(scenes, few, tmp_path, processes=1, minutes=0.0)
+    assert 1 <= len(found) < len(scenes)
+    assert done(scenes, few, tmp_path) == found
+
+
 def test_data_that_is_not_there_ends_it_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--data"):
         find_all([SCENE], Run(str(tmp_path), 10, 2, 400.0, 10), tmp_path, processes=1)

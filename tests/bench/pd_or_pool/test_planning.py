@@ -6,7 +6,7 @@ import pytest
 
 from bench.pd_or_pool.cases import LONG
 from bench.pd_or_pool.planning import predict
-from bench.pd_or_pool.verdict import POOL
+from bench.pd_or_pool.verdict import APART, POOL, UNCLEAR
 from core.latency.profile import EngineProfile, ShapeProfile
 from core.latency.step import StepCost, Table
 from sim.outcome import Target
@@ -28,10 +28,19 @@ def test_where_both_cores_do_everything_in_half_the_time_one_pool_keeps_more() -
     # Prompts bind: the pair's one prefill core takes 1 s for each of them, both cores take half of that.
     found = predict(profile(0.5), LONG, Target("relaxed", 5.0, 1.0))
     assert found.verdict == POOL
-    assert found.plan == "one pool is better here"
+    assert found.family == POOL
     assert found.pool.mid == pytest.approx(2 * found.apart.mid, rel=0.25)
 
 
 def test_a_promise_that_nobody_keeps_has_no_goodput() -> None:
     found = predict(profile(0.5), LONG, Target("strict", 0.01, 1.0))
-    assert (found.apart.mid, found.pool.mid, found.plan) == (0.0, 0.0, "cannot be met")
+    assert (found.apart.mid, found.pool.mid, found.verdict, found.family) == (0.0, 0.0, UNCLEAR, "cannot be met")
+
+
+def test_what_the_planner_chooses_is_asked_as_on_the_command_line() -> None:
+    # Two cores do no more than one, so a pool of both has half of what two workers have, and one long prompt stops it.
+    found = predict(profile(1.0), LONG, Target("steady output", 5.0, 0.02))
+    assert (found.verdict, found.family) == (APART, APART)
+    assert found.plan.ratio is not None
+    assert found.plan.ratio.low > 1
+    assert found.plan.own_policy is not None

@@ -8,7 +8,8 @@ from bench.pd_or_pool.report import cases_of, picture, report
 from bench.pd_or_pool.serving import Seen
 from bench.pd_or_pool.verdict import APART, POOL
 from sim.outcome import Target
-from sim.plan import Interval
+from sim.plan import Interval, Verdict
+from tests.support.plans import plan
 
 RATES = (1.0, 2.0, 3.0, 4.0)
 TARGETS = [Target("relaxed", 1.0, 0.1), Target("steady output", 1.0, 0.05)]
@@ -22,7 +23,9 @@ TURNS = {
     APART: [[seen(CHAT, rate, 40.0) for rate in RATES] + [seen(LONG, rate, 400.0) for rate in RATES]],
     POOL: [[seen(CHAT, rate, 30.0 * rate) for rate in RATES] + [seen(LONG, rate, 20.0) for rate in RATES]],
 }
-PLAN = Predicted(Interval(3, 4, 5), Interval(1, 1.5, 2), APART, "P/D pays")
+PLAN = Predicted(
+    Interval(3, 4, 5), Interval(1, 1.5, 2), APART, plan(verdict=Verdict.UNCLEAR, ratio=Interval(0.81, 1.23, 2.0))
+)
 PREDICTED = {(workload, target.name): PLAN for workload in (CHAT, LONG) for target in TARGETS}
 FOUND = cases_of(TURNS, {CHAT: TARGETS, LONG: TARGETS}, PREDICTED)
 
@@ -39,7 +42,9 @@ def test_verdicts_are_measured_for_every_workload_and_promise() -> None:
 
 def test_a_verdict_that_the_planner_missed_is_told() -> None:
     rows = [line for line in report(FOUND, TURNS) if "steady output, 1000/50" in line]
-    assert [row.strip("| ").split(" | ")[-2:] for row in rows] == [["P/D", "yes"], ["one pool", "no"]]
+    neither = "neither contradicts"
+    assert [row.strip("| ").split(" | ")[-3:] for row in rows] == [["P/D", "yes", neither], ["one pool", "no", neither]]
+    assert all("| no clear difference, 1.2 (0.81..2) times |" in row for row in rows)
     assert "at least 4" in rows[0]
     assert "| none |" in rows[1]
 

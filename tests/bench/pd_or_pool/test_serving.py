@@ -52,5 +52,5 @@ def test_parts_are_the_same_for_both_systems_and_unlike_in_every_turn() -> None:
     rates: dict[str, tuple[float, ...]] = dict.fromkeys(WORKLOADS, (0.5, 4.0))
     first, again, second = (parts_of(rates, seconds=8.0, turn=turn) for turn in (0, 0, 1))
     assert first == again
-    assert [part.count for part in first] == [8, 32] * 3
+    assert [part.count for part in first] == [12, 32] * 3
     assert not {(p.workload, p.rate, p.seed) for p in first} & {(p.workload, p.rate, p.seed) for p in second}

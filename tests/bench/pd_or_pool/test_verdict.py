@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bench.pd_or_pool.verdict import APART, POOL, UNCLEAR, agree, compare, goodput, merged, planned
-from sim.plan import Interval
+from bench.pd_or_pool.verdict import APART, POOL, UNCLEAR, agree, compare, goodput, merged
 
 SHARES = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=6)
 
@@ -67,13 +66,6 @@ def test_turns_are_put_together_rate_by_rate() -> None:
     found = merged([{2.0: kept(3, 1.0), 1.0: kept(2, 0.0)}, {1.0: kept(1, 1.0), 2.0: kept(4, 0.0)}])
     assert {rate: (len(each), int(each.sum())) for rate, each in found.items()} == {1.0: (3, 1), 2.0: (7, 3)}
     assert list(found) == [1.0, 2.0]
-
-
-def test_predicted_goodputs_whose_intervals_overlap_do_not_differ() -> None:
-    low, middle, high = Interval(1, 2, 3), Interval(2.5, 3, 4), Interval(5, 6, 7)
-    assert planned(high, middle) == APART
-    assert planned(low, high) == POOL
-    assert planned(low, middle) == UNCLEAR
 
 
 def test_doubt_contradicts_nothing() -> None:

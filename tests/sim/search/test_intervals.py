@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from sim.cluster import ClusterSpec, Mode, PoolSpec
 from sim.outcome import Target
-from sim.plan import DeviceGroup
+from sim.plan import DeviceGroup, Interval, is_clear
 from sim.search.goodput import Scenario, rate_of, resampled, step_below
 from sim.search.intervals import (
     DRAWS,
@@ -22,7 +23,7 @@ from sim.search.intervals import (
     goodput_interval,
     in_world,
     interval,
-    separate,
+    ratio,
 )
 from sim.search.placements import Placement
 from sim.search.race import Found
@@ -74,12 +75,45 @@ def test_an_interval_holds_its_figure(values: list[float], mid: float) -> None:
     assert found.low <= found.mid == mid <= found.high
 
 
+def spread(goodput: np.ndarray, undisturbed: float = 1.0) -> Spread:
+    return Spread(goodput, undisturbed, np.ones((len(goodput), 1)))
+
+
 def test_shared_luck_does_not_blur_a_comparison() -> None:
     luck = np.linspace(1.0, 3.0, 20)
-    shares = np.ones((20, 1))
-    assert separate(Spread(luck * 1.02, 1.0, shares), Spread(luck, 1.0, shares))
-    assert not separate(Spread(luck, 1.0, shares), Spread(luck[::-1].copy(), 1.0, shares))
-    assert not separate(Spread(luck, 1.0, shares), Spread(luck, 1.0, shares))
+    ahead = ratio(spread(luck * 1.06, 1.06), spread(luck), (1.06, 1.0))
+    assert (ahead.low, ahead.mid, ahead.high) == pytest.approx((1.06, 1.06, 1.06))
+    assert is_clear(ahead)
+    behind = ratio(spread(luck), spread(luck * 1.06, 1.06), (1.0, 1.06))
+    assert is_clear(behind)
+    assert not is_clear(ratio(spread(luck), spread(luck[::-1].copy()), (1.0, 1.0)))
+    assert not is_clear(ratio(spread(luck * 1.04, 1.04), spread(luck), (1.04, 1.0)))  # less is no reason to choose
+
+
+def test_a_ratio_that_straddles_one_is_not_clear_however_far_its_middle_is() -> None:
+    drawn = np.array([0.9] * 2 + [2.0] * 18)
+    found = ratio(spread(drawn, 2.0), spread(np.ones(20)), (2.0, 1.0))
+    assert (found.low, found.mid, found.high) == (0.9, 2.0, 2.0)
+    assert not is_clear(found)
+    drawn[0] = 2.0  # 19 of 20 draws
+    assert is_clear(ratio(spread(drawn, 2.0), spread(np.ones(20)), (2.0, 1.0)))
+
+
+def test_a_closer_look_moves_the_ratio_and_its_draws_with_it() -> None:
+    seen = ratio(spread(np.linspace(1.0, 1.6, 20), 1.3), spread(np.ones(20)), (1.3, 1.0))
+    moved = ratio(spread(np.linspace(1.0, 1.6, 20), 1.3), spread(np.ones(20)), (0.65, 1.0))
+    assert (moved.low, moved.mid, moved.high) == pytest.approx((seen.low / 2, 0.65, seen.high / 2))
+    assert is_clear(seen)
+    assert is_clear(moved)
+
+
+def test_draws_in_which_one_keeps_nothing_widen_a_ratio_and_those_where_neither_does_tell_nothing() -> None:
+    some = np.ones(20)
+    none = np.where(np.arange(20) < 4, 0.0, 1.0)
+    assert ratio(spread(some), spread(none), (1.0, 1.0)).high == math.inf
+    assert ratio(spread(none), spread(some), (1.0, 1.0)).low == 0.0
+    assert ratio(spread(none), spread(none), (1.0, 1.0)) == Interval(1.0, 1.0, 1.0)
+    assert ratio(spread(some), spread(none), (1.0, 0.0)).mid == math.inf
 
 
 def test_a_goodput_that_the_second_pass_lowered_lies_inside_its_interval() -> None:

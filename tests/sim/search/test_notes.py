@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from sim.cluster import Admission, ClusterSpec, Mode, Order, PoolSpec, Routing
-from sim.search.families import Bests
 from sim.search.goodput import step_below
 from sim.search.notes import Findings, notes_on
 from sim.search.placements import Placement
@@ -17,7 +16,7 @@ def notes_of(routing: Routing, *, rate: float = 0.5, copies: int = 1, findings: 
     pool = PoolSpec(copies, shape().cost, 60_000)
     cluster = ClusterSpec(Mode.DISAGGREGATED, pool, pool, routing=routing)
     found = Found(Placement(cluster, (0, 0), 2.0, copies=copies), step_below(rate), 0)
-    return "\n".join(notes_on(question(), found, Bests(2.0, found, found), findings))
+    return "\n".join(notes_on(question(), found, findings))
 
 
 def test_only_the_resolution_is_said_of_a_plain_plan() -> None:
@@ -30,14 +29,11 @@ def test_what_the_router_must_do_is_said() -> None:
     assert "queued by slack" in notes_of(Routing(order=Order.SLACK))
 
 
-def test_units_doubts_and_short_runs_are_said() -> None:
+def test_units_and_short_runs_are_said() -> None:
     assert "2 equal units" in notes_of(Routing(), copies=2)
-    assert "no clear difference" in notes_of(Routing(), findings=Findings(3, doubtful=True, overlap=True))
     assert "longer trace" in notes_of(Routing(), rate=500.0)
 
 
-def test_overlap_a_limit_and_a_missing_check_are_said() -> None:
-    assert "the intervals overlap" in notes_of(Routing(), findings=Findings(3, overlap=True))
+def test_a_limit_and_a_missing_check_are_said() -> None:
     assert "longer trace" in notes_of(Routing(), findings=Findings(3, limited=True))
     assert "not checked with the router's own policies" in notes_of(Routing(), findings=Findings(3, unchecked=True))
-    assert "overlap" not in notes_of(Routing(), findings=Findings(3, doubtful=True, overlap=True))

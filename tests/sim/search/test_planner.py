@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import ConfigError
-from sim.cluster import ClusterSpec
+from core.latency.step import StepCost, Table
+from sim.cluster import ClusterSpec, Mode
 from sim.outcome import Outcome, Target
-from sim.plan import Candidate, DeviceGroup, Plan, PlanQuestion, Verdict
-from sim.search.goodput import RESOLUTION
+from sim.plan import Candidate, DeviceGroup, Plan, PlanQuestion, Verdict, is_clear
+from sim.search.goodput import RESOLUTION, Scenario
+from sim.search.placements import Placement
 from sim.search.planner import search
 from sim.search.referee import Referee
 from sim.workload import Workload
@@ -37,10 +39,13 @@ def test_the_best_is_the_best_of_both_families_and_on_the_front() -> None:
     assert plan.best is not None
     assert plan.best_one_pool is not None
     assert plan.best_disaggregated is not None
-    assert plan.verdict in (Verdict.ONE_POOL, Verdict.DISAGGREGATE)
-    assert plan.best == (plan.best_one_pool if plan.verdict is Verdict.ONE_POOL else plan.best_disaggregated)
+    assert plan.best in (plan.best_one_pool, plan.best_disaggregated)
+    assert plan.ratio is not None
+    assert plan.ratio.low <= plan.ratio.mid <= plan.ratio.high
+    assert (plan.verdict is Verdict.UNCLEAR) is not is_clear(plan.ratio)
     assert plan.front[-1].goodput.mid >= plan.best.goodput.mid
     assert all(c.goodput.low <= c.goodput.mid <= c.goodput.high for c in plan.front)
+    assert len({c.cluster for c in plan.front}) == len(plan.front)
     assert plan.stats.considered == plan.stats.pruned + plan.stats.simulated
     assert plan.stats.pruned > 0
 
@@ -246,12 +251,29 @@ def test_the_referee_decides_where_it_sees_a_clear_difference() -> None:
         plan = search(question(), run=queue_model, recheck=None, referee=by_family(*rates))
         assert plan.verdict is verdict
         assert plan.best is (plan.best_one_pool if verdict is Verdict.ONE_POOL else plan.best_disaggregated)
-        assert any("one pool {:g}/s, P/D {:g}/s; where".format(*rates) in note for note in plan.notes)
+        assert plan.own_policy == rates[::-1]
 
 
 def test_a_referee_that_sees_no_difference_leaves_the_simpler_one() -> None:
-    plan = search(question(), run=queue_model, recheck=None, referee=by_family(1.0, 1.04))
-    assert plan.verdict is Verdict.ONE_POOL
+    for apart in (1.04, 0.97):
+        plan = search(question(), run=queue_model, recheck=None, referee=by_family(1.0, apart))
+        assert plan.verdict is Verdict.UNCLEAR
+        assert plan.best is plan.best_one_pool
+
+
+def test_a_lead_that_an_unsure_profile_does_not_bear_out_is_no_clear_difference() -> None:
+    rough = group(shapes=(replace(shape(), prefill_error=0.6, decode_error=0.6),))
+    exact = group(shapes=(replace(shape(), prefill_error=0.0, decode_error=0.0),))
+    for rates in ((1.0, 1.2), (1.08, 1.0)):
+        known, doubtful = (
+            search(question(devices), run=queue_model, recheck=None, referee=by_family(*rates))
+            for devices in (exact, rough)
+        )
+        assert known.verdict is (Verdict.DISAGGREGATE if rates[1] > rates[0] else Verdict.ONE_POOL)
+        assert doubtful.verdict is Verdict.UNCLEAR
+        assert doubtful.ratio is not None
+        assert doubtful.ratio.low < 1 < doubtful.ratio.high
+        assert doubtful.best is (doubtful.best_disaggregated if rates[1] > rates[0] else doubtful.best_one_pool)
 
 
 def test_a_referee_that_does_not_say_changes_nothing() -> None:
@@ -270,3 +292,49 @@ def test_the_referee_cannot_choose_what_does_not_carry_the_rate() -> None:
     asked = replace(question(), rate=most.goodput.mid)
     plan = search(asked, run=half, recheck=None, referee=by_family(1.0, 9.0))
     assert plan.verdict is Verdict.ONE_POOL
+
+
+def test_prefill_steps_are_those_that_the_routers_own_policy_keeps_more_with() -> None:
+    def helped(cluster: ClusterSpec, workload: Workload, targets: tuple[Target, ...], *, seed: int = 0) -> Outcome:
+        """Let prefill steps of few tokens help in the search."""
+        small = cluster.prefill is not None and cluster.prefill.max_num_batched_tokens < 1000
+        return queue_model(cluster, workload.at_rate(workload.rate * (0.8 if small else 1.0)), targets, seed=seed)
+
+    def policy(small: float, whole: float) -> Referee:
+        def rate(placement: Placement, scenario: Scenario, hint: float) -> float:
+            prefill = placement.cluster.prefill
+            return 1.0 if prefill is None else small if prefill.max_num_batched_tokens < 1000 else whole
+
+        return rate
+
+    for referee, expected in ((None, True), (policy(3.0, 2.0), True), (policy(2.0, 3.0), False)):
+        found = search(question(), run=helped, recheck=None, referee=referee)
+        assert found.best_disaggregated is not None
+        assert found.best_disaggregated.cluster.prefill is not None
+        assert (found.best_disaggregated.cluster.prefill.max_num_batched_tokens < 1000) is expected
+        assert found.own_policy == (None if referee is None else (3.0, 1.0))
+
+
+def test_prompts_that_would_reach_decode_together_are_prefilled_one_by_one() -> None:
+    """Two sequences in a decode step break the promise, and prompts that share a prefill step end together."""
+    cost = StepCost(
+        Table.line(0.0, 1e-3), Table.constant(0.0), Table((1.0, 2.0), (0.02, 0.06)), Table.constant(0.0), 0.0
+    )
+    rng = np.random.default_rng(3)
+    prompts, arrived_s = rng.integers(600, 1_401, 300), rng.exponential(1.0, 300).cumsum()
+    asked = PlanQuestion(
+        (group(2, shapes=(replace(shape(), cost=cost),)),),
+        (Target("chat", 6.0, 0.03),),
+        Workload("long prompts", arrived_s, prompts, np.full(300, 12)),
+        modes=(Mode.DISAGGREGATED,),
+        chunk_tokens=(256, 2048),
+        seeds=(0,),
+    )
+    found = search(asked, recheck=None).best_disaggregated
+    assert found is not None
+    assert found.cluster.prefill is not None
+    assert found.cluster.prefill.max_num_batched_tokens == 256
+    whole = replace(found.cluster, prefill=replace(found.cluster.prefill, max_num_batched_tokens=8192))
+    together = search(replace(asked, fixed=whole), recheck=None).best_disaggregated
+    assert together is not None
+    assert found.goodput.mid > 1.2 * together.goodput.mid

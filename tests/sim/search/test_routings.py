@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 from sim.cluster import Admission, ClusterSpec, Mode, Order, PoolSpec, Routing
-from sim.search.placements import Placement
-from sim.search.routings import neighbours, thresholds
+from sim.search.placements import Placement, whole_prompts
+from sim.search.routings import neighbours, prefill_steps, thresholds
 from tests.sim.search.queue_model import question, shape
 
 POOL = PoolSpec(1, shape().cost, 60_000, max_num_batched_tokens=2048)
@@ -48,3 +48,15 @@ def test_thresholds_are_prompt_lengths_of_the_workload() -> None:
     assert zero == 0
     assert lengths == sorted(lengths)
     assert all(length % 16 == 0 and length <= asked.workload.prompt_tokens.max() for length in lengths)
+
+
+def test_a_prefill_step_may_take_other_numbers_of_tokens_than_it_does() -> None:
+    asked = question()
+    for mode in (Mode.DISAGGREGATED, Mode.HYBRID):
+        start = placement(mode, Routing(overflow=True))
+        found = [other.cluster for other in prefill_steps(asked, start)]
+        limits = [c.prefill.max_num_batched_tokens for c in found if c.prefill is not None]
+        assert limits == sorted({*asked.chunk_tokens, whole_prompts(asked)} - {POOL.max_num_batched_tokens})
+        assert {replace(c, prefill=POOL) for c in found} == {start.cluster}
+    alone = Placement(ClusterSpec(Mode.ONE_POOL_CHUNKED, POOL), (0,), 1.0)
+    assert list(prefill_steps(asked, alone)) == []
