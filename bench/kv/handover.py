@@ -91,10 +91,13 @@ class _Prefill(_End):
             wait_for_layer(began_s, layer, job.layer_ms)
             computed_s = time.monotonic()
             for first, count in frames_of(job.num_blocks):
-                wait_for_staging(lambda: self._endpoint.sender.staged_bytes, count * io.block_bytes)
-                self._endpoint.stage(name, layer, first, ids[first : first + count])
+                wait_for_staging(self._waiting_bytes, count * io.block_bytes)
+                self._endpoint.stage(name, layer, first, ids[first : first + count], stays=True)
         self._endpoint.finish(name)
         return Span(computed_s if job.layer_ms else began_s)
+
+    def _waiting_bytes(self) -> int:
+        return self._endpoint.sender.staged_bytes + self._endpoint.sender.cached_bytes
 
 
 class _Decode(_End):

@@ -17,7 +17,7 @@ import torch
 from bench.kv.cache import BLOCK_BYTES, Bytes
 from kv_transfer.block_io import BlockIO
 
-FRAME_BYTES: Final = 2 << 20  # so much of a layer is copied out, then announced
+PIECE_BYTES: Final = 8 << 20  # so much of a layer is handed over at a time: an engine hands all of it over
 STAGING_BYTES: Final = 1 << 30  # kv.staging_mb's default
 _AHEAD_BYTES: Final = (
     8 << 20
@@ -33,7 +33,7 @@ def block_io(cache: Bytes) -> BlockIO:
 
 def frames_of(num_blocks: int) -> Iterator[tuple[int, int]]:
     """Divide a layer's blocks into frames: (first block, number of blocks)."""
-    count = FRAME_BYTES // BLOCK_BYTES
+    count = PIECE_BYTES // BLOCK_BYTES
     for first in range(0, num_blocks, count):
         yield first, min(count, num_blocks - first)
 

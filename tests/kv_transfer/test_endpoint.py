@@ -275,6 +275,7 @@ async def test_control_cancel_and_stats(pair: tuple[Side, Side]) -> None:
             "bytes_sent": 0,
             "bytes_landed": 0,
             "staged_bytes": 0,
+            "cached_bytes": 0,
             "overlap": {"num_bytes": 0, "hidden_bytes": 0, "exposed_s": 0.0},
             "transports": {name: {"bytes": 0, "handovers": 0, "failures": 0} for name in ("shm", "tcp", "grpc")},
             "peers": {},
