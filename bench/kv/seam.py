@@ -39,29 +39,31 @@ async def _no_control(verb: str, arguments: dict[str, str]) -> dict[str, object]
 _MAKE: Final[Mapping[str, Callable[[StagingPool, Path, BlockIO], Transport]]] = {
     "grpc": lambda pool, folder, io: GrpcTransport(_no_control, token=_TOKEN),
     "tcp": lambda pool, folder, io: TcpTransport(_TOKEN),
-    "shm": lambda pool, folder, io: ShmTransport(_TOKEN, pool, folder, io.share()),
+    "shm": lambda pool, folder, io: ShmTransport(_TOKEN, pool, folder, io.shared),
 }
 
 
 def sender(cache: Bytes, options: dict[str, str]) -> Side:
     """Build the end that stages and sends."""
-    return _Sender(cache, options["transport"], STAGING_BYTES)
+    return _Sender(cache, options, STAGING_BYTES)
 
 
 def receiver(cache: Bytes, options: dict[str, str]) -> Side:
     """Build the end that lands."""
-    return _Receiver(cache, options["transport"], 1 << 20)
+    return _Receiver(cache, options, 1 << 20)
 
 
 class _End:
     address = ""
 
-    def __init__(self, cache: Bytes, transport: str, staging_bytes: int) -> None:
+    def __init__(self, cache: Bytes, options: dict[str, str], staging_bytes: int) -> None:
         self._io = block_io(cache)
         self._pool = StagingPool(staging_bytes)
         self._folder = tempfile.TemporaryDirectory(prefix="baton-bench-kv-")
         self._thread = KvThread()
-        self._transport = _MAKE[transport](self._pool, Path(self._folder.name), self._io)
+        if options["transport"] == "shm" and options.get("share_cache", "yes"):
+            self._io.share()
+        self._transport = _MAKE[options["transport"]](self._pool, Path(self._folder.name), self._io)
         self._peer = ""
 
     def meet(self, address: str) -> None:
@@ -120,7 +122,7 @@ class _Sender(_End):
         for layer in range(LAYERS):
             wait_for_layer(began_s, layer, job.layer_ms)
             computed_s = time.monotonic()
-            for first, count in frames_of(job.num_blocks):
+            for first, count in frames_of(self._io, job.num_blocks):
                 stager.stage(name, layer, first, ids[first : first + count], stays=True)
         complete.set()
         self._thread.loop.call_soon_threadsafe(staged.set)
@@ -156,8 +158,8 @@ async def _read_acks(stream: Outgoing, queue: SendQueue) -> None:
 
 
 class _Receiver(_End):
-    def __init__(self, cache: Bytes, transport: str, staging_bytes: int) -> None:
-        super().__init__(cache, transport, staging_bytes)
+    def __init__(self, cache: Bytes, options: dict[str, str], staging_bytes: int) -> None:
+        super().__init__(cache, options, staging_bytes)
         self.address = self._thread.call(self._transport.listen("127.0.0.1", self._serve))
         self._job = Job(0, 0, 0)
         self._landed = threading.Event()
