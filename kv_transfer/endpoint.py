@@ -211,7 +211,7 @@ class KVEndpoint:
         return self.receiver.take_results()
 
     def close(self) -> None:
-        """Stop the server and the thread; idempotent."""
+        """Stop the server and the thread; idempotent. The cache stays shared: a process that goes on closes `io`."""
         if not self._thread.is_alive():
             return
         try:
@@ -246,7 +246,6 @@ class KVEndpoint:
         for transport in self._transports:
             await transport.close()
         self._pool.close()
-        self.io.close()
 
     async def _ask(self, peer: str) -> PeerTransports:
         return PeerTransports.parse(await self._grpc.call(peer, "transports", {}))

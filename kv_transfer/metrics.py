@@ -28,6 +28,7 @@ def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
     )
     yield from _single("baton_kv_leases_open", "gauge", "Hand-overs in progress on this side", len(stats["leases"]))
     yield from _single("baton_kv_staged_bytes", "gauge", "KV copied out and not yet sent", stats["staged_bytes"])
+    yield from _single("baton_kv_cached_bytes", "gauge", "KV that peers read in the cache", stats["cached_bytes"])
     for side in ("receives", "sends"):
         name = f"baton_kv_{side}_total"
         yield from _head(name, "counter", f"Hand-over {side} that ended, by outcome")

@@ -5,8 +5,8 @@ the same addresses. Only pages that lie in the cache as a whole are: its first a
 keeps beside it (malloc's header is in the first), and another thread could write there while they are copied. Blocks
 that reach into such a page are not shared. Must not know blocks of which request lie where, nor sockets.
 
-On close the cache gets private memory back: freed memory that is still a memfd would surprise an allocator that gives
-it out again as zeros, and a forked child that writes to it.
+On close the cache gets private memory back, with its content: freed memory that is still a memfd would surprise an
+allocator that gives it out again as zeros, and a forked child that writes to it. A process that ends needs none of it.
 """
 
 from __future__ import annotations

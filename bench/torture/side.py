@@ -71,8 +71,13 @@ class Side:
 
     def kill(self) -> None:
         """Die with whatever is under way, and come back as another process would: elsewhere, empty, one epoch later."""
-        self.endpoint.close()
+        self.close()
         self._start()
+
+    def close(self) -> None:
+        """End with whatever is under way."""
+        self.endpoint.close()
+        self.endpoint.io.close()
 
     def offer(self, peer: Side, transfer_id: str, digest: str, num_blocks: int, lease_s: float) -> None:
         """Begin to send."""

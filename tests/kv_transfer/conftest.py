@@ -82,3 +82,4 @@ def make_side(tmp_path: Path) -> Iterator[MakeSide]:
     finally:
         for side in sides:
             side.endpoint.close()
+            side.endpoint.io.close()

@@ -65,6 +65,10 @@ class Rank:
         params = ReceiveParams(transfer_id, 30.0)
         self.step(StepPlan(receive_opens=(ReceiveOpen(params, f"r-{transfer_id}", "d", 0, len(IDS), IDS),)))
 
+    def close(self) -> None:
+        self.half.endpoint.close()
+        self.half.endpoint.io.close()
+
     def hold(self, transfer_id: str) -> None:
         """Finish the request, whose blocks the scheduler keeps."""
         self.step(StepPlan(send_holds=(SendHold(f"r-{transfer_id}", transfer_id),)))
@@ -80,7 +84,7 @@ def ranks(tmp_path: Path) -> Iterator[tuple[Rank, Rank]]:
     yield prefill, decode
     for rank in (prefill, decode):
         assert rank.half.endpoint.ledger.imbalances == 0
-        rank.half.endpoint.close()
+        rank.close()
 
 
 def _landed(prefill: Rank, decode: Rank, name: str, was: dict[str, torch.Tensor] | None = None) -> None:
@@ -138,4 +142,4 @@ def test_an_engine_that_holds_no_blocks_has_none_read(tmp_path: Path) -> None:
         assert prefill.sender.cached_bytes == 0
         _landed(prefill, decode, name)
     for rank in (prefill, decode):
-        rank.half.endpoint.close()
+        rank.close()
