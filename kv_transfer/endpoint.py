@@ -288,6 +288,7 @@ class KVEndpoint:
             "digests": self.digests.count,
             "quarantined": [asdict(sender) for sender in self.receiver.quarantine.report()],
             "bytes_sent": self.sender.bytes_sent,
+            "bytes_uncopied": self.sender.bytes_uncopied,
             "bytes_landed": self.receiver.bytes_landed,
             "staged_bytes": self.sender.staged_bytes,
             "cached_bytes": self.sender.cached_bytes,

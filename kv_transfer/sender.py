@@ -68,6 +68,7 @@ class Sender:
         self._is_closed = False
         self.counts = {"sent": 0, "declined": 0, "failed": 0}
         self.bytes_sent = 0
+        self.bytes_uncopied = 0  # of these, read by the peer in the cache
         self.resumed = 0  # streams that went on with a hand-over whose stream had broken
         self.overlap = Overlap()
 
@@ -378,7 +379,10 @@ class Sender:
                     began_s = time.monotonic()
                     await stream.write_blocks(batch)
                     handover.busy_s += time.monotonic() - began_s
-                self._note_sent(handover, num_bytes)
+                self.bytes_sent += num_bytes
+                self.bytes_uncopied += sum(frame.size for frame in batch if frame.cached is not None)
+                if not handover.complete:
+                    handover.sent_before_complete = queue.num_bytes
             elif complete:
                 await stream.write(self._last_frame(handover))
                 handover.ended_s = time.monotonic()
@@ -392,8 +396,3 @@ class Sender:
         if self._digests is not None:
             digest = self._digests.payload(handover.offer.transfer_id, queue.first_needed)
         return control_frame(Kind.END, digest, count=queue.num_frames)
-
-    def _note_sent(self, handover: Sending, num_bytes: int) -> None:
-        self.bytes_sent += num_bytes
-        if not handover.complete:
-            handover.sent_before_complete = handover.queue.num_bytes

@@ -82,7 +82,8 @@ class RowDigest:
 def _library() -> _Library:
     import numba
 
-    xxh3, libc = ctypes.CDLL(xxhash._xxhash.__file__), ctypes.CDLL(None)
+    # What takes nanoseconds keeps Python's lock: to win it back takes 100 us when the other thread wants it too.
+    xxh3, short, libc = ctypes.CDLL(xxhash._xxhash.__file__), ctypes.PyDLL(xxhash._xxhash.__file__), ctypes.CDLL(None)
     update = _typed(xxh3.XXH3_64bits_update, ctypes.c_int, _POINTER, _POINTER, _SIZE)
     move = _typed(libc.memmove, _POINTER, _POINTER, _POINTER, _SIZE)
 
@@ -109,10 +110,10 @@ def _library() -> _Library:
         fence()  # what went past the cache is seen before whatever this thread writes next
 
     return _Library(
-        create=_typed(xxh3.XXH3_createState, _POINTER),
-        free=_typed(xxh3.XXH3_freeState, ctypes.c_int, _POINTER),
-        reset=_typed(xxh3.XXH3_64bits_reset, ctypes.c_int, _POINTER),
-        digest=_typed(xxh3.XXH3_64bits_digest, ctypes.c_uint64, _POINTER),
+        create=_typed(short.XXH3_createState, _POINTER),
+        free=_typed(short.XXH3_freeState, ctypes.c_int, _POINTER),
+        reset=_typed(short.XXH3_64bits_reset, ctypes.c_int, _POINTER),
+        digest=_typed(short.XXH3_64bits_digest, ctypes.c_uint64, _POINTER),
         feed=feed,
         land=land,
     )

@@ -112,6 +112,7 @@ def test_blocks_are_read_where_they_lie(pair: Pair, gate: Gate) -> None:
     gate.open.set()
     pair.wait_landed("t")
     assert pair.prefill.endpoint.sender.let_go("t")
+    assert pair.prefill.endpoint.sender.bytes_uncopied == BYTES
 
 
 def test_blocks_at_the_edge_of_the_cache_are_copied(pair: Pair) -> None:

@@ -273,6 +273,7 @@ async def test_control_cancel_and_stats(pair: tuple[Side, Side]) -> None:
             "digests": 0,
             "quarantined": [],
             "bytes_sent": 0,
+            "bytes_uncopied": 0,
             "bytes_landed": 0,
             "staged_bytes": 0,
             "cached_bytes": 0,
