@@ -94,8 +94,11 @@ def _landed(prefill: Rank, decode: Rank, name: str, was: dict[str, torch.Tensor]
     assert not decode.half.take_bad_blocks()
 
 
-def test_blocks_are_given_back_once_when_they_have_landed(ranks: tuple[Rank, Rank]) -> None:
+def test_blocks_are_given_back_once_when_they_have_landed(
+    ranks: tuple[Rank, Rank], monkeypatch: pytest.MonkeyPatch
+) -> None:
     prefill, decode = ranks
+    monkeypatch.setattr("kv_transfer.sender.HOLD_S", 30.0)
     prefill.send(decode.address, "t")  # decode reserves nothing yet
     assert prefill.sender.cached_bytes == len(LAYERS) * len(IDS) * 4096
     prefill.hold("t")
