@@ -20,23 +20,19 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
 
-from core.component_tls import tls_from_json
 from core.engine import RESUMED_TOKENS
 from core.errors import ConfigError
 from core.types import Quarantined
-from kv_transfer.block_io import BlockIO
-from kv_transfer.endpoint import EndpointConfig, KVEndpoint
-from kv_transfer.faults import SendFaults
-from kv_transfer.frames import Offer
+from kv_transfer.choice import AUTO
 from kv_transfer.plan import (
     HandoverPlanner,
-    SendRange,
     StepPlan,
     prompt_digest,
 )
 from kv_transfer.quarantine import QUARANTINED
 from kv_transfer.receive_times import ReceiveTimes
 from kv_transfer.request_params import receive_params, send_params
+from kv_transfer.worker_half import WorkerHalf
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -47,11 +43,6 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
-
-# vLLM's engine steps every millisecond while all it has is requests that wait for KV; each such step wakes the worker's
-# front as well: 26 ms of CPU for 90 ms of waiting, measured, on a core that shares its execution units with prefill's.
-# Waiting here instead ends as soon as KV lands, and delays a request that comes meanwhile by at most this.
-_IDLE_WAIT_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +87,18 @@ class BatonConnector(KVConnectorBase_V1):
         super().__init__(vllm_config, role, kv_cache_config)
         self._extra: dict[str, Any] = dict(vllm_config.kv_transfer_config.kv_connector_extra_config)
         self._planner: HandoverPlanner | None = None
-        self._worker: _WorkerHalf | None = None
+        self._worker: WorkerHalf | None = None
         self._rank: int = vllm_config.parallel_config.rank
         _check_one_group(kv_cache_config)
         self._is_windowed = _is_windowed(kv_cache_config)
+        self._holds_blocks = not self._is_windowed and _may_share(vllm_config, self._extra)
         if role is KVConnectorRole.SCHEDULER:
-            self._planner = HandoverPlanner(block_size=vllm_config.cache_config.block_size)
+            self._planner = HandoverPlanner(vllm_config.cache_config.block_size, self._holds_blocks)
         self._times = ReceiveTimes(time.monotonic)
 
     @property
     def requires_kv_delivery(self) -> bool:
-        """No: blocks are copied out as they are computed, so a preemption never takes unsent KV away."""
+        """No: blocks are copied out as they are computed, or before a preemption takes them away."""
         return False
 
     @classmethod
@@ -153,12 +145,15 @@ class BatonConnector(KVConnectorBase_V1):
                 digest=_digest(request),
                 num_prompt_tokens=request.num_prompt_tokens,
                 block_ids=blocks.get_block_ids()[0],
+                goes_on=request.max_tokens > 1,
             )
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> BatonMetadata:
         """Turn what this step computes into the worker half's plan."""
         planner = self._scheduler
         scheduled = scheduler_output.num_scheduled_tokens
+        for request_id in scheduler_output.preempted_req_ids or ():
+            planner.preempt(request_id)
         for new in scheduler_output.scheduled_new_reqs:
             planner.replace_blocks(new.req_id, new.block_ids[0])
             planner.advance_send(new.req_id, new.num_computed_tokens + scheduled[new.req_id])
@@ -172,9 +167,9 @@ class BatonConnector(KVConnectorBase_V1):
         return BatonMetadata(planner.take_step(computes=scheduler_output.total_num_scheduled_tokens > 0))
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
-        """Give up what the request still had open; its blocks need no delay, they were copied out or written."""
-        self._scheduler.finish(request.request_id)
-        return False, self._times.take(request.request_id)
+        """Give up what the request still had open; blocks that the peer may still read are held."""
+        is_held = self._scheduler.finish(request.request_id)
+        return is_held, self._times.take(request.request_id)
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         """Note which hand-overs have ended."""
@@ -189,7 +184,13 @@ class BatonConnector(KVConnectorBase_V1):
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Start listening, once the cache exists."""
-        self._worker = _WorkerHalf(kv_caches, self._extra, self._rank)
+        self._worker = WorkerHalf(kv_caches, self._extra, self._rank, holds_blocks=self._holds_blocks)
+
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        """Take back blocks that this step may overwrite although the peer has not read them."""
+        assert isinstance(kv_connector_metadata, BatonMetadata)
+        if self._worker is not None:
+            self._worker.call_back(kv_connector_metadata.plan)
 
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         """Take this step's plan; offers and reservations go out before the forward pass begins."""
@@ -199,7 +200,7 @@ class BatonConnector(KVConnectorBase_V1):
             self._worker.begin_step(connector_metadata.plan)
 
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: object, **kwargs: object) -> None:
-        """Copy out the blocks this step completed in one layer; they leave while the next layer computes."""
+        """Offer the blocks this step completed in one layer; they leave while the next layer computes."""
         if self._worker is not None:
             self._worker.save_layer(layer_name)
 
@@ -218,7 +219,8 @@ class BatonConnector(KVConnectorBase_V1):
         """Report requests whose hand-over ended, each exactly once."""
         if self._worker is None:
             return None, None
-        return None, self._worker.take_finished() or None
+        received = self._worker.take_finished()
+        return self._worker.take_unread() or None, received or None
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         """Report requests whose hand-over ended, and which of them lack KV; vLLM 0.30 and later ask so."""
@@ -238,7 +240,8 @@ class BatonConnector(KVConnectorBase_V1):
 
     def get_kv_connector_stats(self) -> BatonStats | None:
         """Report whose KV is not taken, when that has changed."""
-        return self._worker.take_stats() if self._worker is not None else None
+        left_out = self._worker.take_quarantined() if self._worker is not None else None
+        return None if left_out is None else BatonStats.of(left_out)
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> BatonStats:
@@ -249,118 +252,6 @@ class BatonConnector(KVConnectorBase_V1):
         """Stop the KV thread."""
         if self._worker is not None:
             self._worker.endpoint.close()
-
-
-class _WorkerHalf:
-    """Runs each step's plan on one engine rank; called from the engine thread only."""
-
-    def __init__(self, kv_caches: Mapping[str, torch.Tensor], extra: Mapping[str, Any], rank: int) -> None:
-        suffix = "" if rank == 0 else f".rank{rank}"
-        config = EndpointConfig(
-            worker_id=str(extra["worker_id"]),
-            epoch=int(extra["epoch"]),
-            host=str(extra["host"]),
-            port=int(extra.get("port", 0)) + (rank if extra.get("port") else 0),
-            endpoint_file=str(extra["endpoint_file"]) + suffix,
-            fingerprint=str(extra["fingerprint"]),
-            token=str(extra.get("token", "")),
-            tls=tls_from_json(extra.get("tls")),
-            lease_s=float(extra.get("lease_s", 30.0)),
-            staging_bytes=int(extra.get("staging_bytes", 1 << 30)),
-            transport=str(extra.get("transport", "auto")),
-            verify_share=float(extra.get("verify_share", 0.0)),
-        )
-        self._rank = rank
-        self._io = BlockIO(kv_caches)
-        self._faulty: dict[str, SendFaults] = {}  # transfers that a fault was injected into
-        self._ranges: tuple[SendRange, ...] = ()
-        self._computes = False
-        self._bad_blocks: set[int] = set()
-        self._told: tuple[tuple[str, int, int], ...] = ()  # who is left out, as the front was told last
-        self._failed: set[str] = set()
-        self.endpoint = KVEndpoint(config, self._io, SendFaults.parse(dict(extra.get("faults") or {})))
-        self.endpoint.start()
-
-    def begin_step(self, plan: StepPlan) -> None:
-        sender = self.endpoint.sender
-        self._ranges = plan.send_ranges
-        self._computes = plan.computes
-        for opened in plan.receive_opens:
-            self.endpoint.expect(opened)
-        for transfer_id in plan.receive_cancels:
-            self.endpoint.cancel_receive(transfer_id)
-        for transfer_id in plan.send_aborts:
-            sender.abort(transfer_id, "the prefill request ended early")
-            self._faulty.pop(transfer_id, None)
-        for send in plan.send_opens:
-            transfer_id = send.params.transfer_id
-            if (faults := self.endpoint.faults.take()) is not None:
-                self._faulty[transfer_id] = faults
-                if faults.never_offer:
-                    continue
-            offer = Offer(
-                transfer_id,
-                self.endpoint.config.worker_id,
-                self.endpoint.config.epoch,
-                self.endpoint.fingerprint,
-                send.prompt_digest,
-                send.num_blocks,
-                self._io.num_layers,
-                self._io.block_bytes,
-            )
-            peers = send.params.peer.split(",")
-            sender.open(
-                offer,
-                request_id=send.request_id,
-                peer=peers[self._rank % len(peers)],
-                lease_s=send.params.lease_s,
-                due_s=send.params.due_s,
-            )
-
-    def save_layer(self, layer_name: str) -> None:
-        if not self._ranges:
-            return
-        layer = self._io.layer_index[layer_name]
-        for part in self._ranges:
-            first = self.endpoint.sender.wants(part.transfer_id, part.first_block, len(part.block_ids))
-            if first is None:
-                continue
-            ids = part.block_ids[first - part.first_block :]
-            self.endpoint.stage(part.transfer_id, layer, first, ids, self._faulty.get(part.transfer_id))
-
-    def end_step(self) -> None:
-        self.endpoint.end_step()
-        for part in self._ranges:
-            if part.last:
-                self.endpoint.finish(part.transfer_id)
-                self._faulty.pop(part.transfer_id, None)
-        self._ranges = ()
-
-    def take_finished(self) -> set[str]:
-        if not self._computes:
-            self.endpoint.wait_results(_IDLE_WAIT_S)
-        results = self.endpoint.take_results()
-        self._bad_blocks |= results.bad_blocks
-        self._failed = results.failed  # of this step
-        return results.finished
-
-    def take_stats(self) -> BatonStats | None:
-        """Tell of the quarantine when somebody came into it, or left."""
-        left_out = self.endpoint.receiver.quarantine.report()
-        keys = tuple((sender.worker_id, sender.epoch, sender.times) for sender in left_out)
-        if keys == self._told:
-            return None
-        self._told = keys
-        return BatonStats.of(left_out)
-
-    @property
-    def failed(self) -> set[str]:
-        """Of the requests that `take_finished` last returned, those that lack KV."""
-        return self._failed
-
-    def take_bad_blocks(self) -> set[int]:
-        bad, self._bad_blocks = self._bad_blocks, set()
-        return bad
 
 
 def _check_one_group(kv_cache_config: KVCacheConfig) -> None:
@@ -375,6 +266,11 @@ def _check_one_group(kv_cache_config: KVCacheConfig) -> None:
             f"kv: this model has {count} KV cache groups, and a hand-over carries one: serve it by decode workers "
             "alone, with kv.transport: none and pools.prefill.replicas: 0"
         )
+
+
+def _may_share(vllm_config: VllmConfig, extra: Mapping[str, Any]) -> bool:
+    """Whether peers of this host may read the cache where it lies."""
+    return vllm_config.device_config.device_type == "cpu" and extra.get("transport", AUTO) in (AUTO, "shm")
 
 
 def _is_windowed(kv_cache_config: KVCacheConfig) -> bool:

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kv_transfer.frames import Digest
+from kv_transfer.rows import Rows
+from kv_transfer.vectored import RowDigest, prepare
 
 Bytes = npt.NDArray[np.uint8]
 _LEAST_BYTES: Final = 128 << 10  # 10 us: below, letting go of the lock costs more than it gives
@@ -36,18 +38,26 @@ def copy_hashed(target: memoryview, source: memoryview, digest: Digest) -> None:
     digest.update(source)
 
 
-def land_hashed(rows: Sequence[memoryview], source: memoryview) -> int:
-    """Copy a payload to the rows it is for; return its digest.
+def land_rows(rows: Sequence[memoryview], sources: Rows) -> int:
+    """Copy a payload that lies in pieces to the rows it is for, cut as they may be; return the digest of what landed.
 
-    It is made after the copy: of a payload that somebody overwrites meanwhile it is not what the sender's was.
+    It is made after the copy: of a payload that is overwritten meanwhile it is not what the sender's was.
     """
-    start = 0
-    for row in rows:
-        end = start + row.nbytes
-        _copy(row, source[start:end])
-        start = end
+    if isinstance(rows, Rows) and prepare() and (pieces := sources.cut(rows.row_bytes)) is not None:
+        landed = RowDigest()
+        landed.land(rows.addresses, pieces, rows.row_bytes)
+        return landed.intdigest()
     digest = Digest()
-    digest.update(source)
+    left = iter(sources)
+    source = memoryview(b"")
+    for row in rows:
+        while row.nbytes:
+            if not source.nbytes:
+                source = next(left)
+            size = min(row.nbytes, source.nbytes)
+            _copy(row[:size], source[:size])
+            digest.update(row[:size])
+            row, source = row[size:], source[size:]
     return int(digest.intdigest())
 
 

@@ -58,6 +58,7 @@ class EndpointConfig:
     group_bytes: int = GROUP_BYTES
     ack_bytes: int = ACK_BYTES
     transport: str = AUTO  # as kv.transport names it
+    share_cache: bool = True  # peers of this host read it where it lies; no: blocks are copied out when they are staged
     verify_share: float = 0.0  # of hand-overs whose blocks are digested end to end; 0: none
     tls: ComponentTLS | None = None  # between components; None: the token only
 
@@ -89,7 +90,12 @@ class KVEndpoint:
         self._pool = StagingPool(config.staging_bytes)
         self._grpc = GrpcTransport(self._control, token=config.token, port=config.port, tls=config.tls)
         context = TransportContext(
-            config.token, self._pool, Path(config.endpoint_file).parent, io.device_name, io.host_memory
+            config.token,
+            self._pool,
+            Path(config.endpoint_file).parent,
+            io.device_name,
+            io.host_memory,
+            io.share if config.share_cache else lambda: None,
         )
         made = make_transports(config.transport, self._grpc, context, encrypted=config.tls is not None)
         # Between devices where a transport can, and then through the host only for a transport that cannot.
@@ -134,14 +140,24 @@ class KVEndpoint:
         self._loop.call_soon_threadsafe(self.receiver.expect, opened)
 
     def stage(
-        self, transfer_id: str, layer: int, first_block: int, block_ids: Sequence[int], faults: SendFaults | None = None
+        self,
+        transfer_id: str,
+        layer: int,
+        first_block: int,
+        block_ids: Sequence[int],
+        faults: SendFaults | None = None,
+        *,
+        stays: bool = False,
     ) -> None:
-        """Copy blocks of one layer out of the cache for a hand-over; they are the caller's again on return."""
+        """Take blocks of one layer for a hand-over; they are the caller's again on return.
+
+        With `stays` they may be left in the cache, and are the caller's when `sender.let_go` or `call_back` says so.
+        """
         self.digests.add(transfer_id, layer, first_block, block_ids)
         if self._device is not None and faults is None:
             self._stage_on_device(self._device, transfer_id, layer, first_block, block_ids)
         else:
-            self._stager.stage(transfer_id, layer, first_block, block_ids, faults)
+            self._stager.stage(transfer_id, layer, first_block, block_ids, faults, stays=stays)
 
     def finish(self, transfer_id: str) -> None:
         """Note that the last block of a hand-over was staged."""
@@ -195,7 +211,7 @@ class KVEndpoint:
         return self.receiver.take_results()
 
     def close(self) -> None:
-        """Stop the server and the thread; idempotent."""
+        """Stop the server and the thread; idempotent. The cache stays shared: a process that goes on closes `io`."""
         if not self._thread.is_alive():
             return
         try:
@@ -272,8 +288,10 @@ class KVEndpoint:
             "digests": self.digests.count,
             "quarantined": [asdict(sender) for sender in self.receiver.quarantine.report()],
             "bytes_sent": self.sender.bytes_sent,
+            "bytes_uncopied": self.sender.bytes_uncopied,
             "bytes_landed": self.receiver.bytes_landed,
             "staged_bytes": self.sender.staged_bytes,
+            "cached_bytes": self.sender.cached_bytes,
             "overlap": asdict(self.sender.overlap),
             **self._ways.stats(),
         }

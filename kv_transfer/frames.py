@@ -131,8 +131,13 @@ def blocks_header(
 ) -> bytes:
     """Encode what precedes `num_blocks` blocks of one layer or more; `digest` is the payload's where it is known."""
     digest = _digest_of((payload,)) if digest is None else digest
+    return digested_header(seed, layer, first_block, num_blocks, size=payload.nbytes, digest=digest)
+
+
+def digested_header(seed: int, layer: int, first_block: int, num_blocks: int, *, size: int, digest: int) -> bytes:
+    """Encode what precedes `size` bytes of blocks whose digest is known."""
     checksum = _checksum(digest, seed=seed, layer=layer, first_block=first_block, num_blocks=num_blocks)
-    return _HEADER.pack(Kind.BLOCKS, VERSION, layer, first_block, num_blocks, payload.nbytes, checksum)
+    return _HEADER.pack(Kind.BLOCKS, VERSION, layer, first_block, num_blocks, size, checksum)
 
 
 def place_header(layer: int, first_block: int, num_blocks: int, size: int) -> bytes:

@@ -89,7 +89,7 @@ class _Attempt:
 
 
 class MeasuredWays:
-    """Opens streams over the transport that is best for each peer; implements kv_transfer.sender.Ways."""
+    """Opens streams over the transport that is best for each peer; implements kv_transfer.transport.Ways."""
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
     )
     yield from _single("baton_kv_leases_open", "gauge", "Hand-overs in progress on this side", len(stats["leases"]))
     yield from _single("baton_kv_staged_bytes", "gauge", "KV copied out and not yet sent", stats["staged_bytes"])
+    yield from _single("baton_kv_cached_bytes", "gauge", "KV that peers read in the cache", stats["cached_bytes"])
     for side in ("receives", "sends"):
         name = f"baton_kv_{side}_total"
         yield from _head(name, "counter", f"Hand-over {side} that ended, by outcome")
@@ -42,6 +43,11 @@ def _lines(stats: Mapping[str, Any]) -> Iterator[str]:
         ("baton_kv_mismatches_total", "Hand-overs that brought wrong KV and were recomputed", stats["mismatches"]),
         ("baton_kv_digests_total", "Hand-overs sent with a digest of their blocks, end to end", stats["digests"]),
         ("baton_kv_sent_bytes_total", "KV bytes sent", stats["bytes_sent"]),
+        (
+            "baton_kv_uncopied_bytes_total",
+            "KV bytes that peers were told to read in the cache",
+            stats["bytes_uncopied"],
+        ),
         ("baton_kv_landed_bytes_total", "KV bytes received into the cache", stats["bytes_landed"]),
         ("baton_kv_send_landed_bytes_total", "KV bytes of sends that landed", overlap["num_bytes"]),
         (

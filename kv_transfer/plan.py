@@ -51,6 +51,15 @@ class SendRange:
     first_block: int  # position in the request's block list
     block_ids: tuple[int, ...]  # physical
     last: bool
+    is_final: bool = True  # nothing is written to these blocks any more, as long as the request has them
+
+
+@dataclass(frozen=True, slots=True)
+class SendHold:
+    """A finished request whose blocks may still be read by the peer."""
+
+    request_id: str
+    transfer_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,8 @@ class StepPlan:
     send_opens: tuple[SendOpen, ...] = ()
     send_ranges: tuple[SendRange, ...] = ()
     send_aborts: tuple[str, ...] = ()  # transfer ids
+    send_holds: tuple[SendHold, ...] = ()  # of requests that have finished: their blocks are freed when we say so
+    send_call_backs: tuple[str, ...] = ()  # transfer ids of requests whose blocks this step may overwrite
     receive_opens: tuple[ReceiveOpen, ...] = ()
     receive_cancels: tuple[str, ...] = ()  # transfer ids
     computes: bool = False  # whether the step runs the model at all
@@ -90,6 +101,7 @@ class _Send:
     open: SendOpen
     num_prompt_tokens: int
     block_ids: list[int]
+    goes_on: bool  # the request computes beyond its prompt
     next_block: int = 0
     announced: bool = False
 
@@ -99,6 +111,7 @@ class HandoverPlanner:
     """Follows the requests that hand KV over, from their first scheduling to their end."""
 
     block_size: int  # tokens
+    holds_blocks: bool = False  # of finished requests, until the worker half has seen the last of them read
     _sends: dict[str, _Send] = field(default_factory=dict)  # all and only unfinished sends, by request id
     _receives: dict[str, str] = field(default_factory=dict)  # request id -> transfer id, until the request ends
     _receivers: dict[str, str] = field(default_factory=dict)  # transfer id -> request id, inverse of _receives
@@ -107,6 +120,9 @@ class HandoverPlanner:
     _send_ranges: list[SendRange] = field(default_factory=list)
     _send_opens: list[SendOpen] = field(default_factory=list)
     _send_aborts: list[str] = field(default_factory=list)
+    _sent: dict[str, str] = field(default_factory=dict)  # request id -> transfer id, of all announced, until it ends
+    _send_holds: list[SendHold] = field(default_factory=list)
+    _send_call_backs: list[str] = field(default_factory=list)
 
     def external_tokens(
         self, request_id: str, params: ReceiveParams, *, num_prompt_tokens: int, num_computed_tokens: int
@@ -162,15 +178,19 @@ class HandoverPlanner:
         digest: str,
         num_prompt_tokens: int,
         block_ids: Sequence[int],
+        goes_on: bool = True,
     ) -> None:
-        """Note a prefill request that was scheduled for the first time, or again after a preemption."""
+        """Note a prefill request that was scheduled for the first time, or again after a preemption.
+
+        One that `goes_on` writes to the last block of its prompt when that is handed over already, unless it is full.
+        """
         known = self._sends.get(request_id)
         if known is not None:
             known.block_ids = list(block_ids)
             return
         num_blocks = -(-num_prompt_tokens // self.block_size)
         opened = SendOpen(params, request_id, digest, num_blocks)
-        self._sends[request_id] = _Send(opened, num_prompt_tokens, list(block_ids))
+        self._sends[request_id] = _Send(opened, num_prompt_tokens, list(block_ids), goes_on)
 
     def add_blocks(self, request_id: str, block_ids: Sequence[int]) -> None:
         """Append blocks the scheduler gave to a continuing request."""
@@ -190,17 +210,27 @@ class HandoverPlanner:
         if not send.announced:
             send.announced = True
             self._send_opens.append(send.open)
+            self._sent[request_id] = send.open.params.transfer_id
         last = num_computed_tokens >= send.num_prompt_tokens
         end = send.open.num_blocks if last else num_computed_tokens // self.block_size
         if end > send.next_block or last:
             ids = tuple(send.block_ids[send.next_block : end])
-            self._send_ranges.append(SendRange(send.open.params.transfer_id, send.next_block, ids, last))
+            is_final = not (last and send.goes_on and send.num_prompt_tokens % self.block_size)
+            self._send_ranges.append(SendRange(send.open.params.transfer_id, send.next_block, ids, last, is_final))
             send.next_block = end
         if last:
             del self._sends[request_id]
 
-    def finish(self, request_id: str) -> None:
-        """Note that a request ended, however it ended; open hand-overs of it are given up."""
+    def preempt(self, request_id: str) -> None:
+        """Note that a request has lost its blocks, before anything is written to them."""
+        if (transfer_id := self._sent.get(request_id)) is not None:
+            self._send_call_backs.append(transfer_id)
+
+    def finish(self, request_id: str) -> bool:
+        """Note that a request ended, however it ended; open hand-overs of it are given up.
+
+        Returns whether its blocks are held until the worker half says that they are not read any more.
+        """
         send = self._sends.pop(request_id, None)
         if send is not None and send.announced:
             self._send_aborts.append(send.open.params.transfer_id)
@@ -208,6 +238,11 @@ class HandoverPlanner:
         if transfer_id is not None:
             del self._receivers[transfer_id]
             self._receive_cancels.append(transfer_id)
+        transfer_id = self._sent.pop(request_id, None)
+        if transfer_id is None or not self.holds_blocks:
+            return False
+        self._send_holds.append(SendHold(request_id, transfer_id))
+        return True
 
     def take_step(self, *, computes: bool = False) -> StepPlan:
         """Hand out what gathered since the last call; `computes` says whether the step runs the model."""
@@ -215,12 +250,17 @@ class HandoverPlanner:
             tuple(self._send_opens),
             tuple(self._send_ranges),
             tuple(self._send_aborts),
+            tuple(self._send_holds),
+            tuple(self._send_call_backs),
             tuple(self._receive_opens),
             tuple(self._receive_cancels),
             computes,
         )
-        for gathered in (self._send_opens, self._send_ranges, self._send_aborts):
-            gathered.clear()
+        self._send_opens.clear()
+        self._send_ranges.clear()
+        self._send_aborts.clear()
+        self._send_holds.clear()
+        self._send_call_backs.clear()
         self._receive_opens.clear()
         self._receive_cancels.clear()
         return plan

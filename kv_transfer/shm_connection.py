@@ -21,17 +21,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from core.errors import CorruptFrame, KVTransferError, TransferAborted, Unauthorized, WorkerLost
 from core.handshake import Handshake, Refused, RouterHandshake, WorkerHandshake
 from kv_transfer.frames import HEADER_BYTES, Header, Kind, read_header
-from kv_transfer.shm_memory import Mark
+from kv_transfer.shm_memory import CACHE, STAGING, Mark
+from kv_transfer.vectored import Addresses
 
-OFFSET: Final = struct.Struct("<Q")  # where the payload of BLOCKS lies in the sender's staging memory
+_PLACE: Final = struct.Struct("<II")  # where the payload of BLOCKS lies: a memory, pieces of equal size; their offsets
+_OFFSET_BYTES: Final = 8
+_MAX_PIECES: Final = 1 << 16
 _MARK: Final = struct.Struct("<BIQ")  # START: kind, slot, number
 _CREDIT: Final = struct.Struct("<BI")  # kind, records
 _START, _CLOSE, _CLOSE_FOR_GOOD, _GRANTED = 0xF0, 0xF1, 0xF2, 0xF3  # in the place of a frame's kind
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
-_DESCRIPTORS: Final = b"\x02"  # the byte that descriptors travel with
+_DESCRIPTORS: Final = (2, 3)  # how many travel: of staging memory and board, perhaps of the cache; the byte with them
 _MAPPED: Final = b"\x01"
 WINDOW: Final = 64  # records on their way and not taken yet: as many MiB of KV in frames of the usual size
 CLOSE_S: Final = 5.0  # that the peer has to end a stream that this end has ended
@@ -43,7 +48,20 @@ class Record:
 
     header: Header
     head: bytes  # the header, encoded
-    body: bytes  # the payload; of BLOCKS its offset
+    body: bytes  # the payload; of BLOCKS where it lies
+
+
+def place(memory: int, offsets: bytes) -> bytes:
+    """Say where the payload of a BLOCKS frame lies: `offsets` of pieces of equal size in one memory."""
+    return _PLACE.pack(memory, len(offsets) // _OFFSET_BYTES) + offsets
+
+
+def read_place(body: bytes, size: int) -> tuple[int, Addresses, int]:
+    """Read where `size` bytes lie: memory, offsets, bytes of each piece. Raises CorruptFrame."""
+    memory, count = _PLACE.unpack_from(body)
+    if memory not in (STAGING, CACHE) or not count or size % count:
+        raise CorruptFrame(f"{size} bytes cannot lie in {count} pieces of memory {memory}")
+    return memory, np.frombuffer(body, dtype="<u8", count=count, offset=_PLACE.size), size // count
 
 
 class Stream:
@@ -224,7 +242,7 @@ class Connection(asyncio.Protocol):
             self._switch(head)
             return HEADER_BYTES
         header = read_header(head)
-        end = HEADER_BYTES + (OFFSET.size if header.kind is Kind.BLOCKS else header.size)
+        end = HEADER_BYTES + (self._place_bytes() if header.kind is Kind.BLOCKS else header.size)
         if len(self._buffer) < end:
             return 0
         if not self._peer_open:
@@ -232,6 +250,15 @@ class Connection(asyncio.Protocol):
         if self._stream is not None:
             self._stream.put(Record(header, head, bytes(self._buffer[HEADER_BYTES:end])))
         return end
+
+    def _place_bytes(self) -> int:
+        """Say how long the record of a BLOCKS frame is, as far as it has come. Raises CorruptFrame."""
+        if len(self._buffer) < HEADER_BYTES + _PLACE.size:
+            return _PLACE.size
+        count = _PLACE.unpack_from(self._buffer, HEADER_BYTES)[1]
+        if count > _MAX_PIECES:
+            raise CorruptFrame(f"a frame in {count} pieces")
+        return int(_PLACE.size + count * _OFFSET_BYTES)
 
     def _switch(self, head: bytes) -> None:
         """Take a record that is no frame: of START, CLOSE and CREDIT the first one is the sender's alone."""
@@ -288,8 +315,8 @@ def is_same_user(sock: socket.socket) -> bool:
     return bool(_CREDENTIALS.unpack(raw)[1] == os.geteuid())
 
 
-async def offer_memory(sock: socket.socket, token: str, fds: tuple[int, int]) -> None:
-    """Prove the token to a listener, then pass it memory; returns when it is mapped.
+async def offer_memory(sock: socket.socket, token: str, fds: Sequence[int]) -> None:
+    """Prove the token to a listener, then pass it staging memory, board and perhaps cache; returns when it is mapped.
 
     Raises Unauthorized, TransferAborted or OSError.
     """
@@ -300,13 +327,13 @@ async def offer_memory(sock: socket.socket, token: str, fds: tuple[int, int]) ->
         await _shake_hands(sock, RouterHandshake(token))
     except WorkerLost as exc:
         raise TransferAborted(str(exc)) from exc
-    socket.send_fds(sock, [_DESCRIPTORS], list(fds))  # one byte into an empty buffer: never blocks
+    socket.send_fds(sock, [bytes((len(fds),))], list(fds))  # one byte into an empty buffer: never blocks
     if await loop.sock_recv(sock, 1) != _MAPPED:
         raise TransferAborted("the peer did not take this engine's memory; its log says why")
 
 
-async def receive_memory(sock: socket.socket, token: str, take: Callable[[int, int], None]) -> None:
-    """Judge who connected, then `take` the two descriptors it passes, which are closed thereafter.
+async def receive_memory(sock: socket.socket, token: str, take: Callable[[Sequence[int]], None]) -> None:
+    """Judge who connected, then `take` the descriptors it passes, which are closed thereafter.
 
     Raises Unauthorized, CorruptFrame, TransferAborted, OSError, or what `take` raises.
     """
@@ -315,15 +342,15 @@ async def receive_memory(sock: socket.socket, token: str, take: Callable[[int, i
     await _shake_hands(sock, WorkerHandshake(token))
     await _readable(sock)
     fds = array.array("i")
-    size = socket.CMSG_SPACE(2 * fds.itemsize)
+    size = socket.CMSG_SPACE(max(_DESCRIPTORS) * fds.itemsize)
     data, ancillary, flags, _ = sock.recvmsg(1, size, socket.MSG_CMSG_CLOEXEC)
     for level, kind, content in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
     try:
-        if data != _DESCRIPTORS or len(fds) != 2 or flags & socket.MSG_CTRUNC:
-            raise CorruptFrame("expected two descriptors")
-        take(fds[0], fds[1])
+        if len(fds) not in _DESCRIPTORS or data != bytes((len(fds),)) or flags & socket.MSG_CTRUNC:
+            raise CorruptFrame("expected two or three descriptors")
+        take(fds)
     finally:
         for fd in fds:
             os.close(fd)

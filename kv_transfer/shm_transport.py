@@ -1,12 +1,12 @@
-"""KV between engines of one host: the receiver copies it out of the sender's staging memory, once.
+"""KV between engines of one host: the receiver copies it out of the sender's cache or staging memory, once.
 
 Owns who has which connection and whose memory is mapped. Connections and mappings outlive streams: a hand-over costs no
 connect, no handshake and no page fault. What travels over the socket is frames without their KV.
 
 A payload is read when it is landed, which may be after its stream has ended and its memory was given to another
 hand-over. What was copied then is never served: the sender clears the stream's word in shared memory before its
-segments can be given back, and `land` looks at it after the copy; and whatever else may write there, the caller checks
-the checksum of what still lies there after the copy, which is seeded by transfer, layer and position.
+segments or blocks can be given back, and `land` looks at it after the copy; and whatever else may write there, the
+caller checks the checksum of what lies there, or has landed, after the copy, seeded by transfer, layer and position.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ from pathlib import Path
 from typing import Final
 
 from core.errors import BatonError, TransferAborted, TransferTimeout
-from kv_transfer.copying import land_hashed
+from kv_transfer.copying import land_rows
 from kv_transfer.frames import Header
+from kv_transfer.shared_cache import OFFSET, SharedCache
 from kv_transfer.shm_connection import (
-    OFFSET,
     Connection,
     Record,
     Stream,
     offer_memory,
+    place,
+    read_place,
     receive_memory,
 )
-from kv_transfer.shm_memory import Board, Identity, Mark, PeerMemory, identity_of
+from kv_transfer.shm_memory import CACHE, STAGING, Board, Identity, Mark, PeerMemory, identity_of
 from kv_transfer.staging import StagingPool
 from kv_transfer.transport import Incoming, Outgoing, Serve, StagedFrame
 
@@ -45,7 +47,7 @@ YIELD_BYTES: Final = 4 << 20  # landed without letting the loop do anything else
 
 
 class ShmOutgoing:
-    """The sender's end; implements kv_transfer.transport.Outgoing."""
+    """The sender's end; implements kv_transfer.transport.Outgoing and CacheReader."""
 
     def __init__(self, stream: Stream, board: Board, mark: Mark) -> None:
         self._stream = stream
@@ -59,12 +61,16 @@ class ShmOutgoing:
 
     async def write_blocks(self, frames: Sequence[StagedFrame]) -> None:
         """Say where payloads lie."""
-        await self._stream.send([frame.header + OFFSET.pack(frame.offset) for frame in frames])
+        await self._stream.send([frame.header + _place_of(frame) for frame in frames])
 
     async def read(self) -> bytes:
         """Wait for one frame without KV, whole."""
         record = await self._stream.next_record()
         return record.head + record.body
+
+    def revoke(self) -> None:
+        """Have nothing count that the peer copies from here on; from any thread."""
+        self._board.revoke(self._mark)
 
     def close(self) -> None:
         """End the stream at once; nothing the peer copies from here on counts."""
@@ -96,8 +102,8 @@ class ShmIncoming:
 
     async def land(self, header: Header, rows: Sequence[memoryview]) -> int:
         """Copy from the sender's memory. Raises CorruptFrame when it lies outside, TransferAborted when it is late."""
-        (offset,) = OFFSET.unpack(self._take().body)
-        digest = land_hashed(rows, self._memory.read(offset, header.size))
+        memory, offsets, size = read_place(self._take().body, header.size)
+        digest = land_rows(rows, self._memory.read(memory, offsets, size))
         if not self._memory.is_live(self._mark):
             raise TransferAborted("the sender ended the stream while its KV was copied")
         self._landed_bytes += header.size
@@ -127,10 +133,11 @@ class ShmTransport:
 
     name = "shm"
 
-    def __init__(self, token: str, staging: StagingPool, run_dir: Path) -> None:
+    def __init__(self, token: str, staging: StagingPool, run_dir: Path, cache: SharedCache | None = None) -> None:
         """Take the cluster token, the memory that peers may read, and a folder for the socket."""
         self._token = token
         self._staging = staging
+        self._cache = cache
         self._run_dir = run_dir
         self._board: Board | None = None  # made for the first stream out
         self._listener: socket.socket | None = None
@@ -210,7 +217,8 @@ class ShmTransport:
             async with asyncio.timeout(timeout_s):
                 with short_path(Path(address.removeprefix(SCHEME))) as short:
                     await loop.sock_connect(sock, short)
-                await offer_memory(sock, self._token, (self._staging.fd, board.fd))
+                fds = [self._staging.fd, board.fd, *(() if self._cache is None else (self._cache.fd,))]
+                await offer_memory(sock, self._token, fds)
                 return await self._adopt(sock, Connection(None, lambda it: self._keep(address, it), self._forget))
         except TimeoutError as exc:
             sock.close()
@@ -242,7 +250,7 @@ class ShmTransport:
         connection = Connection(self._start, lambda it: None, self._forget)
         try:
             async with asyncio.timeout(HANDSHAKE_S):
-                await receive_memory(sock, self._token, lambda *fds: self._map(fds[0], fds[1], connection))
+                await receive_memory(sock, self._token, lambda fds: self._map(fds, connection))
                 await self._adopt(sock, connection)
         except (BatonError, OSError) as exc:  # TimeoutError is an OSError
             logger.warning("a KV connection was refused: %s", exc or type(exc).__name__)
@@ -300,11 +308,11 @@ class ShmTransport:
                 del self._idle[address]
         self._unmap(connection)
 
-    def _map(self, staging_fd: int, board_fd: int, connection: Connection) -> None:
-        identity = identity_of(staging_fd, board_fd)
+    def _map(self, fds: Sequence[int], connection: Connection) -> None:
+        identity = identity_of(fds)
         entry = self._memories.get(identity)
         if entry is None:
-            entry = self._memories[identity] = PeerMemory(staging_fd, board_fd), set()
+            entry = self._memories[identity] = PeerMemory(*fds), set()
         entry[1].add(connection)
 
     def _unmap(self, connection: Connection) -> None:
@@ -318,6 +326,13 @@ class ShmTransport:
         task = asyncio.create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _place_of(frame: StagedFrame) -> bytes:
+    """Say where a payload lies."""
+    if frame.cached is not None:
+        return place(CACHE, frame.cached.offsets())
+    return place(STAGING, OFFSET.pack(frame.offset))
 
 
 @contextlib.contextmanager

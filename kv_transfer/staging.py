@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 CHUNK_BYTES: Final = 64 << 10  # what the region is divided into
 GROWTH_BYTES: Final = 16 << 20  # allocated at a time: 9 ms
 SIZE_SEAL: Final = fcntl.F_SEAL_SHRINK  # who reads mapped memory that shrank dies of SIGBUS
-_POPULATE_WRITE: Final = 23  # madvise(2): MADV_POPULATE_WRITE, Linux 5.14
+POPULATE_WRITE: Final = 23  # madvise(2): MADVPOPULATE_WRITE, Linux 5.14
 
 
 def sealed_memory(name: str, size: int) -> int:
@@ -144,7 +144,7 @@ class StagingPool:
             logger.warning("no memory for %d bytes of KV more: %s", size, exc.strerror)
             return False
         with contextlib.suppress(OSError):  # an old kernel: each page is mapped when it is first written
-            self._map.madvise(_POPULATE_WRITE, start, size)
+            self._map.madvise(POPULATE_WRITE, start, size)
         self.allocated_bytes += size
         return True
 

@@ -3,9 +3,9 @@
 A transport moves frames in order and says when the peer is gone. It knows nothing of leases, of what a hand-over is or
 of when one ends; sender and receiver know nothing of sockets. Every transport passes one contract test suite.
 
-KV goes from staged memory of the sender straight into rows of the receiver's cache. A staged payload stays as it is
-until the peer has acknowledged it or its stream is closed; what a transport that reads it later than that may land is
-found out by its checksum.
+KV goes from staged memory of the sender, or from its cache, straight into rows of the receiver's cache. A payload stays
+as it is until the peer has acknowledged it or its stream is closed or revoked; what a transport that reads it later
+than that may land is found out by its checksum.
 """
 
 from __future__ import annotations
@@ -19,17 +19,24 @@ from kv_transfer.frames import Header
 if TYPE_CHECKING:
     import torch
 
+    from kv_transfer.cached_blocks import CachedBlocks
     from kv_transfer.device_blocks import DeviceBuffer
 
 
 @dataclass(frozen=True, slots=True)
 class StagedFrame:
-    """One BLOCKS frame that waits in staging memory."""
+    """One BLOCKS frame that waits in staging memory, or in the cache for a stream that is a CacheReader."""
 
     header: bytes  # encoded, HEADER_BYTES long
     payload: memoryview  # whole blocks of one layer or more, back to back
     offset: int  # of the payload in the sender's staging memory (StagingPool.fd)
     device: DeviceBuffer | None = None  # the payload in device memory; then `header` and `payload` await a copy of it
+    cached: CachedBlocks | None = None  # the payload in the cache; then `payload` is empty
+
+    @property
+    def size(self) -> int:
+        """Bytes of the payload, wherever it is."""
+        return self.payload.nbytes if self.cached is None else self.cached.size_bytes
 
 
 class Outgoing(Protocol):
@@ -49,6 +56,19 @@ class Outgoing(Protocol):
 
     def close(self) -> None:
         """End the stream at once, whatever is being read or written; idempotent."""
+        ...
+
+
+@runtime_checkable
+class CacheReader(Protocol):
+    """What an Outgoing is besides, if its peer reads payloads out of this engine's cache."""
+
+    def revoke(self) -> None:
+        """Have nothing count that the peer has not landed by now; from any thread. The stream is then to be closed."""
+        ...
+
+    def close(self) -> None:
+        """See Outgoing."""
         ...
 
 
@@ -114,4 +134,25 @@ class Transport(Protocol):
 
     async def close(self) -> None:
         """End every stream, stop listening and give back what is held; idempotent."""
+        ...
+
+
+class Ways(Protocol):
+    """The ways to reach decode engines."""
+
+    async def open(
+        self, peer: str, *, attempt: int, failed: frozenset[str], timeout_s: float, num_bytes: int | None = None
+    ) -> tuple[str, Outgoing]:
+        """Open a stream for one attempt at a hand-over of `num_bytes`; return it with the name of its transport.
+
+        `failed` names the transports whose streams broke in this hand-over. Raises a KVTransferError when none is left.
+        """
+        ...
+
+    def done(self, peer: str, name: str, num_bytes: int, seconds: float) -> None:
+        """Note that a hand-over landed; `seconds` without the time it waited for prefill to compute."""
+        ...
+
+    def failed(self, peer: str, name: str) -> None:
+        """Note that a stream broke."""
         ...

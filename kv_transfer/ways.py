@@ -18,6 +18,7 @@ from kv_transfer.communicator import missing_for
 from kv_transfer.grpc_transport import NAME as GRPC
 from kv_transfer.nixl_agent import missing_nixl
 from kv_transfer.nixl_transport import NixlTransport
+from kv_transfer.shared_cache import SharedCache
 from kv_transfer.shm_transport import ShmTransport
 from kv_transfer.staging import StagingPool
 from kv_transfer.tcp_transport import TcpTransport
@@ -33,13 +34,14 @@ class TransportContext:
     run_dir: Path  # for sockets
     device: str = "cpu"  # whose memory the KV cache is in, as torch names it
     cache: Sequence[memoryview] = ()  # the KV cache, where the host reads and writes it
+    share: Callable[[], SharedCache | None] = lambda: None  # has peers of this host read it, where they can
 
 
 MakeTransport = Callable[[TransportContext], Transport]
 # All and only transports besides gRPC, which every engine has, by the name that `kv.transport` uses.
 _FACTORIES: Final[Mapping[str, MakeTransport]] = {
     "nccl": lambda context: CollectiveTransport("nccl", context.token, device=context.device),
-    "shm": lambda context: ShmTransport(context.token, context.pool, context.run_dir),
+    "shm": lambda context: ShmTransport(context.token, context.pool, context.run_dir, context.share()),
     "nixl": lambda context: NixlTransport(context.token, context.pool, context.cache),
     "tcp": lambda context: TcpTransport(context.token),
     "gloo": lambda context: CollectiveTransport("gloo", context.token),

@@ -26,12 +26,12 @@ _DIGEST: Final = "bench"
 
 def sender(cache: Bytes, options: dict[str, str]) -> Side:
     """Build the prefill side."""
-    return _Prefill(cache, options["transport"])
+    return _Prefill(cache, options)
 
 
 def receiver(cache: Bytes, options: dict[str, str]) -> Side:
     """Build the decode side."""
-    return _Decode(cache, options["transport"])
+    return _Decode(cache, options)
 
 
 async def _refuse(address: str, timeout_s: float) -> Outgoing:
@@ -46,7 +46,7 @@ def _only(measured: str, transport: Transport) -> Transport:
 
 
 class _End:
-    def __init__(self, cache: Bytes, transport: str, worker_id: str, staging_bytes: int) -> None:
+    def __init__(self, cache: Bytes, options: dict[str, str], worker_id: str, staging_bytes: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="baton-bench-kv-")
         config = EndpointConfig(
             worker_id=worker_id,
@@ -58,9 +58,10 @@ class _End:
             token="bench",
             lease_s=WAIT_S,
             staging_bytes=staging_bytes,
-            transport=transport,
+            transport=options["transport"],
+            share_cache=bool(options.get("share_cache", "yes")),
         )
-        self._endpoint = KVEndpoint(config, block_io(cache), wrap=partial(_only, transport))
+        self._endpoint = KVEndpoint(config, block_io(cache), wrap=partial(_only, options["transport"]))
         self.address = self._endpoint.start()
         self._peer = ""
 
@@ -73,8 +74,8 @@ class _End:
 
 
 class _Prefill(_End):
-    def __init__(self, cache: Bytes, transport: str) -> None:
-        super().__init__(cache, transport, "prefill", STAGING_BYTES)
+    def __init__(self, cache: Bytes, options: dict[str, str]) -> None:
+        super().__init__(cache, options, "prefill", STAGING_BYTES)
 
     def prepare(self, job: Job) -> None:
         """Nothing is prepared: the offer is part of what is timed."""
@@ -90,16 +91,16 @@ class _Prefill(_End):
         for layer in range(LAYERS):
             wait_for_layer(began_s, layer, job.layer_ms)
             computed_s = time.monotonic()
-            for first, count in frames_of(job.num_blocks):
+            for first, count in frames_of(io, job.num_blocks):
                 wait_for_staging(lambda: self._endpoint.sender.staged_bytes, count * io.block_bytes)
-                self._endpoint.stage(name, layer, first, ids[first : first + count])
+                self._endpoint.stage(name, layer, first, ids[first : first + count], stays=True)
         self._endpoint.finish(name)
         return Span(computed_s if job.layer_ms else began_s)
 
 
 class _Decode(_End):
-    def __init__(self, cache: Bytes, transport: str) -> None:
-        super().__init__(cache, transport, "decode", 1 << 20)
+    def __init__(self, cache: Bytes, options: dict[str, str]) -> None:
+        super().__init__(cache, options, "decode", 1 << 20)
 
     def prepare(self, job: Job) -> None:
         """Reserve the blocks, as decode does before prefill starts."""

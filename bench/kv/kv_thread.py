@@ -16,8 +16,8 @@ import torch
 
 from bench.kv.cache import BLOCK_BYTES, Bytes
 from kv_transfer.block_io import BlockIO
+from kv_transfer.stager import CACHED_FRAME_BYTES, FRAME_BYTES
 
-FRAME_BYTES: Final = 2 << 20  # so much of a layer is copied out, then announced
 STAGING_BYTES: Final = 1 << 30  # kv.staging_mb's default
 _AHEAD_BYTES: Final = (
     8 << 20
@@ -31,9 +31,9 @@ def block_io(cache: Bytes) -> BlockIO:
     return BlockIO({f"layer.{index}": torch.from_numpy(layer) for index, layer in enumerate(cache)})
 
 
-def frames_of(num_blocks: int) -> Iterator[tuple[int, int]]:
+def frames_of(io: BlockIO, num_blocks: int) -> Iterator[tuple[int, int]]:
     """Divide a layer's blocks into frames: (first block, number of blocks)."""
-    count = FRAME_BYTES // BLOCK_BYTES
+    count = (FRAME_BYTES if io.shared is None else CACHED_FRAME_BYTES) // BLOCK_BYTES
     for first in range(0, num_blocks, count):
         yield first, min(count, num_blocks - first)
 

@@ -17,9 +17,12 @@ from typing import Final
 from bench.kv.cache import LAYERS, Bytes, Job
 from bench.kv.kv_thread import STAGING_BYTES, WAIT_S, KvThread, block_io, frames_of, wait_for_layer, wait_for_staging
 from bench.kv.side import Side, Span
+from kv_transfer.block_io import BlockIO
+from kv_transfer.cached_blocks import CachedBlocks
 from kv_transfer.frames import Kind, control_frame, read_control, transfer_seed, verify_blocks
 from kv_transfer.grpc_transport import GrpcTransport
 from kv_transfer.send_queue import SendQueue
+from kv_transfer.sender import BATCH_BYTES
 from kv_transfer.shm_transport import ShmTransport
 from kv_transfer.stager import Stager
 from kv_transfer.staging import Segment, StagingPool
@@ -27,39 +30,40 @@ from kv_transfer.tcp_transport import TcpTransport
 from kv_transfer.transport import Incoming, Outgoing, Transport
 
 _TOKEN: Final = "bench"
-_BATCH_BYTES: Final = 1 << 20  # as kv_transfer.sender hands frames on
 
 
 async def _no_control(verb: str, arguments: dict[str, str]) -> dict[str, object]:
     raise ValueError(f"the call {verb!r} is not known here")
 
 
-_MAKE: Final[Mapping[str, Callable[[StagingPool, Path], Transport]]] = {
-    "grpc": lambda pool, folder: GrpcTransport(_no_control, token=_TOKEN),
-    "tcp": lambda pool, folder: TcpTransport(_TOKEN),
-    "shm": lambda pool, folder: ShmTransport(_TOKEN, pool, folder),
+_MAKE: Final[Mapping[str, Callable[[StagingPool, Path, BlockIO], Transport]]] = {
+    "grpc": lambda pool, folder, io: GrpcTransport(_no_control, token=_TOKEN),
+    "tcp": lambda pool, folder, io: TcpTransport(_TOKEN),
+    "shm": lambda pool, folder, io: ShmTransport(_TOKEN, pool, folder, io.shared),
 }
 
 
 def sender(cache: Bytes, options: dict[str, str]) -> Side:
     """Build the end that stages and sends."""
-    return _Sender(cache, options["transport"], STAGING_BYTES)
+    return _Sender(cache, options, STAGING_BYTES)
 
 
 def receiver(cache: Bytes, options: dict[str, str]) -> Side:
     """Build the end that lands."""
-    return _Receiver(cache, options["transport"], 1 << 20)
+    return _Receiver(cache, options, 1 << 20)
 
 
 class _End:
     address = ""
 
-    def __init__(self, cache: Bytes, transport: str, staging_bytes: int) -> None:
+    def __init__(self, cache: Bytes, options: dict[str, str], staging_bytes: int) -> None:
         self._io = block_io(cache)
         self._pool = StagingPool(staging_bytes)
         self._folder = tempfile.TemporaryDirectory(prefix="baton-bench-kv-")
         self._thread = KvThread()
-        self._transport = _MAKE[transport](self._pool, Path(self._folder.name))
+        if options["transport"] == "shm" and options.get("share_cache", "yes"):
+            self._io.share()
+        self._transport = _MAKE[options["transport"]](self._pool, Path(self._folder.name), self._io)
         self._peer = ""
 
     def meet(self, address: str) -> None:
@@ -78,14 +82,27 @@ class _Frames:
     def __init__(self, pool: StagingPool, queue: SendQueue, wake: Callable[[], object]) -> None:
         self._pool, self._queue, self._wake = pool, queue, wake
 
+    def stays_in_cache(self, transfer_id: str) -> bool:
+        return True
+
     def take(self, transfer_id: str, size: int) -> Segment | None:
         wait_for_staging(lambda: self._pool.used_bytes, size)
         return self._pool.take(size)
 
     def put(
-        self, transfer_id: str, segment: Segment, *, layer: int, first_block: int, num_blocks: int, header: bytes
+        self,
+        transfer_id: str,
+        segment: Segment | None,
+        *,
+        layer: int,
+        first_block: int,
+        num_blocks: int,
+        header: bytes,
+        cached: CachedBlocks | None = None,
     ) -> None:
-        self._queue.put(segment, layer=layer, first_block=first_block, num_blocks=num_blocks, header=header)
+        self._queue.put(
+            segment, layer=layer, first_block=first_block, num_blocks=num_blocks, header=header, cached=cached
+        )
         self._wake()
 
 
@@ -105,8 +122,8 @@ class _Sender(_End):
         for layer in range(LAYERS):
             wait_for_layer(began_s, layer, job.layer_ms)
             computed_s = time.monotonic()
-            for first, count in frames_of(job.num_blocks):
-                stager.stage(name, layer, first, ids[first : first + count])
+            for first, count in frames_of(self._io, job.num_blocks):
+                stager.stage(name, layer, first, ids[first : first + count], stays=True)
         complete.set()
         self._thread.loop.call_soon_threadsafe(staged.set)
         sending.result(WAIT_S)
@@ -119,7 +136,7 @@ class _Sender(_End):
             while True:
                 staged.clear()
                 is_complete = complete.is_set()  # read before the queue
-                while frames := queue.take(_BATCH_BYTES):
+                while frames := queue.take(BATCH_BYTES):
                     await stream.write_blocks(frames)
                 if is_complete:
                     break
@@ -141,8 +158,8 @@ async def _read_acks(stream: Outgoing, queue: SendQueue) -> None:
 
 
 class _Receiver(_End):
-    def __init__(self, cache: Bytes, transport: str, staging_bytes: int) -> None:
-        super().__init__(cache, transport, staging_bytes)
+    def __init__(self, cache: Bytes, options: dict[str, str], staging_bytes: int) -> None:
+        super().__init__(cache, options, staging_bytes)
         self.address = self._thread.call(self._transport.listen("127.0.0.1", self._serve))
         self._job = Job(0, 0, 0)
         self._landed = threading.Event()
@@ -162,7 +179,7 @@ class _Receiver(_End):
             blocks = ids[header.first_block : header.first_block + header.num_blocks]
             num_layers = header.size // (len(blocks) * self._io.block_bytes)
             layers = range(header.layer, header.layer + num_layers)
-            rows = [row for layer in layers for row in self._io.writable(layer, blocks)]  # of the cache: it is on a CPU
+            rows = self._io.rows(layers, blocks)
             verify_blocks(header, seed, rows, digest=await stream.land(header, rows))
             count += 1
             await stream.write(control_frame(Kind.ACK, count=count))

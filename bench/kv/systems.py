@@ -23,7 +23,8 @@ FILES: Final = "files, as ExampleConnector"
 NIXL: Final = "NIXL 1.5.1"
 MOONCAKE: Final = "Mooncake 0.3.13, TCP"
 
-TRANSPORTS: Final = ("shm", "tcp", "grpc")
+STAGED_SHM: Final = "shm, copied out"  # as between engines that cannot share a cache: through staging memory
+TRANSPORTS: Final = ("shm", STAGED_SHM, "tcp", "grpc")
 # glibc keeps freed memory instead of giving it back: fresh message buffers fault on every page otherwise (mallopt(3)).
 _KEEP_MEMORY: Final = {
     "MALLOC_TOP_PAD_": str(64 << 20),
@@ -55,6 +56,11 @@ def whole(transport: str) -> str:
     return f"Baton {transport}, hand-over"
 
 
+def options_of(transport: str) -> dict[str, str]:
+    """Say what both ends are made with."""
+    return {"transport": "shm", "share_cache": ""} if transport == STAGED_SHM else {"transport": transport}
+
+
 LIMITS: Final = (
     System(MEMCPY, LIMIT, "bench.kv.limits", {"limit": "memcpy"}),
     System(TCP2, LIMIT, "bench.kv.limits", {"limit": "tcp"}),
@@ -77,6 +83,6 @@ def systems(transports: Sequence[str], peers: Sequence[str]) -> Iterator[System]
     if is_installed():
         yield IPERF3
     for transport in transports:
-        yield System(at_seam(transport), OURS, "bench.kv.seam", {"transport": transport})
-        yield System(whole(transport), OURS, "bench.kv.handover", {"transport": transport})
+        yield System(at_seam(transport), OURS, "bench.kv.seam", options_of(transport))
+        yield System(whole(transport), OURS, "bench.kv.handover", options_of(transport))
     yield from (PEERS[name] for name in peers)

@@ -11,12 +11,12 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from core.errors import TransferAborted
 from kv_transfer.frames import HEADER_BYTES
-from kv_transfer.transport import Outgoing, Serve, StagedFrame, Transport
+from kv_transfer.transport import CacheReader, Outgoing, Serve, StagedFrame, Transport
 
 _CHECKSUM_AT: Final = HEADER_BYTES - 1  # the last byte of a header belongs to its checksum
 _FROZEN_S: Final = 0.3
@@ -58,7 +58,10 @@ class FaultyTransport:
 
     async def connect(self, address: str, timeout_s: float) -> Outgoing:
         """See Transport."""
-        return _FaultyOutgoing(await self._inner.connect(address, timeout_s), self._odds, self._chance, self._counts)
+        inner = await self._inner.connect(address, timeout_s)
+        if isinstance(inner, CacheReader):
+            return _FaultyReader(inner, inner, self._odds, self._chance, self._counts)
+        return _FaultyOutgoing(inner, self._odds, self._chance, self._counts)
 
     async def close(self) -> None:
         """See Transport."""
@@ -110,7 +113,7 @@ class _FaultyOutgoing:
             header[_CHECKSUM_AT] ^= 1 << self._chance.randrange(8)
         if self._falls(self._odds.misplace, "misplace"):
             header[2] ^= 1  # the low byte of the layer
-        return StagedFrame(bytes(header), frame.payload, frame.offset)
+        return replace(frame, header=bytes(header))
 
     def _cut_perhaps(self) -> None:
         if self._falls(self._odds.cut, "cut"):
@@ -122,3 +125,13 @@ class _FaultyOutgoing:
             self._counts[kind] += 1
             return True
         return False
+
+
+class _FaultyReader(_FaultyOutgoing):
+    """A stream whose peer reads the cache."""
+
+    def __init__(
+        self, inner: Outgoing, reader: CacheReader, odds: Odds, chance: random.Random, counts: Counter[str]
+    ) -> None:
+        super().__init__(inner, odds, chance, counts)
+        self.revoke = reader.revoke

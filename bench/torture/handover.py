@@ -29,6 +29,7 @@ class Script:
     offer_at: int  # step in which the prefill side begins
     expect_at: int  # and the decode side
     abort_at: int | None = None  # the prefill request ends early
+    preempt_at: int | None = None  # it loses its blocks, and computes on in others
     cancel_at: int | None = None  # the decode request ends early
     never_offered: bool = False
     never_expected: bool = False
@@ -47,6 +48,7 @@ class Script:
             offer_at=chance.randint(0, 3),
             expect_at=chance.randint(0, 3),
             abort_at=chance.randint(0, 8) if wrong == "abort" else None,
+            preempt_at=chance.randint(0, 8) if chance.random() < 0.1 else None,
             cancel_at=chance.randint(0, 8) if wrong == "cancel" else None,
             never_offered=wrong == "offer",
             never_expected=wrong == "expect",
@@ -70,6 +72,7 @@ class HandOver:
         self._parts_staged = 0  # of both chunks, each with all layers
         self._source: list[int] | None = None
         self._target: list[int] | None = None
+        self._is_offered = self._is_staged = self._is_preempted = False
         self._has_sent = self._script.never_offered
         self._has_received = self._script.never_expected
         self._is_expected = self._is_cancelled = False
@@ -97,32 +100,54 @@ class HandOver:
             self._counts["decode died"] += 1
 
     def _step_prefill(self) -> None:
-        """Compute a layer of a part of the prompt, and stage it; after the last, the blocks are used anew at once."""
+        """Compute a layer of a part of the prompt, and stage it; at the end, blocks are used anew when they may be."""
         script = self._script
+        if self._is_staged:
+            if self._prefill.let_go(self.transfer_id):
+                self._end_prefill()
+            return
         if self._source is None:
             self._source = self._prefill.pool.take(script.num_blocks, self._chance)
             if self._source is None:
                 return  # later
             self._prefill.pool.fill(self._source, self._seed)
-            digest = "another" if script.wrong_prompt else str(self._seed)
-            self._prefill.offer(self._decode, self.transfer_id, digest, script.num_blocks, script.lease_s)
+            if not self._is_offered:
+                digest = "another" if script.wrong_prompt else str(self._seed)
+                self._prefill.offer(self._decode, self.transfer_id, digest, script.num_blocks, script.lease_s)
+                self._is_offered = True
         if script.abort_at is not None and self._step >= script.abort_at:
             self._prefill.abort(self.transfer_id)
-            self._end_prefill("aborted")
+            self._counts["aborted"] += 1
+            self._is_staged = True
             return
+        if script.preempt_at is not None and self._step >= script.preempt_at and not self._is_preempted:
+            self._preempt()
+            return
+        self._stage_part(self._source)
+        if self._parts_staged == 2 * LAYERS:
+            self._prefill.finish(self.transfer_id)
+            self._counts["staged"] += 1
+            self._is_staged = True
+
+    def _stage_part(self, source: list[int]) -> None:
+        script = self._script
         half = script.num_blocks // 2
         part, layer = divmod(self._parts_staged, LAYERS)
         first, end = ((0, half), (half, script.num_blocks))[part]
         if end > first:
-            self._prefill.stage(self.transfer_id, layer, first, self._source[first:end])
+            self._prefill.stage(self.transfer_id, layer, first, source[first:end])
         self._parts_staged += 1
-        if self._parts_staged == 2 * LAYERS:
-            self._prefill.finish(self.transfer_id)
-            self._end_prefill("staged")
 
-    def _end_prefill(self, how: str) -> None:
+    def _preempt(self) -> None:
         assert self._source is not None
-        self._counts[how] += 1
+        self._counts["preempted"] += 1
+        self._is_preempted = True
+        self._prefill.call_back(self.transfer_id)
+        self._prefill.pool.give_back(self._source)
+        self._source = None
+
+    def _end_prefill(self) -> None:
+        assert self._source is not None
         self._prefill.pool.give_back(self._source)
         self._has_sent = True
 

@@ -83,7 +83,7 @@ def torture(plan: Plan, run_dir: Path, *, tell: Callable[[str], object]) -> Outc
         return Outcome(time.monotonic() - began_s, counts, faults, by_transport, tuple(problems))
     finally:
         for side in sides:
-            side.endpoint.close()
+            side.close()
 
 
 def _happen(made: int, plan: Plan, chance: random.Random, sides: list[Side], counts: Counter[str]) -> None:

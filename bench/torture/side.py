@@ -71,8 +71,13 @@ class Side:
 
     def kill(self) -> None:
         """Die with whatever is under way, and come back as another process would: elsewhere, empty, one epoch later."""
-        self.endpoint.close()
+        self.close()
         self._start()
+
+    def close(self) -> None:
+        """End with whatever is under way."""
+        self.endpoint.close()
+        self.endpoint.io.close()
 
     def offer(self, peer: Side, transfer_id: str, digest: str, num_blocks: int, lease_s: float) -> None:
         """Begin to send."""
@@ -90,8 +95,8 @@ class Side:
         self.endpoint.sender.open(offer, request_id=f"{transfer_id}-p", peer=peer.address, lease_s=lease_s)
 
     def stage(self, transfer_id: str, layer: int, first_block: int, block_ids: Sequence[int]) -> None:
-        """Copy one layer of some blocks out."""
-        self.endpoint.stage(transfer_id, layer, first_block, block_ids)
+        """Copy one layer of some blocks out, or leave them where they are for the peer to read."""
+        self.endpoint.stage(transfer_id, layer, first_block, block_ids, stays=True)
         if self._chance.random() < 0.25:
             self.endpoint.end_step()
 
@@ -103,6 +108,15 @@ class Side:
         """End the prefill request early."""
         self.endpoint.sender.abort(transfer_id, "torture")
         self.endpoint.end_step()
+
+    def let_go(self, transfer_id: str) -> bool:
+        """Whether nobody reads the blocks of a hand-over any more."""
+        return self.endpoint.sender.let_go(transfer_id)
+
+    def call_back(self, transfer_id: str) -> None:
+        """Take the blocks of a hand-over back, whoever reads them."""
+        self.endpoint.end_step()
+        self.endpoint.sender.call_back(transfer_id)
 
     def expect(self, transfer_id: str, digest: str, first: int, block_ids: Sequence[int], lease_s: float) -> None:
         """Reserve blocks for a hand-over."""
@@ -124,7 +138,8 @@ class Side:
 
     def is_idle(self) -> bool:
         """Whether nothing is held."""
-        return not self.endpoint.ledger.open_leases and not self.endpoint.sender.staged_bytes
+        sender = self.endpoint.sender
+        return not self.endpoint.ledger.open_leases and not sender.staged_bytes + sender.cached_bytes
 
     def count_sent(self) -> None:
         """Take over what this endpoint sent, by transport; once, at its end."""

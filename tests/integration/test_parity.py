@@ -283,6 +283,16 @@ def test_worker_metrics_carry_those_of_the_hand_over(stack: Stack) -> None:
     assert sum(sample.value for sample in families["baton_kv_landed_bytes"].samples) > 0
 
 
+def test_decode_reads_the_cache_of_prefill_where_the_transport_can(stack: Stack, transport: str) -> None:
+    def uncopied() -> int:
+        return int(str(stack.kv_stats("prefill-0")["bytes_uncopied"]))
+
+    before = uncopied()
+    for number in range(2):  # the first hand-over to a peer is copied out
+        post(stack.url, COMPLETIONS, completion(200, of=131 + number))
+    assert (uncopied() > before) == (transport == "shm")
+
+
 def test_tokenize_equals(stack: Stack) -> None:
     body = {"model": "demo", "prompt": "Friends, Romans, countrymen"}
     _, ours = post(stack.url, "/tokenize", body)

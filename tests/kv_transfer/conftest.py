@@ -37,13 +37,14 @@ def make_side(tmp_path: Path) -> Iterator[MakeSide]:
         group_bytes: int = 0,  # every frame leaves at once
         ack_bytes: int = 1,  # every frame is acknowledged
         transport: str = "auto",
+        shape: tuple[int, ...] = SHAPE,  # of a block
         by_device: bool = False,  # as where the host cannot reach the cache
         wrap: Callable[[Transport], Transport] = lambda transport: transport,
         verify_share: float = 0.0,
     ) -> Side:
         generator = torch.Generator().manual_seed(seed)
         cache = {
-            f"layer.{i}": torch.randint(0, 255, (BLOCKS, *SHAPE), generator=generator, dtype=torch.uint8)
+            f"layer.{i}": torch.randint(0, 255, (BLOCKS, *shape), generator=generator, dtype=torch.uint8)
             for i in range(LAYERS)
         }
         file = tmp_path / f"{len(sides)}.json"
@@ -81,3 +82,4 @@ def make_side(tmp_path: Path) -> Iterator[MakeSide]:
     finally:
         for side in sides:
             side.endpoint.close()
+            side.endpoint.io.close()

@@ -1,9 +1,10 @@
 """The planner sends each block of a prompt exactly once and in order, whatever the chunking and preemption."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kv_transfer.plan import NULL_BLOCK, HandoverPlanner, ReceiveParams, SendParams, StepPlan, prompt_digest
+from kv_transfer.plan import NULL_BLOCK, HandoverPlanner, ReceiveParams, SendHold, SendParams, StepPlan, prompt_digest
 
 BLOCK = 32
 SEND = SendParams("t", "127.0.0.1:1", 30.0)
@@ -116,3 +117,43 @@ def test_what_a_sliding_window_left_behind_is_not_asked_for(blocks: int, left_be
     (opened,) = planner.take_step().receive_opens
     first = max(left_behind, cached)
     assert (opened.first_block, opened.num_blocks, list(opened.block_ids)) == (first, blocks, ids[first:])
+
+
+def sending(planner: HandoverPlanner, *, tokens: int, goes_on: bool) -> StepPlan:
+    """Have a request of two blocks scheduled as a whole."""
+    planner.open_send("r", SEND, digest="d", num_prompt_tokens=tokens, block_ids=[1, 2], goes_on=goes_on)
+    planner.advance_send("r", tokens)
+    return planner.take_step()
+
+
+@pytest.mark.parametrize(("tokens", "goes_on", "is_final"), [(32, True, True), (20, False, True), (20, True, False)])
+def test_the_last_block_is_written_again_by_a_request_that_goes_on(tokens: int, goes_on: bool, is_final: bool) -> None:
+    (last,) = sending(HandoverPlanner(block_size=16), tokens=tokens, goes_on=goes_on).send_ranges
+    assert (last.last, last.is_final) == (True, is_final)
+
+
+def test_blocks_of_a_finished_request_are_held_if_the_engine_holds_any() -> None:
+    holding, other = HandoverPlanner(16, holds_blocks=True), HandoverPlanner(16)
+    for planner in (holding, other):
+        sending(planner, tokens=20, goes_on=False)
+    assert (holding.finish("r"), other.finish("r")) == (True, False)
+    assert holding.take_step() == StepPlan(send_holds=(SendHold("r", "t"),))
+    assert other.take_step() == StepPlan()
+    assert not holding.finish("r")  # once
+
+
+def test_a_request_that_was_never_offered_is_not_held() -> None:
+    planner = HandoverPlanner(16, holds_blocks=True)
+    planner.open_send("r", SEND, digest="d", num_prompt_tokens=20, block_ids=[1, 2])
+    assert not planner.finish("r")
+
+
+def test_blocks_of_a_preempted_request_are_called_back_each_time() -> None:
+    planner = HandoverPlanner(16, holds_blocks=True)
+    planner.preempt("r")
+    assert planner.take_step() == StepPlan()
+    sending(planner, tokens=20, goes_on=False)
+    for _ in range(2):
+        planner.preempt("r")
+        assert planner.take_step() == StepPlan(send_call_backs=("t",))
+    assert planner.finish("r")

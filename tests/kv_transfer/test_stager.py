@@ -7,11 +7,13 @@ more than it may; nothing is held after `flush`.
 from __future__ import annotations
 
 import torch
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kv_transfer import stager
 from kv_transfer.block_io import BlockIO
+from kv_transfer.cached_blocks import CachedBlocks
 from kv_transfer.frames import read_header, transfer_seed, verify_blocks
 from kv_transfer.stager import Stager
 from kv_transfer.staging import Segment, StagingPool
@@ -26,22 +28,43 @@ class Taken:
         self.blocks: list[tuple[str, int, int, bytes]] = []
         self.sizes: list[int] = []
         self.is_full = False
+        self.stays = False
+        self.num_cached = 0
+
+    def stays_in_cache(self, transfer_id: str) -> bool:
+        return self.stays
 
     def take(self, transfer_id: str, size: int) -> Segment | None:
         return None if self.is_full else self.pool.take(size)
 
     def put(
-        self, transfer_id: str, segment: Segment, *, layer: int, first_block: int, num_blocks: int, header: bytes
+        self,
+        transfer_id: str,
+        segment: Segment | None,
+        *,
+        layer: int,
+        first_block: int,
+        num_blocks: int,
+        header: bytes,
+        cached: CachedBlocks | None = None,
     ) -> None:
         head = read_header(header)
         assert (head.layer, head.first_block, head.num_blocks) == (layer, first_block, num_blocks)
-        verify_blocks(head, transfer_seed(transfer_id), [segment.view])
+        if segment is None:
+            assert cached is not None
+            payload = memoryview(bytearray(cached.size_bytes))
+            cached.copy_to(payload)
+            assert cached.digest() == xxhash.xxh3_64_intdigest(payload)
+            self.num_cached += 1
+        else:
+            payload = segment.view
+            self.pool.give_back(segment)
+        verify_blocks(head, transfer_seed(transfer_id), [payload])
         for index, start in enumerate(range(0, head.size, BLOCK_BYTES)):
             above, block = divmod(index, num_blocks)
-            content = bytes(segment.view[start : start + BLOCK_BYTES])
+            content = bytes(payload[start : start + BLOCK_BYTES])
             self.blocks.append((transfer_id, layer + above, first_block + block, content))
         self.sizes.append(head.size)
-        self.pool.give_back(segment)
 
 
 def cache_io() -> tuple[BlockIO, list[torch.Tensor]]:
@@ -56,18 +79,21 @@ def cache_io() -> tuple[BlockIO, list[torch.Tensor]]:
     st.integers(0, 8),
     st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 4), st.integers(1, 6)), min_size=1, max_size=4),
     st.booleans(),
+    st.booleans(),
 )
 def test_every_block_of_every_layer_leaves_once(
-    group_blocks: int, ranges: list[tuple[str, int, int]], flush_often: bool
+    group_blocks: int, ranges: list[tuple[str, int, int]], flush_often: bool, stays: bool
 ) -> None:
     io, layers = cache_io()
+    io.share()
     frames = Taken()
+    frames.stays = stays
     staging = Stager(io, frames, group_blocks * BLOCK_BYTES)
     expected = []
     for layer in range(LAYERS):
         for transfer, first, count in ranges:
             ids = [(first + index * 3) % BLOCKS for index in range(count)]
-            staging.stage(transfer, layer, first, ids)
+            staging.stage(transfer, layer, first, ids, stays=True)
             expected += [(transfer, layer, first + i, layers[layer][b].numpy().tobytes()) for i, b in enumerate(ids)]
         if flush_often:
             staging.flush()
@@ -77,7 +103,9 @@ def test_every_block_of_every_layer_leaves_once(
         assert mine == [block[1:] for block in expected if block[0] == transfer]
     assert frames.pool.used_bytes == 0
     assert max(frames.sizes) <= max(group_blocks, 6) * BLOCK_BYTES
+    assert stays or not frames.num_cached
     frames.pool.close()
+    io.close()
 
 
 def test_long_layer_leaves_in_frames_of_even_size() -> None:
@@ -85,15 +113,30 @@ def test_long_layer_leaves_in_frames_of_even_size() -> None:
 
     class Sizes(Taken):
         def put(
-            self, transfer_id: str, segment: Segment, *, layer: int, first_block: int, num_blocks: int, header: bytes
+            self,
+            transfer_id: str,
+            segment: Segment | None,
+            *,
+            layer: int,
+            first_block: int,
+            num_blocks: int,
+            header: bytes,
+            cached: CachedBlocks | None = None,
         ) -> None:
             self.sizes.append(num_blocks)
-            self.pool.give_back(segment)
+            if segment is not None:
+                self.pool.give_back(segment)
 
     sizes = Sizes()
     sizes.pool = StagingPool(stager.FRAME_BYTES)
     Stager(long_io, sizes).stage("a", 0, 0, range(65))
     assert sizes.sizes == [21, 22, 22]
+    sizes.sizes.clear()
+    sizes.stays = True
+    long_io.share()
+    Stager(long_io, sizes).stage("a", 0, 0, range(1, 66), stays=True)
+    assert sizes.sizes == [65]
+    long_io.close()
     sizes.pool.close()
 
 

@@ -169,7 +169,7 @@ class MemoryOutgoing(Outgoing):
 
 
 class Network:
-    """All streams to one receiver at a time; implements kv_transfer.sender.Ways."""
+    """All streams to one receiver at a time; implements kv_transfer.transport.Ways."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

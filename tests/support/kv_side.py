@@ -42,12 +42,12 @@ class Side:
         offer = Offer(transfer_id, "p", 1, self.endpoint.fingerprint, digest, num_blocks, io.num_layers, io.block_bytes)
         self.endpoint.sender.open(offer, request_id=f"req-{transfer_id}", peer=peer, lease_s=lease_s, due_s=due_s)
 
-    def put(self, transfer_id: str, layer: int, first: int, block_ids: list[int]) -> None:
-        self.endpoint.stage(transfer_id, layer, first, block_ids)
+    def put(self, transfer_id: str, layer: int, first: int, block_ids: list[int], *, stays: bool = False) -> None:
+        self.endpoint.stage(transfer_id, layer, first, block_ids, stays=stays)
 
-    def send_all(self, transfer_id: str, block_ids: list[int]) -> None:
+    def send_all(self, transfer_id: str, block_ids: list[int], *, stays: bool = False) -> None:
         for layer in range(LAYERS):
-            self.put(transfer_id, layer, 0, block_ids)
+            self.put(transfer_id, layer, 0, block_ids, stays=stays)
         self.endpoint.sender.finish(transfer_id)
 
     def expect(
@@ -75,7 +75,8 @@ class Side:
         wait_until(lambda: (self.poll(), wanted <= self.finished)[1])
 
     def idle(self) -> bool:
-        return not self.endpoint.ledger.open_leases and self.endpoint.sender.staged_bytes == 0
+        waiting = self.endpoint.sender.staged_bytes + self.endpoint.sender.cached_bytes
+        return not self.endpoint.ledger.open_leases and waiting == 0
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = WAIT_S) -> None:

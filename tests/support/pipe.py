@@ -88,7 +88,7 @@ class _Far:
 
 
 class PipeWays:
-    """Implements kv_transfer.sender.Ways: one pipe after the other, to one receiver."""
+    """Implements kv_transfer.transport.Ways: one pipe after the other, to one receiver."""
 
     def __init__(self, receiver: Receiver, pipes: Sequence[Pipe]) -> None:
         self._receiver = receiver

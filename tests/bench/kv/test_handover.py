@@ -3,13 +3,13 @@ from __future__ import annotations
 import pytest
 
 from bench.kv.cache import LAYERS, Job, blocks_for
-from bench.kv.systems import TRANSPORTS
+from bench.kv.systems import TRANSPORTS, options_of
 from tests.support.kv_bench import TOKENS, move_once
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_every_block_lands_and_the_engine_hears_of_it(transport: str) -> None:
-    sender, receiver, wrong = move_once("bench.kv.handover", {"transport": transport})
+    sender, receiver, wrong = move_once("bench.kv.handover", options_of(transport))
     assert wrong == 0
     assert sender.began_s is not None
     assert receiver.ended_s is not None

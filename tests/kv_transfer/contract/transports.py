@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
+import mmap
 import os
 import shutil
 import socket
 import sys
 import tempfile
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +25,7 @@ from kv_transfer.frames import blocks_header
 from kv_transfer.grpc_transport import GrpcTransport
 from kv_transfer.nixl_agent import missing_nixl
 from kv_transfer.nixl_transport import NixlTransport
+from kv_transfer.shared_cache import OFFSET, SharedCache
 from kv_transfer.shm_transport import SCHEME, ShmTransport
 from kv_transfer.staging import StagingPool
 from kv_transfer.tcp_transport import TcpTransport
@@ -31,6 +35,8 @@ TOKEN = "secret"
 WAIT_S = 20.0  # for what takes milliseconds on a machine that is not busy
 _ROOT = Path(__file__).resolve().parents[3]
 _CERTIFICATES = "BATON_TEST_CERTIFICATES"  # the folder, for processes that a test starts
+PAGE_BYTES = mmap.PAGESIZE
+_IN_CACHE: weakref.WeakSet[StagingPool] = weakref.WeakSet()  # whose payloads lie in the arena instead
 SEED = 7  # of checksums, which no transport looks at
 
 
@@ -55,6 +61,7 @@ class Case:
     make: Callable[[str, StagingPool], Transport]
     dial: Callable[[str], socket.socket] = dial_tcp
     missing: str | None = None  # why it cannot be tested here
+    in_cache: bool = False  # payloads lie in a cache that the peer reads, not in staging memory
 
 
 async def _no_control(verb: str, arguments: dict[str, str]) -> dict[str, object]:
@@ -80,12 +87,54 @@ def _gloo(token: str, _: StagingPool) -> Transport:
     return CollectiveTransport("gloo", token)
 
 
+class Arena:
+    """A cache of which each block is a page; payloads lie in it page by page, the last page first."""
+
+    def __init__(self, size: int) -> None:
+        self.memory = mmap.mmap(-1, size)
+        self.shared = SharedCache([memoryview(self.memory)], PAGE_BYTES)
+        self._next = 0
+
+    def put(self, payload: bytes) -> CachedPayload:
+        """Write a payload where none of those put of late lies."""
+        size = -(-len(payload) // PAGE_BYTES) * PAGE_BYTES
+        if self._next + size > len(self.memory):
+            self._next = 0
+        start, self._next = self._next, self._next + size
+        step = PAGE_BYTES if len(payload) == size else len(payload)
+        starts = range(start, start + len(payload), step)[::-1]
+        for index, at in enumerate(starts):
+            self.memory[at : at + step] = payload[index * step : (index + 1) * step]
+        return CachedPayload(len(payload), b"".join(map(OFFSET.pack, starts)))
+
+
+@dataclass(frozen=True, slots=True)
+class CachedPayload:
+    """What a transport asks kv_transfer.cached_blocks.CachedBlocks for."""
+
+    size_bytes: int
+    places: bytes
+
+    def offsets(self) -> bytes:
+        return self.places
+
+
+@functools.cache
+def _arena() -> Arena:
+    return Arena(160 << 20)
+
+
+def _shm_with_cache(token: str, staging: StagingPool) -> Transport:
+    return ShmTransport(token, staging, Path(tempfile.gettempdir()), _arena().shared)
+
+
 TRANSPORTS = {
     "tcp": Case(lambda token, _: TcpTransport(token)),
     "tcp-1": Case(lambda token, _: TcpTransport(token, connections=1)),
     "grpc": Case(lambda token, _: GrpcTransport(_no_control, token=token)),
     "grpc-tls": Case(lambda token, _: GrpcTransport(_no_control, token=token, tls=_certificates())),
     "shm": Case(lambda token, staging: ShmTransport(token, staging, Path(tempfile.gettempdir())), dial_unix),
+    "shm-cache": Case(_shm_with_cache, dial_unix, in_cache=True),
     "gloo": Case(_gloo),
     "nixl": Case(lambda token, staging: NixlTransport(token, staging), missing=missing_nixl()),
 }
@@ -97,6 +146,9 @@ CASES = [
 
 def stage(pool: StagingPool, payload: bytes, *, layer: int = 0) -> StagedFrame:
     """Stage one BLOCKS frame of one block; its memory is given back with the pool."""
+    if pool in _IN_CACHE:
+        cached: Any = _arena().put(payload)
+        return StagedFrame(blocks_header(SEED, layer, 0, 1, memoryview(payload)), memoryview(b""), 0, cached=cached)
     segment = pool.take(len(payload))
     assert segment is not None
     segment.view[:] = payload
@@ -160,6 +212,9 @@ class Served:
 async def ends(case: Case, *, staging_bytes: int = 8 << 20, token: str = TOKEN) -> AsyncIterator[Ends]:
     """Open both ends for a test that is through within WAIT_S; afterwards no task and no descriptor is left."""
     pool = StagingPool(staging_bytes)
+    if case.in_cache:
+        _arena()
+        _IN_CACHE.add(pool)
     num_descriptors, tasks = count_descriptors(), asyncio.all_tasks()
     both = Ends(case, pool, token)
     try:
