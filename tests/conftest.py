@@ -21,7 +21,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 # Tests run the sources, which are what changes; but those that tests/router/test_compiled.py starts.
 if os.environ.get("BATON_TEST_COMPILED") == "1":
-    print(f"the router {prefer_compiled()}")
+    prefer_compiled()
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what it starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
