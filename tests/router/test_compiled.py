@@ -116,8 +116,8 @@ def test_a_router_process_imports_what_is_compiled_and_no_other_does() -> None:
 @pytest.mark.timeout(LIMIT_S + 60)
 def test_compiled_modules_pass_the_tests_of_their_sources() -> None:
     compile_modules()
-    ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *TESTS,
+    ended = subprocess.run(  # at lowest priority: tests with real engines run beside it
+        ["nice", "-n", "19", sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *TESTS,
          "-m", "not engine and not ray and not slow and not gpu"],
         cwd=ROOT, env=os.environ | {"BATON_TEST_COMPILED": "1", "PYTEST_XDIST_WORKER": ""},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LIMIT_S, check=False,
