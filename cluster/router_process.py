@@ -1,15 +1,9 @@
-"""Starts the router as a child process and makes sure that it ends.
-
-The router's package lies above this one: it is named, never imported.
-
-`python -m cluster.router_process --parent-pid N -- ARGUMENTS` is the child: the router, tied to its parent's life.
-"""
+"""Starts the router as a child process and makes sure that it ends; the child is cluster.router_child."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +13,7 @@ from cluster.host_events import Ended, HostEvent, RouterReady, Spawned
 from cluster.pulse import Pulse
 from core.errors import StartFailed
 from core.router_spec import RouterSpec
-from engine.process_guard import die_with_parent
 
-ROUTER_MODULE = "router"
 SILENCE_S = 10.0  # a router that gives no sign of life for this long is killed
 
 
@@ -82,18 +74,5 @@ class RouterProcess:
 def _command(spec: RouterSpec) -> list[str]:
     spec_file = Path(spec.run_dir) / "router.spec.json"
     write_private(spec_file, spec.to_json())
-    command = [sys.executable, "-m", "cluster.router_process", "--parent-pid", str(os.getpid()), "--spec"]
+    command = [sys.executable, "-m", "cluster.router_child", "--parent-pid", str(os.getpid()), "--spec"]
     return [*command, str(spec_file)]
-
-
-def main() -> None:
-    """Become the router; ends with the parent named by the first two arguments."""
-    _, flag, parent_pid, *rest = sys.argv
-    assert flag == "--parent-pid"
-    die_with_parent(int(parent_pid))
-    sys.argv[1:] = rest
-    runpy.run_module(ROUTER_MODULE, run_name="__main__", alter_sys=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -52,6 +52,9 @@ async def test_a_router_starts_and_ends(fields: RouterSpec, tmp_path: Path) -> N
     ended = await event(process)
     assert isinstance(ended, Ended)
     assert (ended.code, ended.reason) == (0, "exited with 0")
+    said = (tmp_path / "router.log").read_text()
+    assert "the router runs " in said
+    assert "too early" not in said  # nothing that may be compiled is imported before that is settled
     assert ProcessIdentity.of(pid) is None
 
 
