@@ -1,6 +1,6 @@
 """A bound on a wait. Owns nothing.
 
-It is a module of its own because what is compiled (core/compiled.py) must not hold a wait inside `async with`.
+It is a module of its own because modules that are compiled must not wait inside `async with`; this one never is.
 """
 
 from __future__ import annotations

@@ -39,9 +39,10 @@ def copy_hashed(target: memoryview, source: memoryview, digest: Digest) -> None:
 
 
 def land_rows(rows: Sequence[memoryview], sources: Rows) -> int:
-    """Copy a payload that lies in pieces to the rows it is for, cut as they may be; return the digest of what landed.
+    """Copy a payload that lies in pieces to the rows it is for, cut as they may be; return its digest.
 
-    It is made after the copy: of a payload that is overwritten meanwhile it is not what the sender's was.
+    Each piece is read for it after it was copied, as it landed or where it came from: of a payload that is overwritten
+    meanwhile the digest is not what the sender's was.
     """
     if isinstance(rows, Rows) and prepare() and (pieces := sources.cut(rows.row_bytes)) is not None:
         landed = RowDigest()

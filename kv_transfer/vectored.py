@@ -69,7 +69,7 @@ class RowDigest:
         return self._library.digest(self._state)
 
     def land(self, rows: Addresses, sources: Addresses, row_bytes: int) -> None:
-        """Copy to rows of equal size, then read what was copied. Raises ValueError unless each row has a source."""
+        """Copy to rows of equal size, reading each source again after it. Raises ValueError unless each row has one."""
         if rows.size != sources.size:
             raise ValueError(f"{rows.size} rows of {sources.size} sources")
         self._library.land(self._state, rows, sources, row_bytes)
